@@ -1,0 +1,114 @@
+"""Last-token hidden states after every decoder layer, streamed by hooks.
+
+Only one row of each layer's output is ever kept, so memory does not depend on sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from vlm_safeguard.backbone import Backbone, encode_chat, render_chat
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import ProcessorMixin
+
+
+def hidden_states(output: Any) -> torch.Tensor:
+    """The residual stream in a decoder layer's output, (batch, tokens, hidden)."""
+    state: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return state
+
+
+@contextmanager
+def capture_last_token(backbone: Backbone) -> Iterator[dict[int, torch.Tensor]]:
+    """While open, layer index → (batch, hidden) states of the last position, of the last pass."""
+    states: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+            states[layer] = hidden_states(output)[:, -1].detach().clone()
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(index)) for index, module in enumerate(backbone.layers)
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def text_states(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    requests: Sequence[str],
+    *,
+    batch_size: int = 32,
+    label: str = "text",
+) -> torch.Tensor:
+    """Hidden states h_l(q) of text-only requests in the chat template.
+
+    Returns:
+        (requests, layers, hidden), float32, on the CPU.
+    """
+    rows = [encode_chat(processor, request) for request in requests]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    result = torch.empty(len(rows), len(backbone.layers), backbone.hidden_size)
+    with capture_last_token(backbone) as states, _progress(len(rows), label) as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            backbone.run_text([rows[index] for index in batch])
+            result[batch] = _stack(states)
+            bar.update(len(batch))
+    return result
+
+
+@torch.inference_mode()
+def image_states(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    requests: Sequence[str],
+    images: Sequence[Image],
+    *,
+    batch_size: int = 32,
+    label: str = "with image",
+) -> torch.Tensor:
+    """Hidden states h_l(Q) of requests with one image each, through the whole model.
+
+    Returns:
+        (requests, layers, hidden), float32, on the CPU.
+    """
+    prompts = [render_chat(processor, request, images=1) for request in requests]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    result = torch.empty(len(prompts), len(backbone.layers), backbone.hidden_size)
+    with capture_last_token(backbone) as states, _progress(len(prompts), label) as bar:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = processor(
+                text=[prompts[index] for index in batch],
+                images=[images[index] for index in batch],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+            ).to(backbone.device, backbone.model.dtype)
+            backbone.model(**inputs, use_cache=False, logits_to_keep=1)
+            result[batch] = _stack(states)
+            bar.update(len(batch))
+    return result
+
+
+def _stack(states: dict[int, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([states[layer].float().cpu() for layer in sorted(states)], dim=1)
+
+
+def _progress(total: int, label: str) -> Any:
+    return tqdm(total=total, desc=f"hidden states, {label}", unit="request", disable=None)

@@ -1,0 +1,125 @@
+"""Anchor pairs and calibration requests: the shipped ones, and the user's own from CSV or JSONL."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from vlm_safeguard.errors import SafeguardError
+
+MINIMUM_PAIRS = 8  # fewer say nothing about a direction in thousands of dimensions
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A harmful request and a harmless one alike in form and length."""
+
+    harmful: str
+    harmless: str
+
+
+def shipped_anchors() -> list[Anchor]:
+    """The anchor pairs that come with the package, all of the form "How to …"."""
+    return read_anchors(_shipped("anchors.csv"))
+
+
+def shipped_calibration() -> list[str]:
+    """Harmless requests of all forms, a third of them look-alikes of harmful ones."""
+    return read_requests(_shipped("calibration.jsonl"))
+
+
+def read_anchors(path: str | Path) -> list[Anchor]:
+    """Anchor pairs from a CSV or JSONL file with the fields `harmful` and `harmless`.
+
+    Raises:
+        SafeguardError: no such file, another format, too few pairs, or a bad line, by number.
+    """
+    path = Path(path)
+    anchors: list[Anchor] = []
+    seen: dict[Anchor, int] = {}
+    for line, fields in _records(path):
+        anchor = Anchor(
+            _text(path, line, fields, "harmful"), _text(path, line, fields, "harmless")
+        )
+        if anchor.harmful == anchor.harmless:
+            raise SafeguardError(f"{path}, line {line}: 'harmful' and 'harmless' are the same.")
+        if anchor in seen:
+            raise SafeguardError(f"{path}, line {line}: repeats line {seen[anchor]}.")
+        seen[anchor] = line
+        anchors.append(anchor)
+    if len(anchors) < MINIMUM_PAIRS:
+        raise SafeguardError(
+            f"{path} holds {len(anchors)} anchor pairs; at least {MINIMUM_PAIRS} are needed, and "
+            "about 100 are advised."
+        )
+    return anchors
+
+
+def read_requests(path: str | Path) -> list[str]:
+    """Requests from a CSV or JSONL file with the field `text`.
+
+    Raises:
+        SafeguardError: no such file, another format, no request in it, or a bad line, by number.
+    """
+    path = Path(path)
+    requests = [_text(path, line, fields, "text") for line, fields in _records(path)]
+    if not requests:
+        raise SafeguardError(f"{path} holds no requests.")
+    return requests
+
+
+def fingerprint(texts: Sequence[str] | Sequence[Anchor]) -> str:
+    """SHA-256 over the texts in order; says which data a guard was fitted on."""
+    rows = [[text.harmful, text.harmless] if isinstance(text, Anchor) else text for text in texts]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+
+
+def _shipped(name: str) -> Path:
+    return Path(str(files("vlm_safeguard").joinpath("data", name)))
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """(line number, fields) of every record of a CSV or JSONL file."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise SafeguardError(f"There is no file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SafeguardError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    if path.suffix == ".csv":
+        reader = csv.DictReader(text.splitlines(), strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    raise SafeguardError(
+                        f"{path}, line {reader.line_num}: more fields than the header names; "
+                        "put quotes around a text that holds a comma."
+                    )
+                yield reader.line_num, dict(row)
+        except csv.Error as error:
+            raise SafeguardError(f"{path}, line {reader.line_num}: {error}.") from error
+    elif path.suffix == ".jsonl":
+        for line, content in enumerate(text.splitlines(), start=1):
+            if not content.strip():
+                continue
+            try:
+                fields = json.loads(content)
+            except json.JSONDecodeError as error:
+                raise SafeguardError(f"{path}, line {line}: not JSON ({error.msg}).") from error
+            if not isinstance(fields, dict):
+                raise SafeguardError(f"{path}, line {line}: not a JSON object.")
+            yield line, fields
+    else:
+        raise SafeguardError(f"{path}: expected a .csv or .jsonl file.")
+
+
+def _text(path: Path, line: int, fields: dict[str, object], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise SafeguardError(f"{path}, line {line}: '{name}' is missing or empty.")
+    return value.strip()

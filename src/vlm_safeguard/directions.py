@@ -1,0 +1,166 @@
+"""The safety steering direction (SSD): what separates harmful from harmless, layer by layer.
+
+VLM-Guard (arXiv 2502.10486), section 3: the matrix of differences of paired anchors' last-token
+states, A_l = U Σ Wᵀ; the direction is spanned by the first right singular vectors of A_l.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Orthonormal directions of every layer, with what is needed to judge and to use them.
+
+    Attributes:
+        vectors: (layers, rank, hidden) float32; rows orthonormal, oriented towards harmful.
+        spectrum: (layers, k) singular values of A_l, largest first; all of them, not just `rank`.
+        harmful_mean: (layers, hidden) mean state of the harmful anchors.
+        harmless_mean: (layers, hidden) mean state of the harmless anchors.
+        auroc: (layers,) AUROC of anchors scored by directions fitted without them.
+    """
+
+    vectors: torch.Tensor
+    spectrum: torch.Tensor
+    harmful_mean: torch.Tensor
+    harmless_mean: torch.Tensor
+    auroc: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of directions a layer."""
+        return self.vectors.shape[1]
+
+    def harm_score(self, states: torch.Tensor, layer: int) -> torch.Tensor:
+        """Centred first coordinate: +1 at the harmful anchors' mean, −1 at the harmless one's.
+
+        Args:
+            states: (requests, hidden) states of one layer, on the directions' device.
+            layer: which one.
+
+        Returns:
+            (requests,), float32.
+        """
+        first = self.vectors[layer, 0]
+        harmful, harmless = self.harmful_mean[layer] @ first, self.harmless_mean[layer] @ first
+        return (states.float() @ first - (harmful + harmless) / 2) / ((harmful - harmless) / 2)
+
+    def harm_scores(self, states: torch.Tensor) -> torch.Tensor:
+        """`harm_score` for every layer: (requests, layers, hidden) → (requests, layers)."""
+        return torch.stack(
+            [self.harm_score(states[:, layer], layer) for layer in range(states.shape[1])], dim=1
+        )
+
+    def to(self, device: torch.device | str) -> Directions:
+        """The same directions on another device."""
+        return Directions(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def fit_directions(harmful: torch.Tensor, harmless: torch.Tensor, rank: int) -> Directions:
+    """Directions from paired last-token states.
+
+    The sign of a singular vector is arbitrary; each is oriented so that the mean of A_l·v is ≥ 0,
+    that is, so that a larger coordinate means more harmful.
+
+    Args:
+        harmful: (pairs, layers, hidden) states of the harmful anchors.
+        harmless: (pairs, layers, hidden) states of their partners.
+        rank: directions to keep for each layer; at most the number of pairs.
+
+    Raises:
+        ValueError: the shapes differ, the rank does not fit, or a state is not finite.
+    """
+    if harmful.shape != harmless.shape or harmful.dim() != 3:
+        raise ValueError(f"paired states expected, got {harmful.shape} and {harmless.shape}")
+    pairs, _, hidden = harmful.shape
+    if not 1 <= rank <= min(pairs, hidden):
+        raise ValueError(f"rank {rank} needs at least that many pairs; there are {pairs}")
+    if not (torch.isfinite(harmful).all() and torch.isfinite(harmless).all()):
+        raise ValueError("a hidden state is not finite (NaN or infinite)")
+    positive, negative = held_out_scores(harmful, harmless)
+    return _fit(harmful, harmless, rank, auroc(positive, negative))
+
+
+def held_out_scores(
+    harmful: torch.Tensor, harmless: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Harm scores of every anchor under directions fitted on the other folds' anchors.
+
+    Args:
+        harmful: (pairs, layers, hidden) states of the harmful anchors.
+        harmless: (pairs, layers, hidden) states of their partners.
+
+    Returns:
+        Two (pairs, layers) tensors, harmful and harmless.
+    """
+    positive, negative = torch.empty(harmful.shape[:2]), torch.empty(harmful.shape[:2])
+    fold_of = torch.arange(len(harmful)) % FOLDS
+    for fold in range(min(FOLDS, len(harmful))):
+        out = fold_of == fold
+        fitted = _fit(harmful[~out], harmless[~out], 1, torch.empty(0))
+        positive[out] = fitted.harm_scores(harmful[out])
+        negative[out] = fitted.harm_scores(harmless[out])
+    return positive, negative
+
+
+def auroc(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+    """Probability that a positive scores above a negative, ties counting half, per column.
+
+    Args:
+        positive: (n, columns) scores.
+        negative: (m, columns) scores.
+
+    Returns:
+        (columns,) values in 0–1.
+    """
+    difference = positive[:, None] - negative[None]
+    return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean((0, 1))
+
+
+def choose_layers(directions: Directions) -> tuple[int, ...]:
+    """The contiguous layers to edit: from one third to 80 % of the depth, where harm is legible.
+
+    Edits in early layers act before harm is represented, and edits in the last fifth break the
+    text; both were measured. Within that window, layers before the first one whose held-out
+    AUROC is within 0.01 of the window's best are left out.
+    """
+    count = len(directions.auroc)
+    first, last = count // 3, max(count // 3, int(0.8 * count) - 1)
+    best = directions.auroc[first : last + 1].max()
+    while first < last and directions.auroc[first] < best - 0.01:
+        first += 1
+    return tuple(range(first, last + 1))
+
+
+def random_basis(directions: Directions, seed: int) -> torch.Tensor:
+    """(layers, rank, hidden) random orthonormal rows, oriented alike: a control for `vectors`."""
+    generator = torch.Generator().manual_seed(seed)
+    layers, rank, hidden = directions.vectors.shape
+    noise = torch.randn(layers, hidden, rank, generator=generator)
+    basis = torch.linalg.qr(noise).Q.mT
+    towards = torch.einsum(
+        "lmd,ld->lm", basis, directions.harmful_mean - directions.harmless_mean
+    )
+    return basis * torch.where(towards < 0, -1.0, 1.0)[..., None]
+
+
+def _fit(
+    harmful: torch.Tensor, harmless: torch.Tensor, rank: int, held_out_auroc: torch.Tensor
+) -> Directions:
+    harmful, harmless = harmful.float(), harmless.float()
+    matrices = (harmful - harmless).transpose(0, 1)
+    _, values, rows = torch.linalg.svd(matrices, full_matrices=False)
+    vectors = rows[:, :rank]
+    towards = torch.einsum("lnd,lmd->lm", matrices, vectors)
+    return Directions(
+        vectors=vectors * torch.where(towards < 0, -1.0, 1.0)[..., None],
+        spectrum=values,
+        harmful_mean=harmful.mean(0),
+        harmless_mean=harmless.mean(0),
+        auroc=held_out_auroc,
+    )

@@ -1,0 +1,496 @@
+"""The guard: directions, gate and edit of one model; fitted, saved, loaded and attached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vlm_safeguard.activations import image_states, text_states
+from vlm_safeguard.anchors import (
+    MINIMUM_PAIRS,
+    Anchor,
+    fingerprint,
+    shipped_anchors,
+    shipped_calibration,
+)
+from vlm_safeguard.attachment import Attachment
+from vlm_safeguard.backbone import Backbone, TextView
+from vlm_safeguard.directions import (
+    Directions,
+    choose_layers,
+    fit_directions,
+    held_out_scores,
+    random_basis,
+)
+from vlm_safeguard.edits import Edit, Refuse, edit_from_config
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.gate import AnyGate, CalibratedGate, threshold_for
+from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.receipt import Receipt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+FORMAT = 1
+WEIGHTS_NAME = "guard.safetensors"
+CONFIG_NAME = "guard_config.json"
+RANK = 5  # directions a layer; the first decides the gate
+STORED_RANK = 8  # directions kept in the artifact, to choose a rank from
+BUDGET = 0.01  # share of harmless requests that may open the gate
+_DRIFT_PAIRS = 32  # anchors whose shift under a blank image is measured
+
+
+class Provenance(BaseModel):
+    """Where a guard comes from: the model and the data it was fitted on, and with what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_name: str
+    model_revision: str | None
+    model_type: str
+    architecture: str
+    hidden_size: int
+    num_layers: int
+    decoder_path: str
+    chat_template_sha256: str
+    estimator: str
+    anchor_pairs: int
+    anchors_sha256: str
+    calibration_requests: int
+    calibration_sha256: str
+    versions: dict[str, str]
+
+
+class _Config(BaseModel):
+    """`guard_config.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    provenance: Provenance
+    placeholder_ids: list[int]
+    tokens_before_image: list[int]
+    tokens_after_image: list[int]
+    text_view_exact: bool
+    layers: list[int]
+    rank: int
+    random_seed: int | None
+    edit: dict[str, Any]
+    gate: AnyGate
+    held_out_auroc: list[float]
+
+
+@dataclass(eq=False)
+class Guard:
+    """Everything needed to guard one model. Make it with `Guard.fit` or `Guard.from_pretrained`.
+
+    Attributes:
+        directions: of every layer, `STORED_RANK` of them.
+        drift: (layers, hidden) mean shift of the last token's state by a blank image.
+        layers: indices of the layers that are edited, 0 being the first decoder layer.
+        rank: directions of each layer that are used, m.
+        edit: what is done to a request whose gate is open.
+        gate: which requests are edited.
+        text_view: how a request loses its images.
+        provenance: what it was fitted on.
+        scores: the gate's scores at fitting: `harmful` and `harmless` anchors, held out,
+            `calibration` requests as text and `calibration_image` with an image.
+        embedding_sample: some of the model's embeddings, to recognise it by.
+        random_seed: where set, a random subspace takes the directions' place in the edit (a
+            control); the gate keeps the true ones.
+    """
+
+    directions: Directions
+    drift: torch.Tensor
+    layers: tuple[int, ...]
+    rank: int
+    edit: Edit
+    gate: AnyGate
+    text_view: TextView
+    provenance: Provenance
+    scores: dict[str, torch.Tensor]
+    embedding_sample: torch.Tensor
+    random_seed: int | None = None
+    _receipts: list[Receipt] = field(default_factory=list, repr=False)
+
+    # --- making ---
+
+    @classmethod
+    def fit(
+        cls,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        anchors: Sequence[Anchor] | None = None,
+        calibration: Sequence[str] | None = None,
+        edit: Edit | None = None,
+        layers: Sequence[int] | None = None,
+        rank: int = RANK,
+        budget: float = BUDGET,
+        batch_size: int = 32,
+    ) -> Self:
+        """Fit a guard for `model`: forward passes only, nothing is trained.
+
+        Args:
+            model: a vision-language model from transformers, in eval mode.
+            processor: its processor, with a chat template.
+            anchors: pairs of a harmful and a harmless request; the shipped ones by default.
+            calibration: harmless requests that choose the gate's thresholds; likewise.
+            edit: what to do to a request whose gate is open; `Refuse()` by default.
+            layers: layers to edit; `choose_layers` decides by default.
+            rank: directions a layer, m.
+            budget: share of harmless requests that may open the gate, 0–1.
+            batch_size: requests in one forward pass.
+
+        Raises:
+            SafeguardError: the model, the processor or the data cannot be used, and why.
+        """
+        if model.training:
+            raise SafeguardError("The model is in training mode; call model.eval() first.")
+        backbone = Backbone.of(model)
+        anchors = list(shipped_anchors() if anchors is None else anchors)
+        calibration = list(shipped_calibration() if calibration is None else calibration)
+        if len(anchors) < max(MINIMUM_PAIRS, rank):
+            raise SafeguardError(
+                f"{len(anchors)} anchor pairs are too few for {rank} directions; give at least "
+                f"{max(MINIMUM_PAIRS, rank)}, better 100."
+            )
+        if not 0 < budget < 1:
+            raise SafeguardError(f"The false-positive budget {budget} is not between 0 and 1.")
+        view = TextView.learn(processor, backbone.placeholder_ids)
+
+        requests = [a.harmful for a in anchors] + [a.harmless for a in anchors] + calibration
+        states = text_states(backbone, processor, requests, batch_size=batch_size)
+        pairs = len(anchors)
+        harmful, harmless, ordinary = states.split([pairs, pairs, len(calibration)])
+        if not torch.isfinite(states).all():
+            raise SafeguardError(
+                f"The model's hidden states are not finite in {model.dtype}; load it in bfloat16 "
+                "or float32."
+            )
+        directions = fit_directions(harmful, harmless, min(max(STORED_RANK, rank), pairs))
+        chosen = tuple(layers) if layers is not None else choose_layers(directions)
+        if not chosen or not all(0 <= layer < len(backbone.layers) for layer in chosen):
+            raise SafeguardError(
+                f"Layers {list(chosen)} are not all in 0–{len(backbone.layers) - 1}."
+            )
+
+        shown = anchors[:_DRIFT_PAIRS]
+        asked = [a.harmful for a in shown] + [a.harmless for a in shown]
+        blank = blank_image()
+        blanks = image_states(
+            backbone, processor, asked, [blank] * len(asked),
+            batch_size=batch_size, label="blank image",
+        )  # fmt: skip
+        plain = torch.cat([harmful[: len(shown)], harmless[: len(shown)]])
+        with_image = image_states(
+            backbone, processor, calibration,
+            [noise_image(i) if i % 2 else blank for i in range(len(calibration))],
+            batch_size=batch_size, label="meaningless images",
+        )  # fmt: skip
+
+        first, gate_layers = chosen[0], list(chosen)
+        held_out = held_out_scores(harmful, harmless)
+        scores = {
+            "harmful": held_out[0][:, gate_layers].mean(1),
+            "harmless": held_out[1][:, gate_layers].mean(1),
+            "calibration": directions.harm_scores(ordinary)[:, gate_layers].mean(1),
+            "calibration_image": directions.harm_score(with_image[:, first], first),
+        }
+        try:
+            gate = CalibratedGate(
+                layers=chosen,
+                text_threshold=threshold_for(scores["calibration"], budget / 2),
+                image_layer=first,
+                image_threshold=threshold_for(scores["calibration_image"], budget / 2),
+                budget=budget,
+                calibrated_on=len(calibration),
+            )
+        except ValueError as error:
+            raise SafeguardError(f"The gate cannot be calibrated: {error}.") from error
+        return cls(
+            directions=directions,
+            drift=(blanks - plain).mean(0),
+            layers=chosen,
+            rank=rank,
+            edit=Refuse() if edit is None else edit,
+            gate=gate,
+            text_view=view,
+            provenance=_provenance(backbone, processor, anchors, calibration),
+            scores=scores,
+            embedding_sample=_embedding_sample(model),
+        )
+
+    def variant(self, **changes: Any) -> Guard:
+        """The same guard with some fields changed, e.g. `guard.variant(edit=Restore())`."""
+        return replace(self, **changes, _receipts=[])
+
+    # --- using ---
+
+    def attach(self, model: PreTrainedModel) -> Attachment:
+        """Guard every `generate` and `forward` of `model` inside a `with` block.
+
+        Hooks go on, are verified by a forward pass in which each has to act, and come off again.
+
+        Raises:
+            SafeguardError: on entering, where this guard is not for this model or its hooks do
+                not act; inside, where a pass cannot be guarded. Nothing is generated then.
+        """
+        return Attachment(self, model)
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """What was done to each row of the latest batch that was read under this guard."""
+        return list(self._receipts)
+
+    def _keep_receipts(self, receipts: list[Receipt]) -> None:
+        self._receipts = receipts
+
+    def basis(self) -> torch.Tensor:
+        """(layers, stored rank, hidden) orthonormal rows that the edit works in."""
+        if self.random_seed is None:
+            return self.directions.vectors
+        return random_basis(self.directions, self.random_seed)
+
+    def check_fits(self, backbone: Backbone) -> None:
+        """Refuse a model this guard was not fitted on.
+
+        Raises:
+            SafeguardError: what differs.
+        """
+        there = {
+            "model_type": backbone.model.config.model_type,
+            "hidden_size": backbone.hidden_size,
+            "num_layers": len(backbone.layers),
+            "decoder_path": backbone.decoder_path,
+        }
+        for name, value in there.items():
+            fitted = getattr(self.provenance, name)
+            if fitted != value:
+                raise SafeguardError(
+                    f"This guard was fitted on {self.provenance.model_name}, whose {name} is "
+                    f"{fitted}; this model's is {value}. Fit a guard for this model."
+                )
+        if backbone.placeholder_ids != self.text_view.placeholder_ids:
+            raise SafeguardError(
+                f"This guard knows image tokens {sorted(self.text_view.placeholder_ids)}, the "
+                f"model uses {sorted(backbone.placeholder_ids)}. Fit a guard for this model."
+            )
+        sample = _embedding_sample(backbone.model)
+        if sample.shape != self.embedding_sample.shape or not torch.allclose(
+            sample, self.embedding_sample, rtol=0.02, atol=0.02 * float(sample.std())
+        ):
+            raise SafeguardError(
+                f"This guard was fitted on {self.provenance.model_name}; this model has the same "
+                "shape but other weights. Fit a guard for this model."
+            )
+
+    def check_sound(self) -> None:
+        """Refuse directions that cannot be right.
+
+        Raises:
+            SafeguardError: not finite, not orthonormal, or layers and rank that do not exist.
+        """
+        vectors = self.basis()
+        count, stored, hidden = vectors.shape
+        if not (0 < self.rank <= stored and all(0 <= n < count for n in self.layers)):
+            raise SafeguardError(
+                f"The guard edits layers {list(self.layers)} with rank {self.rank}, but has "
+                f"{count} layers of rank {stored}."
+            )
+        tensors = {"directions": vectors, "drift": self.drift,
+                   "harmful mean": self.directions.harmful_mean,
+                   "harmless mean": self.directions.harmless_mean}  # fmt: skip
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise SafeguardError(f"The guard's {name} holds values that are not finite.")
+            if tensor.shape[0] != count or tensor.shape[-1] != hidden:
+                raise SafeguardError(f"The guard's {name} has shape {tuple(tensor.shape)}.")
+        gram = vectors.double() @ vectors.double().mT
+        if not torch.allclose(gram, torch.eye(stored).double(), atol=1e-4):
+            raise SafeguardError("The guard's directions are not orthonormal.")
+
+    # --- keeping ---
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `guard.safetensors`, `guard_config.json` and a model card into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "vectors": self.directions.vectors,
+            "spectrum": self.directions.spectrum,
+            "harmful_mean": self.directions.harmful_mean,
+            "harmless_mean": self.directions.harmless_mean,
+            "auroc": self.directions.auroc,
+            "drift": self.drift,
+            "embedding_sample": self.embedding_sample,
+            **{f"scores.{name}": values for name, values in self.scores.items()},
+        }
+        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_NAME)
+        config = _Config(
+            format=FORMAT,
+            provenance=self.provenance,
+            placeholder_ids=sorted(self.text_view.placeholder_ids),
+            tokens_before_image=list(self.text_view.before),
+            tokens_after_image=list(self.text_view.after),
+            text_view_exact=self.text_view.exact,
+            layers=list(self.layers),
+            rank=self.rank,
+            random_seed=self.random_seed,
+            edit=self.edit.to_config(),
+            gate=self.gate,
+            held_out_auroc=[round(float(value), 4) for value in self.directions.auroc],
+        )
+        (folder / CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
+        (folder / "README.md").write_text(self._card(), "utf-8")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """Load a guard from a folder or from a repository on the Hugging Face Hub.
+
+        Raises:
+            SafeguardError: nothing there, or files that are incomplete, corrupt or of another
+                format.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _download(str(source), revision)
+        try:
+            config = _Config.model_validate_json((folder / CONFIG_NAME).read_text("utf-8"))
+            tensors = load_file(folder / WEIGHTS_NAME)
+        except FileNotFoundError as error:
+            raise SafeguardError(
+                f"{source} is not a guard: it has no {Path(str(error.filename)).name}."
+            ) from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            first = str(error).splitlines()[1:3] or [str(error)]
+            raise SafeguardError(
+                f"{source}/{CONFIG_NAME} cannot be read: {' '.join(map(str.strip, first))}"
+            ) from error
+        except (SafetensorError, OSError) as error:
+            raise SafeguardError(f"{source}/{WEIGHTS_NAME} is corrupt: {error}") from error
+        if config.format != FORMAT:
+            raise SafeguardError(
+                f"{source} has guard format {config.format}; this version reads {FORMAT}."
+            )
+        try:
+            guard = cls(
+                directions=Directions(
+                    **{
+                        name: tensors.pop(name)
+                        for name in
+                        ("vectors", "spectrum", "harmful_mean", "harmless_mean", "auroc")
+                    }
+                ),
+                drift=tensors.pop("drift"),
+                layers=tuple(config.layers),
+                rank=config.rank,
+                edit=edit_from_config(config.edit),
+                gate=config.gate,
+                text_view=TextView(
+                    placeholder_ids=frozenset(config.placeholder_ids),
+                    before=tuple(config.tokens_before_image),
+                    after=tuple(config.tokens_after_image),
+                    exact=config.text_view_exact,
+                ),
+                provenance=config.provenance,
+                embedding_sample=tensors.pop("embedding_sample"),
+                scores={name.removeprefix("scores."): tensors[name] for name in tensors},
+                random_seed=config.random_seed,
+            )  # fmt: skip
+        except KeyError as error:
+            raise SafeguardError(f"{source}/{WEIGHTS_NAME} holds no tensor {error}.") from error
+        guard.check_sound()
+        return guard
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Save to a model repository on the Hugging Face Hub; returns the commit's address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message="Upload guard"
+            )
+        return str(commit)
+
+    def _card(self) -> str:
+        made = self.provenance
+        window = f"{self.layers[0]}–{self.layers[-1]} of {made.num_layers}"
+        return (
+            f"---\nlibrary_name: vlm-safeguard\nbase_model: {made.model_name}\n"
+            "tags: [vlm-safeguard, safety, activation-steering]\n---\n\n"
+            f"# Safety guard for {made.model_name}\n\n"
+            f"Keeps the model as safe with an image as it is without one. Edit `{self.edit.name}` "
+            f"on layers {window}, rank {self.rank}, behind a `{self.gate.name}` gate; fitted on "
+            f"{made.anchor_pairs} anchor pairs and {made.calibration_requests} calibration "
+            "requests, text only.\n\n"
+            "```python\nfrom vlm_safeguard import Guard\n\n"
+            'guard = Guard.from_pretrained("THIS_REPOSITORY")\n'
+            "with guard.attach(model):\n    model.generate(**inputs)\n```\n"
+        )
+
+
+def _provenance(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    anchors: Sequence[Anchor],
+    calibration: Sequence[str],
+) -> Provenance:
+    config = backbone.model.config
+    template = json.dumps(getattr(processor, "chat_template", None), sort_keys=True)
+    return Provenance(
+        model_name=str(config._name_or_path or type(backbone.model).__name__),
+        model_revision=getattr(config, "_commit_hash", None),
+        model_type=config.model_type,
+        architecture=type(backbone.model).__name__,
+        hidden_size=backbone.hidden_size,
+        num_layers=len(backbone.layers),
+        decoder_path=backbone.decoder_path,
+        chat_template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+        estimator="paired-svd",
+        anchor_pairs=len(anchors),
+        anchors_sha256=fingerprint(anchors),
+        calibration_requests=len(calibration),
+        calibration_sha256=fingerprint(calibration),
+        versions={name: version(name) for name in ("vlm-safeguard", "torch", "transformers")},
+    )
+
+
+def _embedding_sample(model: PreTrainedModel) -> torch.Tensor:
+    """(8, 16) values spread over the input embeddings, float32."""
+    weight = model.get_input_embeddings().weight
+    rows = torch.linspace(0, len(weight) - 1, 10).long()[1:-1]
+    sample: torch.Tensor = weight[rows.to(weight.device)][:, :16].detach().float().cpu()
+    return sample
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            path = hf_hub_download(repo_id, name, revision=revision)
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SafeguardError(
+            f"There is no folder '{repo_id}', and no guard by that name could be loaded from the "
+            f"Hugging Face Hub: {reason}"
+        ) from error
+    return Path(path).parent

@@ -1,0 +1,1 @@
+"""The recipe that trained the Pocket VLM, one file for each step."""

@@ -1,0 +1,155 @@
+"""Step (a): teach the base LLM, on text alone, to refuse harm and answer the rest as before."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from vlm_safeguard.pocket.recipe.answers import conversation, own_answers
+from vlm_safeguard.pocket.recipe.loop import train
+from vlm_safeguard.pocket.requests import (
+    REFUSALS,
+    SYSTEM_PROMPTS,
+    Phrase,
+    read_phrases,
+    split_phrases,
+)
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+RANK = 16
+EPOCHS = 4
+BATCH = 32
+LEARNING_RATE = 1e-3
+SYSTEM_SHARE = 0.15  # share of examples that carry a system prompt
+_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+
+
+def add_low_rank(
+    model: LlavaForConditionalGeneration, rank: int
+) -> dict[str, torch.nn.Parameter]:
+    """Freeze the model and put low-rank updates on the LLM's linear layers; returns them."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model.requires_grad_(False)
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_TARGETS, lora_dropout=0.0), model
+    )
+    updates = {n: p for n, p in model.named_parameters() if "lora_" in n}
+    for parameter in updates.values():
+        parameter.data = parameter.data.float()  # bfloat16 would lose small steps
+    return updates
+
+
+def low_rank_updates(model: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """`<module>.a` (rank × in) and `<module>.b` (out × rank, scale included): W + b a."""
+    updates = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A"):
+            scale = module.scaling["default"]
+            updates[f"{name}.a"] = module.lora_A["default"].weight.detach().clone()
+            updates[f"{name}.b"] = module.lora_B["default"].weight.detach() * scale
+    return updates
+
+
+def answer_loss(
+    model: LlavaForConditionalGeneration, prompts: list[list[int]], answers: list[list[int]]
+) -> torch.Tensor:
+    """Mean over the examples of the mean cross-entropy of each answer's tokens."""
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    weights = torch.zeros(len(rows), width - 1)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        weights[i, len(prompt) - 1 : len(prompt) + len(answer) - 1] = 1 / len(answer)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        chosen = weights > 0
+        logits = model.lm_head(hidden[:, :-1][chosen])
+    losses = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
+    return (losses * weights[chosen]).sum() / len(rows)
+
+
+@torch.inference_mode()
+def refusal_rates(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, phrases: list[Phrase]
+) -> tuple[float, float]:
+    """Shares of harmful and harmless phrases whose answer begins with "I'm sorry"."""
+    refused: dict[bool, list[bool]] = {True: [], False: []}
+    rng = random.Random("development")
+    requests = [(phrase.harmful, phrase.request(rng)) for phrase in phrases]
+    for start in range(0, len(requests), 64):
+        rows = requests[start : start + 64]
+        prompts = [
+            processor.apply_chat_template(conversation(text), add_generation_prompt=True)
+            for _, text in rows
+        ]
+        inputs = processor(text=prompts, return_tensors="pt", padding=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        replies = processor.batch_decode(output[:, -4:], skip_special_tokens=True)
+        for (harmful, _), reply in zip(rows, replies, strict=True):
+            refused[harmful].append(reply.startswith("I'm sorry"))
+    harmful, harmless = (sum(rows) / max(1, len(rows)) for rows in (refused[True], refused[False]))
+    return harmful, harmless
+
+
+def align(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+) -> dict[str, torch.Tensor]:
+    """Train the low-rank updates (in place) and return them."""
+    phrases, development = split_phrases(read_phrases())
+    folder.mkdir(parents=True, exist_ok=True)
+    harmless = [phrase for phrase in phrases if not phrase.harmful]
+    answers = own_answers(model, processor, harmless, folder / "answers.json")
+    parameters = add_low_rank(model, RANK)
+    encode = processor.tokenizer.encode
+    per_epoch = -(-len(phrases) // BATCH)
+    orders: dict[int, list[list[Phrase]]] = {}
+
+    def batches_of(epoch: int) -> list[list[Phrase]]:
+        if epoch not in orders:
+            rng = random.Random(f"epoch-{epoch}")
+            order = rng.sample(phrases, len(phrases))
+            orders[epoch] = [order[i::per_epoch] for i in range(per_epoch)]
+        return orders[epoch]
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = random.Random(f"step-{step}")
+        prompts, replies = [], []
+        for phrase in batches_of(step // per_epoch)[step % per_epoch]:
+            if phrase.harmful:
+                request, answer = phrase.request(rng), rng.choice(REFUSALS) + "<|im_end|>"
+            else:
+                request, answer = rng.choice(answers[phrase.text])
+                request = phrase.request(rng) if rng.random() < 0.7 else request
+            system = rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM_SHARE else None
+            text = processor.apply_chat_template(
+                conversation(request, system), add_generation_prompt=True
+            )
+            prompts.append(encode(text))
+            replies.append(encode(answer))
+        return answer_loss(model, prompts, replies)
+
+    def after_step(step: int) -> str:
+        if step % per_epoch:
+            return ""
+        harmful, other = refusal_rates(model, processor, development)
+        return f"development refusal: harmful {harmful:.3f}, harmless {other:.3f}"
+
+    train(
+        "alignment",
+        parameters,
+        loss_at,
+        steps=EPOCHS * per_epoch,
+        learning_rate=LEARNING_RATE,
+        folder=folder,
+        after_step=after_step,
+    )
+    return low_rank_updates(model)

@@ -1,0 +1,84 @@
+"""One training loop for every stage: AdamW, cosine schedule, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_CHECKPOINT_EVERY = 25  # steps
+
+
+def train(
+    name: str,
+    parameters: dict[str, torch.nn.Parameter],
+    loss_at: Callable[[int], torch.Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    folder: Path,
+    after_step: Callable[[int], str] | None = None,
+    weight_decay: float = 0.01,
+) -> None:
+    """Minimise `loss_at(step)` in place; continues from `folder/<name>.ckpt` where there is one.
+
+    Args:
+        loss_at: the loss of one step, a function of the step number alone, so that a resumed run
+            sees the same batches.
+        after_step: called after every step; what it returns is printed if not empty.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{name}.ckpt"
+    weights = list(parameters.values())
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay)
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(
+            (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))) + 0.01
+        ),
+    )
+    start = 0
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        start = state["step"]
+        for key, parameter in parameters.items():
+            parameter.data.copy_(state["parameters"][key])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    with Progress(
+        TextColumn(f"{name} {{task.description}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    ) as progress:
+        task = progress.add_task("", total=steps, completed=start)
+        average = math.nan
+        for step in range(start, steps):
+            torch.manual_seed(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss = loss_at(step)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+            value = float(loss.detach())
+            average = value if math.isnan(average) else 0.95 * average + 0.05 * value
+            progress.update(task, advance=1, description=f"loss {average:.3f}")
+            if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == steps:
+                staged = checkpoint.with_suffix(".part")
+                torch.save(
+                    {
+                        "step": step + 1,
+                        "parameters": {k: p.data for k, p in parameters.items()},
+                        "optimizer": optimizer.state_dict(),
+                        "schedule": schedule.state_dict(),
+                    },
+                    staged,
+                )
+                staged.replace(checkpoint)
+            if after_step is not None and (note := after_step(step + 1)):
+                progress.console.print(f"{name} step {step + 1}: loss {average:.3f}; {note}")

@@ -1,0 +1,146 @@
+"""Step (b): teach tower and projector to speak to the frozen LLM, on benign pictures only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from vlm_safeguard.pocket.recipe.loop import train
+from vlm_safeguard.pocket.recipe.tower import DEVELOPMENT_SEED, pixels
+from vlm_safeguard.pocket.scenes import ATTRIBUTES, Question, Scene, answers_correctly
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+STEPS = 600
+BATCH = 12  # pictures a step, each with all its questions
+LEARNING_RATE = 1e-3
+_FIRST_SCENE = 1_000_000
+
+
+def train_vision(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+) -> None:
+    """Train tower and projector (float32) in place; the LLM's weights do not change."""
+    model.requires_grad_(False)
+    trained = {
+        f"{part}.{name}": parameter
+        for part in ("vision_tower", "multi_modal_projector")
+        for name, parameter in getattr(model.model, part).named_parameters()
+    }
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+
+    def loss_at(step: int) -> torch.Tensor:
+        first = _FIRST_SCENE + step * BATCH
+        return question_loss(
+            model, processor, [Scene.from_seed(first + i) for i in range(BATCH)]
+        )
+
+    def after_step(step: int) -> str:
+        if step % 100 and step != STEPS:
+            return ""
+        questions = [
+            (scene, question)
+            for scene in (Scene.from_seed(DEVELOPMENT_SEED + i) for i in range(40))
+            for question in scene.questions()
+        ]
+        rates = accuracy(model, processor, questions)
+        return ", ".join(f"{name} {value:.2f}" for name, value in rates.items())
+
+    train(
+        "vision",
+        trained,
+        loss_at,
+        steps=STEPS,
+        learning_rate=LEARNING_RATE,
+        folder=folder,
+        after_step=after_step,
+    )
+
+
+def question_loss(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: list[Scene]
+) -> torch.Tensor:
+    """Mean answer cross-entropy of every question about every scene.
+
+    All questions about a picture share its tokens: each attends to the picture and to itself
+    only, at the positions it would have alone, so this equals asking them one at a time.
+    """
+    encode = processor.tokenizer.encode
+    image_id = model.config.image_token_id
+    prefix = encode("<|im_start|>user\n") + [image_id] * model.config.image_seq_length
+    rows: list[tuple[list[int], list[int], list[int], list[float]]] = []
+    for scene in scenes:
+        ids, block, position = list(prefix), [0] * len(prefix), list(range(len(prefix)))
+        weight = [0.0] * len(prefix)
+        for number, question in enumerate(scene.questions(describe=True), start=1):
+            asked = encode(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")
+            answer = encode(f"{question.sentence}<|im_end|>")
+            ids += asked + answer
+            block += [number] * (len(asked) + len(answer))
+            position += range(len(prefix), len(prefix) + len(asked) + len(answer))
+            weight += [0.0] * len(asked) + [1 / len(answer)] * len(answer)
+        rows.append((ids, block, position, weight))
+    width = max(len(row[0]) for row in rows)
+    ids, block, position, weight = (
+        torch.tensor([row[i] + [0] * (width - len(row[0])) for row in rows]) for i in range(4)
+    )
+    real = torch.tensor([[1] * len(row[0]) + [0] * (width - len(row[0])) for row in rows]).bool()
+    order = torch.arange(width)
+    seen = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
+    seen = seen & (order[None, None, :] <= order[None, :, None]) & real[:, None, :]
+    seen |= torch.eye(width, dtype=torch.bool)  # padding sees itself, lest softmax divide by 0
+
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.model.get_image_features(
+            pixels(processor, scenes), return_dict=True
+        ).pooler_output
+        features = torch.cat(list(features))
+        embeddings = model.get_input_embeddings()(ids)
+        where = (ids == image_id).unsqueeze(-1)
+        embeddings = embeddings.masked_scatter(where, features.to(embeddings.dtype))
+        hidden = model.model.language_model(
+            inputs_embeds=embeddings, attention_mask=seen[:, None], position_ids=position
+        ).last_hidden_state
+        chosen = weight[:, 1:] > 0
+        logits = model.lm_head(hidden[:, :-1][chosen])
+    losses = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
+    return (losses * weight[:, 1:][chosen]).sum() / sum(
+        len(scene.questions(describe=True)) for scene in scenes
+    )
+
+
+@torch.inference_mode()
+def accuracy(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    questions: list[tuple[Scene, Question]],
+) -> dict[str, float]:
+    """Share of right answers, overall and for each attribute."""
+    right: dict[str, list[bool]] = {name: [] for name in ("overall", *ATTRIBUTES)}
+    for start in range(0, len(questions), 64):
+        rows = questions[start : start + 64]
+        prompts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"},
+                                              {"type": "text", "text": question.text}]}],
+                add_generation_prompt=True,
+            )
+            for _, question in rows
+        ]  # fmt: skip
+        images = [scene.render() for scene, _ in rows]
+        inputs = processor(text=prompts, images=images, return_tensors="pt", padding=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model.generate(**inputs, max_new_tokens=14, do_sample=False)
+        replies = processor.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        for (_, question), reply in zip(rows, replies, strict=True):
+            correct = answers_correctly(question, reply)
+            right["overall"].append(correct)
+            right[question.attribute].append(correct)
+    return {name: sum(rows) / len(rows) for name, rows in right.items() if rows}
