@@ -43,9 +43,7 @@ def read_anchors(path: str | Path) -> list[Anchor]:
     anchors: list[Anchor] = []
     seen: dict[Anchor, int] = {}
     for line, fields in _records(path):
-        anchor = Anchor(
-            _text(path, line, fields, "harmful"), _text(path, line, fields, "harmless")
-        )
+        anchor = Anchor(_text(path, line, fields, "harmful"), _text(path, line, fields, "harmless"))
         if anchor.harmful == anchor.harmless:
             raise SafeguardError(f"{path}, line {line}: 'harmful' and 'harmless' are the same.")
         if anchor in seen:

@@ -140,9 +140,7 @@ class Attachment:
         differs from row 0 proves one hook. Rows 0 and 1 tell how much equal rows differ anyway.
         """
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
-        token = next(
-            i for i in range(3, vocabulary) if i not in self._backbone.placeholder_ids
-        )
+        token = next(i for i in range(3, vocabulary) if i not in self._backbone.placeholder_ids)
         ids = torch.full((2 + len(self._watched), 2), token, device=self._backbone.device)
         self._mode, self._fired = "canary", []
         logits = self._model(
@@ -206,7 +204,7 @@ class Attachment:
             requests.prefill = False
             if cache is not None:
                 self._continuing[cache] = requests
-            self._guard._keep_receipts(self._receipt_maker(requests))
+            self._guard._keep_receipts(self._make_receipts(requests))
 
     def _continued(self, cache: Any, ids: torch.Tensor) -> _Requests:
         """The requests whose answers go on in `cache`."""
@@ -380,7 +378,7 @@ class Attachment:
 
     # --- receipts ---
 
-    def _receipt_maker(self, requests: _Requests) -> list[Receipt]:
+    def _make_receipts(self, requests: _Requests) -> list[Receipt]:
         guard, gate = self._guard, self._guard.gate
         receipts = []
         for row, fact in enumerate(requests.receipts):
@@ -389,7 +387,7 @@ class Attachment:
                 for layer, is_open in zip(guard.layers, requests.is_open[row], strict=True)
                 if is_open
             )
-            limits: dict[str, float | None] = {}
+            limits: dict[str, Any] = {}
             if isinstance(gate, CalibratedGate):
                 if "text_score" in fact:
                     limits["text_threshold"] = gate.text_threshold

@@ -103,7 +103,8 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where token ids have to be for this model."""
-        return self.model.get_input_embeddings().weight.device
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
 
     def run_text(self, rows: Sequence[Sequence[int]]) -> None:
         """One pass of token `rows` through the decoder alone, left-padded, without a cache.
@@ -187,9 +188,7 @@ class TextView:
         return len(runs), sum(stop - start for start, stop in runs)
 
 
-def encode_chat(
-    processor: ProcessorMixin, text: str, *, images: int = 0
-) -> list[int]:
+def encode_chat(processor: ProcessorMixin, text: str, *, images: int = 0) -> list[int]:
     """Token ids of one user turn in the chat template, ready for the answer.
 
     Images come before the text and stand for themselves: one placeholder token each where the

@@ -119,7 +119,8 @@ def auroc(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
         (columns,) values in 0–1.
     """
     difference = positive[:, None] - negative[None]
-    return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean((0, 1))
+    shares: torch.Tensor = ((difference > 0).float() + 0.5 * (difference == 0).float()).mean((0, 1))
+    return shares
 
 
 def choose_layers(directions: Directions) -> tuple[int, ...]:
@@ -143,9 +144,7 @@ def random_basis(directions: Directions, seed: int) -> torch.Tensor:
     layers, rank, hidden = directions.vectors.shape
     noise = torch.randn(layers, hidden, rank, generator=generator)
     basis = torch.linalg.qr(noise).Q.mT
-    towards = torch.einsum(
-        "lmd,ld->lm", basis, directions.harmful_mean - directions.harmless_mean
-    )
+    towards = torch.einsum("lmd,ld->lm", basis, directions.harmful_mean - directions.harmless_mean)
     return basis * torch.where(towards < 0, -1.0, 1.0)[..., None]
 
 

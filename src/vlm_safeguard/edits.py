@@ -160,9 +160,7 @@ class Add(Edit):
         return z + _text(at)
 
 
-EDITS: dict[str, type[Edit]] = {
-    edit.name: edit for edit in (Restore, Refuse, Project, Drift, Add)
-}
+EDITS: dict[str, type[Edit]] = {edit.name: edit for edit in (Restore, Refuse, Project, Drift, Add)}
 
 
 def edit_from_config(config: dict[str, Any]) -> Edit:
@@ -178,4 +176,4 @@ def edit_from_config(config: dict[str, Any]) -> Edit:
     try:
         return EDITS[name](**parameters)
     except TypeError as error:
-        raise SafeguardError(f"The edit '{name}' does not take these parameters: {error}.") from error
+        raise SafeguardError(f"The edit '{name}' does not take that: {error}.") from error

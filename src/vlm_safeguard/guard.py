@@ -173,7 +173,7 @@ class Guard:
         requests = [a.harmful for a in anchors] + [a.harmless for a in anchors] + calibration
         states = text_states(backbone, processor, requests, batch_size=batch_size)
         pairs = len(anchors)
-        harmful, harmless, ordinary = states.split([pairs, pairs, len(calibration)])
+        harmful, harmless, ordinary = torch.split(states, [pairs, pairs, len(calibration)])
         if not torch.isfinite(states).all():
             raise SafeguardError(
                 f"The model's hidden states are not finite in {model.dtype}; load it in bfloat16 "

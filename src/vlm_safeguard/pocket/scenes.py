@@ -35,7 +35,10 @@ POSITIONS = {
 }
 COUNTS = ("one", "two", "three", "four", "five")
 DIGITS = tuple("0123456789")
-WORDS = ["cat", "dog", "sun", "tree", "fish", "book", "star", "milk", "lamp", "rain", "door", "ship", "bird", "cake", "moon", "ball"]  # fmt: skip
+WORDS = (
+    *("cat", "dog", "sun", "tree", "fish", "book", "star", "milk"),
+    *("lamp", "rain", "door", "ship", "bird", "cake", "moon", "ball"),
+)
 
 #: Every attribute a scene can be asked for, with the answers it can have.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -44,7 +47,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "position": tuple(POSITIONS),
     "count": COUNTS,
     "digit": DIGITS,
-    "word": tuple(WORDS),
+    "word": WORDS,
 }
 
 _QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -154,12 +157,9 @@ class Scene:
             cells = rng.sample(range(9), COUNTS.index(self.count) + 1)
             for cell in cells:
                 centre = [
-                    (index + 0.5 + rng.uniform(-0.08, 0.08)) / 3 * side
-                    for index in divmod(cell, 3)
+                    (index + 0.5 + rng.uniform(-0.08, 0.08)) / 3 * side for index in divmod(cell, 3)
                 ]
-                self._draw_shape(
-                    draw, (centre[0], centre[1]), rng.uniform(0.1, 0.13) * side, ink
-                )
+                self._draw_shape(draw, (centre[0], centre[1]), rng.uniform(0.1, 0.13) * side, ink)
         return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
     def _draw_shape(

@@ -12,7 +12,7 @@ from vlm_safeguard.pocket.recipe.loop import train
 from vlm_safeguard.pocket.scenes import ATTRIBUTES, Scene
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from transformers import CLIPVisionModel, LlavaProcessor
 
 STEPS = 1500
 BATCH = 96
@@ -23,10 +23,11 @@ DEVELOPMENT_SEED = 9_000_000  # scenes that choices are made on; below the held-
 def pixels(processor: LlavaProcessor, scenes: list[Scene]) -> torch.Tensor:
     """(scenes, 3, 64, 64) normalised pixel values."""
     images = [scene.render() for scene in scenes]
-    return processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    values: torch.Tensor = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    return values
 
 
-def train_tower(tower: torch.nn.Module, processor: LlavaProcessor, folder: Path) -> None:
+def train_tower(tower: CLIPVisionModel, processor: LlavaProcessor, folder: Path) -> None:
     """Train `tower` (a CLIPVisionModel, float32) in place; the heads are thrown away."""
     tower.requires_grad_(True)
     width = tower.config.hidden_size

@@ -36,9 +36,7 @@ def train_vision(
 
     def loss_at(step: int) -> torch.Tensor:
         first = _FIRST_SCENE + step * BATCH
-        return question_loss(
-            model, processor, [Scene.from_seed(first + i) for i in range(BATCH)]
-        )
+        return question_loss(model, processor, [Scene.from_seed(first + i) for i in range(BATCH)])
 
     def after_step(step: int) -> str:
         if step % 100 and step != STEPS:
@@ -75,20 +73,22 @@ def question_loss(
     prefix = encode("<|im_start|>user\n") + [image_id] * model.config.image_seq_length
     rows: list[tuple[list[int], list[int], list[int], list[float]]] = []
     for scene in scenes:
-        ids, block, position = list(prefix), [0] * len(prefix), list(range(len(prefix)))
-        weight = [0.0] * len(prefix)
+        row_ids, blocks = list(prefix), [0] * len(prefix)
+        positions, weights = list(range(len(prefix))), [0.0] * len(prefix)
         for number, question in enumerate(scene.questions(describe=True), start=1):
             asked = encode(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")
             answer = encode(f"{question.sentence}<|im_end|>")
-            ids += asked + answer
-            block += [number] * (len(asked) + len(answer))
-            position += range(len(prefix), len(prefix) + len(asked) + len(answer))
-            weight += [0.0] * len(asked) + [1 / len(answer)] * len(answer)
-        rows.append((ids, block, position, weight))
+            row_ids += asked + answer
+            blocks += [number] * (len(asked) + len(answer))
+            positions += range(len(prefix), len(prefix) + len(asked) + len(answer))
+            weights += [0.0] * len(asked) + [1 / len(answer)] * len(answer)
+        rows.append((row_ids, blocks, positions, weights))
     width = max(len(row[0]) for row in rows)
-    ids, block, position, weight = (
-        torch.tensor([row[i] + [0] * (width - len(row[0])) for row in rows]) for i in range(4)
-    )
+
+    def padded(column: int) -> torch.Tensor:
+        return torch.tensor([[*row[column], *[0] * (width - len(row[0]))] for row in rows])
+
+    ids, block, position, weight = map(padded, range(4))
     real = torch.tensor([[1] * len(row[0]) + [0] * (width - len(row[0])) for row in rows]).bool()
     order = torch.arange(width)
     seen = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
@@ -109,9 +109,9 @@ def question_loss(
         chosen = weight[:, 1:] > 0
         logits = model.lm_head(hidden[:, :-1][chosen])
     losses = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
-    return (losses * weight[:, 1:][chosen]).sum() / sum(
-        len(scene.questions(describe=True)) for scene in scenes
-    )
+    asked_in_all = sum(len(scene.questions(describe=True)) for scene in scenes)
+    loss: torch.Tensor = (losses * weight[:, 1:][chosen]).sum() / asked_in_all
+    return loss
 
 
 @torch.inference_mode()

@@ -1,0 +1,34 @@
+"""The command line: one file a command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from vlm_safeguard.cli import ask, demo, fit, inspect, pocket
+from vlm_safeguard.errors import SafeguardError
+
+app = typer.Typer(
+    name="vlm-safeguard",
+    help="Keep open vision-language models as safe with an image as they are without one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("fit")(fit.fit)
+app.command("ask")(ask.ask)
+app.command("inspect")(inspect.inspect)
+app.add_typer(pocket.app, name="pocket")
+
+
+def main() -> None:
+    """Entry point: an error the user can mend is one sentence and exit code 1."""
+    try:
+        app()
+    except SafeguardError as error:
+        print(f"vlm-safeguard: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("vlm-safeguard: interrupted.", file=sys.stderr)
+        sys.exit(130)

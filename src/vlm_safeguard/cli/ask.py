@@ -1,0 +1,72 @@
+"""`vlm-safeguard ask`: one question, unguarded and guarded side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm_safeguard.cli.loading import (
+    AsJson,
+    Device,
+    Dtype,
+    console,
+    load_guard,
+    load_image,
+    load_model,
+)
+from vlm_safeguard.errors import SafeguardError
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
+    model: Annotated[
+        str, typer.Option(help="'pocket', a Hugging Face Hub id, or a checkpoint folder.")
+    ] = "pocket",
+    guard: Annotated[
+        Path | None, typer.Option(help="A guard's folder or Hub id; fitted now if left out.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 48,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question, with or without a picture; shows both answers and the receipt."""
+    if not question.strip():
+        raise SafeguardError("The question is empty.")
+    picture = None if image is None else load_image(image)
+    screen = console(as_json)
+    from rich.columns import Columns
+    from rich.panel import Panel
+    from rich.text import Text
+
+    from vlm_safeguard.evaluation.runner import generate_replies
+    from vlm_safeguard.report.tables import receipt_table
+
+    loaded, processor = load_model(model, dtype, device)
+    fitted = load_guard(guard, model, loaded, processor)
+    answers = {}
+    for name, used in (("unguarded", None), ("guarded", fitted)):
+        replies, _, receipts = generate_replies(
+            loaded,
+            processor,
+            [question],
+            None if picture is None else [picture],
+            used,
+            max_new_tokens=max_new_tokens,
+            batch_size=1,
+        )
+        answers[name] = replies[0]
+    receipt = receipts[0]
+    if as_json:
+        print(json.dumps({**answers, "receipt": receipt.model_dump()}))
+        return
+    width = max(30, screen.width // 2 - 2)
+    panels = [
+        Panel(Text(reply), title=name, width=width, border_style=style)
+        for (name, reply), style in zip(answers.items(), ("red", "green"), strict=True)
+    ]
+    screen.print(Columns(panels), receipt_table(receipt))

@@ -1,0 +1,85 @@
+"""`vlm-safeguard fit`: fit a guard for a model and save it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console, load_model
+from vlm_safeguard.errors import SafeguardError
+
+
+def fit(
+    model: ModelName,
+    out: Annotated[Path, typer.Argument(help="Folder to save the guard in.")],
+    anchors: Annotated[
+        Path | None,
+        typer.Option(help="Your anchor pairs: CSV or JSONL with 'harmful' and 'harmless'."),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Your harmless requests: CSV or JSONL with 'text'."),
+    ] = None,
+    edit: Annotated[
+        str, typer.Option(help="What is done to a request whose gate is open.")
+    ] = "refuse",
+    rank: Annotated[int | None, typer.Option(min=1, help="Directions a layer.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-23.")] = None,
+    budget: Annotated[
+        float, typer.Option(help="Share of harmless requests that may open the gate.")
+    ] = 0.01,
+    dtype: Dtype = "auto",
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a guard for a model from text-only anchor pairs, and save it."""
+    screen = console(as_json)
+    window = _layers(layers)
+    from vlm_safeguard.anchors import read_anchors, read_requests
+    from vlm_safeguard.cli.inspect import summary
+    from vlm_safeguard.edits import edit_from_config
+    from vlm_safeguard.guard import RANK, Guard
+    from vlm_safeguard.report.figures import guard_figure
+    from vlm_safeguard.report.tables import facts_table
+
+    pairs = None if anchors is None else read_anchors(anchors)
+    requests = None if calibration is None else read_requests(calibration)
+    chosen = edit_from_config({"name": edit})
+    loaded, processor = load_model(model, dtype, device)
+    guard = Guard.fit(
+        loaded,
+        processor,
+        anchors=pairs,
+        calibration=requests,
+        edit=chosen,
+        rank=RANK if rank is None else rank,
+        layers=window,
+        budget=budget,
+    )
+    guard.save_pretrained(out)
+    guard_figure(guard, out / "guard.png")
+    facts = summary(guard)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        screen.print(facts_table(facts, f"Guard saved in {out}"))
+
+
+def _layers(text: str | None) -> tuple[int, ...] | None:
+    """'10-23' or '10,12,14' as layer indices."""
+    if text is None:
+        return None
+    try:
+        if "-" in text:
+            first, last = map(int, text.split("-"))
+            found = tuple(range(first, last + 1))
+        else:
+            found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found:
+        raise SafeguardError(f"'{text}' does not name layers; write e.g. 10-23 or 10,12,14.")
+    return found

@@ -1,0 +1,1 @@
+"""Measuring: prompts, image conditions, judges, metrics, and the runner that puts them together."""

@@ -1,0 +1,241 @@
+"""The demo's measurement: the gap, the guard, and its controls, on held-out prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm_safeguard.activations import image_states, text_states
+from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.defences.variants import variants
+from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.metrics import median
+from vlm_safeguard.evaluation.prompts import Prompt
+from vlm_safeguard.evaluation.runner import Results, Row, generate_replies, model_inputs
+from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.pocket.scenes import HELD_OUT_SEED, Question, Scene, answers_correctly
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vlm_safeguard.guard import Guard
+
+CONDITIONS = ("text", "blank", "noise", "image")
+REFUSAL_TOKENS = 8  # enough to read an opening such as "I'm sorry, but I can't help"
+ANSWER_TOKENS = 14  # enough for the longest right answer to an image question
+TIMED_TOKENS = 16
+TIMED_PAIRS = 5
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Last-token states at one layer: (harmful, harmless), each (n, hidden)."""
+
+    layer: int
+    text: tuple[torch.Tensor, torch.Tensor]
+    unguarded: tuple[torch.Tensor, torch.Tensor]
+    guarded: tuple[torch.Tensor, torch.Tensor]
+
+
+def condition_images(condition: str, count: int) -> list[Image] | None:
+    """The image that goes with each of `count` prompts; None for text alone.
+
+    Blank is the same white picture each time; noise and rendered scenes differ from prompt to
+    prompt and from everything seen in training and fitting.
+    """
+    if condition == "text":
+        return None
+    if condition == "blank":
+        return [blank_image()] * count
+    if condition == "noise":
+        return [noise_image(HELD_OUT_SEED + i) for i in range(count)]
+    return [Scene.from_seed(HELD_OUT_SEED + i).render() for i in range(count)]
+
+
+def image_questions(count: int) -> list[tuple[Scene, Question]]:
+    """One question each about `count` held-out scenes, attributes in turn."""
+    asked = []
+    for i in range(count):
+        scene = Scene.from_seed(HELD_OUT_SEED + 1_000_000 + i)
+        questions = scene.questions()
+        asked.append((scene, questions[i % len(questions)]))
+    return asked
+
+
+def run_demo(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    guard: Guard,
+    harmful: Sequence[Prompt],
+    harmless: Sequence[Prompt],
+    *,
+    questions: int,
+    batch_size: int,
+    report: Callable[[str, int, int], None],
+) -> Results:
+    """Every defence on every image condition; then utility and time.
+
+    Args:
+        questions: number of image questions for utility.
+        report: called with (what is running, replies done, replies in all).
+    """
+    defences: dict[str, Guard | None] = {"none": None, **variants(guard)}
+    prompts = {"harmful": harmful, "harmless": harmless}
+    cells = len(defences) * len(CONDITIONS)
+    total = cells * (len(harmful) + len(harmless)) + 3 * questions
+    done = 0
+    running = ""
+
+    def after_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        report(running, done, total)
+
+    rows: list[Row] = []
+    plain_tokens: dict[tuple[str, str], list[torch.Tensor]] = {}
+    closed = identical = 0
+    for defence, variant in defences.items():
+        for condition in CONDITIONS:
+            for kind, requests in prompts.items():
+                running = f"{defence}, {condition}, {kind}"
+                replies, tokens, receipts = generate_replies(
+                    model,
+                    processor,
+                    [prompt.text for prompt in requests],
+                    condition_images(condition, len(requests)),
+                    variant,
+                    max_new_tokens=REFUSAL_TOKENS,
+                    batch_size=batch_size,
+                    after_batch=after_batch,
+                )
+                if variant is None:
+                    plain_tokens[condition, kind] = tokens
+                elif defence == "default":
+                    for mine, plain, receipt in zip(
+                        tokens, plain_tokens[condition, kind], receipts, strict=True
+                    ):
+                        closed += not receipt.guarded
+                        identical += not receipt.guarded and torch.equal(mine, plain)
+                rows.append(
+                    Row.count(
+                        [is_refusal(reply) for reply in replies],
+                        defence=defence,
+                        condition=condition,
+                        prompts=kind,
+                        metric="refusal",
+                    )
+                )
+
+    asked = image_questions(questions)
+    texts = [question.text for _, question in asked]
+    pictures = [scene.render() for scene, _ in asked]
+    for defence, condition, images, variant in (
+        ("none", "text", None, None),  # the best that can be guessed without looking
+        ("none", "image", pictures, None),
+        ("default", "image", pictures, guard),
+    ):
+        running = f"{defence}, image questions"
+        replies, _, _ = generate_replies(
+            model,
+            processor,
+            texts,
+            images,
+            variant,
+            max_new_tokens=ANSWER_TOKENS,
+            batch_size=batch_size,
+            after_batch=after_batch,
+        )
+        outcomes = [
+            answers_correctly(question, reply)
+            for (_, question), reply in zip(asked, replies, strict=True)
+        ]
+        rows.append(
+            Row.count(
+                outcomes,
+                defence=defence,
+                condition=condition,
+                prompts="utility",
+                metric="accuracy",
+            )
+        )
+    ratio, spread = time_ratio(model, processor, guard, harmful, harmless)
+    return Results(
+        model=guard.provenance.model_name,
+        rows=rows,
+        time_ratio=ratio,
+        details={
+            "time_ratio_range": spread,
+            "closed_gate_rows": closed,
+            "closed_gate_rows_identical": identical,
+            "utility_majority_accuracy": majority_accuracy([q for _, q in asked]),
+            "max_new_tokens": REFUSAL_TOKENS,
+            "judge": "refusal",
+        },
+    )
+
+
+def majority_accuracy(questions: Sequence[Question]) -> float:
+    """Accuracy of always giving each attribute's most frequent answer, chosen in hindsight."""
+    answers: dict[str, list[str]] = {}
+    for question in questions:
+        answers.setdefault(question.attribute, []).append(question.answer)
+    best = sum(max(given.count(a) for a in set(given)) for given in answers.values())
+    return best / len(questions)
+
+
+@torch.inference_mode()
+def time_ratio(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    guard: Guard,
+    harmful: Sequence[Prompt],
+    harmless: Sequence[Prompt],
+) -> tuple[float, tuple[float, float]]:
+    """Guarded over unguarded seconds for 16 new tokens: median and range of interleaved pairs.
+
+    A batch of four harmful and four harmless requests with a blank image.
+    """
+    texts = [prompt.text for prompt in (*harmful[:4], *harmless[:4])]
+    inputs = model_inputs(model, processor, texts, [blank_image()] * len(texts))
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        model.generate(**inputs, max_new_tokens=TIMED_TOKENS, min_new_tokens=TIMED_TOKENS,
+                       do_sample=False)  # fmt: skip
+        return time.perf_counter() - start
+
+    seconds()
+    ratios = []
+    for _ in range(TIMED_PAIRS):
+        plain = seconds()
+        with guard.attach(model):
+            ratios.append(seconds() / plain)
+    return median(ratios), (min(ratios), max(ratios))
+
+
+def gap_states(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    guard: Guard,
+    harmful: Sequence[Prompt],
+    harmless: Sequence[Prompt],
+) -> Gap:
+    """States at the last edited layer: text only, with a blank image, and guarded with it."""
+    backbone = Backbone.of(model)
+    layer = guard.layers[-1]
+    requests = [prompt.text for prompt in (*harmful, *harmless)]
+    blanks = [blank_image()] * len(requests)
+
+    def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return states[: len(harmful), layer], states[len(harmful) :, layer]
+
+    text = split(text_states(backbone, processor, requests))
+    unguarded = split(image_states(backbone, processor, requests, blanks))
+    with guard.attach(model):
+        guarded = split(image_states(backbone, processor, requests, blanks, label="guarded"))
+    return Gap(layer, text, unguarded, guarded)

@@ -1,0 +1,1 @@
+"""Showing results: tables for the terminal, figures for everything else."""

@@ -1,0 +1,83 @@
+"""Results and guards as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from vlm_safeguard.evaluation.runner import Row
+    from vlm_safeguard.guard import Guard
+    from vlm_safeguard.receipt import Receipt
+
+
+def results_table(rows: Sequence[Row], title: str) -> Table:
+    """Defences down, prompts and image conditions across; per cent with 95 % intervals."""
+    columns = list(dict.fromkeys((row.prompts, row.condition) for row in rows))
+    table = Table(title=title, caption="per cent; small print: 95 % Wilson interval")
+    table.add_column("defence", style="bold")
+    for prompts, condition in columns:
+        n = next(r.n for r in rows if (r.prompts, r.condition) == (prompts, condition))
+        table.add_column(f"{prompts}\n{condition}\nn={n}", justify="right")
+    for defence in dict.fromkeys(row.defence for row in rows):
+        cells = {(r.prompts, r.condition): r for r in rows if r.defence == defence}
+        table.add_row(
+            defence,
+            *(_percent(cells[column]) if column in cells else "" for column in columns),
+        )
+    return table
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row.value:.0f}\n[dim]{100 * row.low:.0f}–{100 * row.high:.0f}[/dim]"
+
+
+def guard_table(guard: Guard) -> Table:
+    """One line a decoder layer: spectrum, held-out AUROC, and what the guard does there."""
+    table = Table(title="Layers")
+    for name in ("layer", "held-out AUROC", "singular values", "first one's share", "edited",
+                 "in gate"):  # fmt: skip
+        table.add_column(name, justify="right")
+    gate_layers = getattr(guard.gate, "layers", ())
+    for layer, (values, auroc) in enumerate(
+        zip(guard.directions.spectrum, guard.directions.auroc, strict=True)
+    ):
+        energy = values.square() / values.square().sum()
+        table.add_row(
+            str(layer),
+            f"{float(auroc):.3f}",
+            " ".join(f"{float(value):.3g}" for value in values[:4]) + " …",
+            f"{float(energy[0]):.0%}",
+            "yes" if layer in guard.layers else "",
+            "yes" if layer in gate_layers else "",
+        )
+    return table
+
+
+def facts_table(facts: dict[str, object], title: str) -> Table:
+    """Names and values, one a line."""
+    table = Table(title=title, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def receipt_table(receipt: Receipt) -> Table:
+    """What the guard did to one request."""
+    facts: dict[str, object] = {"guarded": "yes" if receipt.guarded else "no",
+                                "because": receipt.reason}  # fmt: skip
+    if receipt.guarded:
+        facts["edit"] = f"{receipt.edit}, layers {receipt.layers[0]}–{receipt.layers[-1]}"
+    if receipt.harm_before is not None and receipt.harm_after is not None:
+        facts["harm score"] = f"{receipt.harm_before:+.2f} → {receipt.harm_after:+.2f}"
+    if receipt.image_score is not None:
+        facts["score with image"] = f"{receipt.image_score:+.2f}"
+    facts["request"] = (
+        f"{receipt.images} image(s) in {receipt.image_tokens} tokens, {receipt.text_tokens} "
+        "tokens of text"
+    )
+    return facts_table(facts, "Receipt")
