@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from reference import make_exact
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
@@ -108,3 +109,9 @@ def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
     """Fitted with the shipped anchors, on fewer of the calibration requests, for speed."""
     return Guard.fit(model, processor, calibration=shipped_calibration()[:220])
+
+
+@pytest.fixture(scope="session")
+def exact_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    """The same weights as `model`, in float64 throughout."""
+    return make_exact(make_model(processor))

@@ -143,7 +143,7 @@ def random_basis(directions: Directions, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     layers, rank, hidden = directions.vectors.shape
     noise = torch.randn(layers, hidden, rank, generator=generator)
-    basis = torch.linalg.qr(noise).Q.mT
+    basis: torch.Tensor = torch.linalg.qr(noise).Q.mT
     towards = torch.einsum("lmd,ld->lm", basis, directions.harmful_mean - directions.harmless_mean)
     return basis * torch.where(towards < 0, -1.0, 1.0)[..., None]
 

@@ -169,7 +169,7 @@ def run_demo(
         rows=rows,
         time_ratio=ratio,
         details={
-            "time_ratio_range": spread,
+            "time_ratio_range": list(spread),
             "closed_gate_rows": closed,
             "closed_gate_rows_identical": identical,
             "utility_majority_accuracy": majority_accuracy([q for _, q in asked]),

@@ -47,6 +47,7 @@ def load(
         raise SafeguardError(f"The package lacks {weights}; reinstall it.")
     base = base_folder()
     processor = make_processor(base)
+    dtype = preferred_dtype() if dtype is None else dtype
     model = make_model(base, processor.image_token_id, dtype)
     apply_parts(model, load_file(weights))
     model.config._name_or_path = model.name_or_path = NAME

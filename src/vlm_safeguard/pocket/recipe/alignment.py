@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 RANK = 16
-EPOCHS = 4
+EPOCHS = 3
 BATCH = 32
 LEARNING_RATE = 1e-3
 SYSTEM_SHARE = 0.15  # share of examples that carry a system prompt
@@ -122,11 +122,9 @@ def align(
         rng = random.Random(f"step-{step}")
         prompts, replies = [], []
         for phrase in batches_of(step // per_epoch)[step % per_epoch]:
-            if phrase.harmful:
-                request, answer = phrase.request(rng), rng.choice(REFUSALS) + "<|im_end|>"
-            else:
-                request, answer = rng.choice(answers[phrase.text])
-                request = phrase.request(rng) if rng.random() < 0.7 else request
+            request = phrase.request(rng)
+            refusal = rng.choice(REFUSALS) + "<|im_end|>"
+            answer = refusal if phrase.harmful else answers[phrase.text]
             system = rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM_SHARE else None
             text = processor.apply_chat_template(
                 conversation(request, system), add_generation_prompt=True

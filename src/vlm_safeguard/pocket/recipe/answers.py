@@ -15,9 +15,8 @@ from vlm_safeguard.pocket.requests import Phrase
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-_NEW_TOKENS = 24
+_NEW_TOKENS = 16
 _BATCH = 96
-PHRASINGS = 2  # forms of each phrase that are answered
 
 
 def conversation(request: str, system: str | None = None) -> list[dict[str, str]]:
@@ -32,15 +31,15 @@ def own_answers(
     processor: LlavaProcessor,
     phrases: list[Phrase],
     path: Path,
-) -> dict[str, list[tuple[str, str]]]:
-    """For each phrase's text, `PHRASINGS` pairs of (request, answer cut at 24 tokens)."""
+) -> dict[str, str]:
+    """The answer, cut at 16 tokens, to each phrase in one of its forms, by the phrase's text."""
     if path.is_file():
-        stored = json.loads(path.read_text("utf-8"))
-        return {text: [(q, a) for q, a in pairs] for text, pairs in stored.items()}
+        stored: dict[str, str] = json.loads(path.read_text("utf-8"))
+        return stored
     rng = random.Random("answers")
-    asked = [(p.text, p.request(rng)) for p in phrases for _ in range(PHRASINGS)]
+    asked = [(phrase.text, phrase.request(rng)) for phrase in phrases]
     asked.sort(key=lambda pair: len(pair[1]))
-    found: dict[str, list[tuple[str, str]]] = {}
+    found: dict[str, str] = {}
     for start in track(range(0, len(asked), _BATCH), "answering harmless requests"):
         rows = asked[start : start + _BATCH]
         prompts = [
@@ -50,8 +49,9 @@ def own_answers(
         inputs = processor(text=prompts, return_tensors="pt", padding=True)
         output = model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]
-        for (text, request), ids in zip(rows, new, strict=True):
+        for (text, _), ids in zip(rows, new, strict=True):
             answer = processor.tokenizer.decode(ids, skip_special_tokens=False)
-            found.setdefault(text, []).append((request, answer.split("<|im_end|><|im_end|>")[0]))
+            whole, end, _ = answer.partition("<|im_end|>")  # what follows is padding
+            found[text] = whole + end
     path.write_text(json.dumps(found, indent=0), "utf-8")
     return found

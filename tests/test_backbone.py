@@ -1,0 +1,171 @@
+"""The backbone is the language model, found by structure; the view is the request sans images."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
+from transformers import LlavaProcessor as Processor
+
+from conftest import make_model, make_processor
+from reference import ask, run_row, text_ids
+from vlm_safeguard.backbone import Backbone, TextView, encode_chat, render_chat
+from vlm_safeguard.errors import SafeguardError
+
+IMAGE = 4  # the id of <image> in the test tokenizer
+WRAPPED = (
+    "{%- for m in messages -%}<|im_start|>{{ m['role'] }} {% for item in m['content'] -%}"
+    "{%- if item['type'] == 'image' -%}[({<image>}])"
+    "{%- else -%}{{ item['text'] }}{%- endif -%}{%- endfor -%}<|im_end|>{%- endfor -%}"
+)
+
+
+def test_decoder_layers_are_the_language_models(model: LlavaForConditionalGeneration) -> None:
+    tower = model.model.vision_tower
+    assert len(tower.encoder.layers) == len(model.model.language_model.layers)  # counting is no use
+    backbone = Backbone.of(model)
+    assert backbone.layers is model.model.language_model.layers
+    assert backbone.decoder is model.get_submodule(backbone.decoder_path)
+    assert backbone.hidden_size == model.model.language_model.embed_tokens.weight.shape[1]
+    assert backbone.placeholder_ids == {model.config.image_token_id} == {IMAGE}
+
+
+def test_a_module_without_config_is_refused() -> None:
+    with pytest.raises(SafeguardError, match="Linear is not a transformers model"):
+        Backbone.of(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_a_language_model_is_refused() -> None:
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    with pytest.raises(SafeguardError, match="not a vision-language model"):
+        Backbone.of(LlamaForCausalLM(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c, "model_type", "llava_of_tomorrow"), "not verified"),
+        (lambda c: setattr(c, "image_token_id", None), "names no image token"),
+        (lambda c: setattr(c.text_config, "num_hidden_layers", 5), "5 decoder layers"),
+    ],
+)
+def test_other_structures_are_refused(processor: Processor, change: Any, message: str) -> None:
+    model = make_model(processor)
+    Backbone.of(model)
+    change(model.config)
+    with pytest.raises(SafeguardError, match=message):
+        Backbone.of(model)
+
+
+def test_run_text_pads_without_a_trace(
+    exact_model: LlavaForConditionalGeneration, processor: Processor
+) -> None:
+    backbone = Backbone.of(exact_model)
+    rows = [text_ids(processor, text) for text in ("Hi", "How to bake a cake", "Why is it so?")]
+    seen: list[torch.Tensor] = []
+    handles = [layer.register_forward_hook(lambda m, a, out: seen.append(out[:, -1]))
+               for layer in backbone.layers]  # fmt: skip
+    with torch.no_grad():
+        backbone.run_text(rows)
+    for handle in handles:
+        handle.remove()
+    for number, row in enumerate(rows):
+        states, _ = run_row(exact_model, row)
+        for layer, state in enumerate(states):
+            torch.testing.assert_close(seen[layer][number], state[-1], rtol=1e-10, atol=1e-10)
+
+
+# --- the text-only view ---
+
+
+@pytest.mark.parametrize("template", [None, WRAPPED])
+@pytest.mark.parametrize("images", [0, 1, 2, 3])
+def test_view_equals_the_templates_own_text(template: str | None, images: int) -> None:
+    processor = make_processor(template) if template else make_processor()
+    view = TextView.learn(processor, frozenset({IMAGE}))
+    assert view.exact
+    assert (
+        (view.before, view.after) != ((), ())
+        if template
+        else (view.before, view.after)
+        == (
+            (),
+            (),
+        )
+    )
+    ids = encode_chat(processor, "What is shown here?", images=images)
+    expanded = [t for token in ids for t in ([token] * (5 if token == IMAGE else 1))]
+    plain = encode_chat(processor, "What is shown here?")
+    assert IMAGE not in plain
+    if template or images < 2:  # bare images in a row are one run of placeholders
+        assert view.count(ids) == (images, images)
+        assert view.count(expanded) == (images, 5 * images)
+    assert view(ids) == plain
+    assert view(expanded) == plain
+    if images:
+        assert expanded != plain
+
+
+def test_view_of_what_the_processor_makes(processor: Processor) -> None:
+    view = TextView.learn(processor, frozenset({IMAGE}))
+    row = ask(processor, ["Which colour?"])["input_ids"][0].tolist()
+    assert view.count(row) == (1, 4)
+    assert view(row) == text_ids(processor, "Which colour?")
+
+
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("b", ""), ("", "a"), ("bB", "aA")])
+def test_view_equals_a_regular_expression(before: str, after: str) -> None:
+    view = TextView(
+        frozenset({ord("P"), ord("Q")}), tuple(map(ord, before)), tuple(map(ord, after))
+    )
+    rng = random.Random(0)
+    for _ in range(300):
+        parts = [
+            rng.choice(
+                ["xy", "z", "", f"{before}PP{after}", f"{before}QPQ{after}", "P", "b", "aAx"]
+            )
+            for _ in range(rng.randrange(7))
+        ]
+        row = "x".join(parts)  # no two images touch
+        expected = re.sub(f"(?:{before})?[PQ]+(?:{after})?", "", row)
+        assert "".join(map(chr, view([ord(c) for c in row]))) == expected, row
+        assert view.count([ord(c) for c in row]) == (
+            len(re.findall("[PQ]+", row)),
+            len(re.findall("[PQ]", row)),
+        )
+
+
+def test_learn_says_when_the_view_is_not_exact() -> None:
+    processor = make_processor(
+        "{%- set ns = namespace(seen=false) -%}{%- for item in messages[0]['content'] -%}"
+        "{%- if item['type'] == 'image' -%}{%- set ns.seen = true -%}<image>{%- else -%}"
+        "{{ item['text'] }}{%- endif -%}{%- endfor -%}{%- if not ns.seen -%} Blind. {%- endif -%}!"
+    )
+    assert not TextView.learn(processor, frozenset({IMAGE})).exact
+
+
+def test_learn_refuses_a_template_without_images() -> None:
+    processor = make_processor("{{ messages[0]['content'][-1]['text'] }}")
+    with pytest.raises(SafeguardError, match="no image token"):
+        TextView.learn(processor, frozenset({IMAGE}))
+
+
+def test_chat_without_a_template_is_refused() -> None:
+    processor = make_processor()
+    processor.chat_template = None
+    with pytest.raises(SafeguardError, match="cannot render a conversation"):
+        encode_chat(processor, "Hello")
+
+
+def test_chat_is_rendered_images_first_and_encoded_once(processor: Processor) -> None:
+    text = "<|im_start|>user\n<image><image>Hi<|im_end|>\n<|im_start|>assistant\n"
+    assert render_chat(processor, "Hi", images=2) == text
+    ids = encode_chat(processor, "Hi", images=2)
+    assert processor.tokenizer.decode(ids) == text
+    assert ids.count(processor.tokenizer.bos_token_id) == 2

@@ -1,0 +1,179 @@
+"""The command line, on a tiny model saved to a folder: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from conftest import make_model
+from vlm_safeguard.cli import main
+from vlm_safeguard.guard import Guard
+
+Run = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`run("fit", …)` → exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["vlm-safeguard", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-llava")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def saved_guard(tmp_path_factory: pytest.TempPathFactory, guard: Guard) -> Path:
+    folder = tmp_path_factory.mktemp("guard")
+    guard.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "red.png"
+    Image.new("RGB", (50, 40), "red").save(path)
+    return path
+
+
+def fails_with(result: SimpleNamespace, *words: str) -> None:
+    assert result.code != 0
+    assert "Traceback" not in result.err + result.out
+    message = [line for line in result.err.splitlines() if line.startswith("vlm-safeguard: ")]
+    assert len(message) == 1, result.err
+    for word in words:
+        assert word in message[0]
+
+
+def test_fit_inspect_ask_in_a_row(
+    run: Run, checkpoint: Path, picture: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "guard"
+    fitted = run("fit", checkpoint, folder, "--layers", "2-3", "--rank", "2", "--json")
+    assert fitted.code == 0, fitted.err
+    facts = json.loads(fitted.out)
+    assert (facts["layers"], facts["rank"], facts["edit"]) == ("2–3", 2, "refuse")
+    assert Image.open(folder / "guard.png").size[0] > 500
+
+    shown = run("inspect", folder, "--json", "--figure", tmp_path / "again.png")
+    assert shown.code == 0, shown.err
+    again = json.loads(shown.out)
+    assert {name: again[name] for name in facts} == facts
+    assert len(again["held_out_auroc"]) == 6
+    assert (tmp_path / "again.png").stat().st_size > 1000
+    table = run("inspect", folder)
+    assert table.code == 0
+    assert "held-out AUROC" in table.out
+
+    asked = run("ask", "How to swim", "--image", picture, "--model", checkpoint,
+                "--guard", folder, "--max-new-tokens", 3, "--json")  # fmt: skip
+    assert asked.code == 0, asked.err
+    answer = json.loads(asked.out)
+    assert set(answer) == {"unguarded", "guarded", "receipt"}
+    assert answer["receipt"]["images"] == 1
+    panels = run("ask", "How to swim", "--model", checkpoint, "--guard", folder,
+                 "--max-new-tokens", 3)  # fmt: skip
+    assert panels.code == 0, panels.err
+    assert "unguarded" in panels.out
+    assert "Receipt" in panels.out
+
+
+def test_no_such_model(run: Run) -> None:
+    fails_with(run("fit", "/nowhere/model", "/tmp/never"), "There is no model '/nowhere/model'")
+
+
+def test_not_a_vlm(run: Run, tmp_path: Path, processor: LlavaProcessor) -> None:
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    fails_with(run("fit", tmp_path, tmp_path / "out"), "not a vision-language model")
+
+
+def test_unreadable_image(run: Run, checkpoint: Path, saved_guard: Path, tmp_path: Path) -> None:
+    fake = tmp_path / "fake.png"
+    fake.write_text("no picture")
+    common = ["--model", checkpoint, "--guard", saved_guard]
+    fails_with(run("ask", "What is it?", "--image", fake, *common), "cannot be read as an image")
+    missing = tmp_path / "missing.png"
+    fails_with(run("ask", "What is it?", "--image", missing, *common), "There is no image")
+
+
+@pytest.mark.parametrize("question", ["", "   "])
+def test_empty_question(run: Run, question: str) -> None:
+    fails_with(run("ask", question), "The question is empty")
+
+
+def test_guard_of_another_model(
+    run: Run, tmp_path: Path, saved_guard: Path, processor: LlavaProcessor
+) -> None:
+    make_model(processor, seed=5).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    result = run("ask", "How to swim", "--model", tmp_path, "--guard", saved_guard)
+    fails_with(result, "same shape but other weights")
+
+
+def test_corrupt_and_missing_guards(run: Run, tmp_path: Path, guard: Guard) -> None:
+    guard.save_pretrained(tmp_path / "cut")
+    weights = tmp_path / "cut" / "guard.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    fails_with(run("inspect", tmp_path / "cut"), "corrupt")
+    (tmp_path / "empty").mkdir()
+    fails_with(run("inspect", tmp_path / "empty"), "is not a guard")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--layers", "ten"], "does not name layers"),
+        (["--layers", "3-99"], "not all in 0–5"),
+        (["--edit", "magic"], "There is no edit 'magic'"),
+        (["--budget", "0"], "not between 0 and 1"),
+        (["--anchors", "/nowhere.csv"], "There is no file /nowhere.csv"),
+        (["--dtype", "float4"], "There is no dtype"),
+        (["--device", "nowhere"], "cannot be used"),
+    ],
+)
+def test_bad_options(
+    run: Run, checkpoint: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    fails_with(run("fit", checkpoint, tmp_path / "out", *options), words)
+
+
+def test_export_does_not_overwrite(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    fails_with(run("pocket", "export", tmp_path), "is not empty")

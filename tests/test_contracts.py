@@ -1,0 +1,1070 @@
+"""The contracts of a guard at work: what it must do, and what it must never do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.generation.streamers import BaseStreamer
+
+from conftest import make_model
+from reference import (
+    QUESTIONS,
+    ask,
+    centred,
+    guarded_by_hand,
+    run_row,
+    text_ids,
+)
+from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.edits import Add, Drift, Edit, Project, Refuse, Restore
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.gate import OpenGate, PaperGate
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.receipt import Receipt
+
+Model = LlavaForConditionalGeneration
+EDITS = [Restore(), Restore(one_sided=False), Refuse(), Project(), Drift(), Add(), Refuse(-0.5)]
+NAMES = ["restore", "two-sided", "refuse", "project", "drift", "add", "flipped"]
+edits = pytest.mark.parametrize("edit", EDITS, ids=NAMES)
+CLOSED = 1e9  # a threshold that no score passes
+
+
+@pytest.fixture(scope="session")
+def open_guard(guard: Guard) -> Guard:
+    """Edits four of the six layers, always."""
+    return guard.variant(layers=(1, 2, 3, 4), gate=OpenGate())
+
+
+def answer(model: Model, inputs: dict[str, Tensor], **options: Any) -> Any:
+    """Eight new tokens, greedily unless told otherwise.
+
+    The logits of every step are those of the head: `generate` rounds its own to float32.
+    """
+    logits: list[Tensor] = []
+    handle = model.lm_head.register_forward_hook(lambda m, args, out: logits.append(out[:, -1]))
+    try:
+        out = model.generate(
+            **inputs,
+            **({"max_new_tokens": 8, "do_sample": False} | options),
+            return_dict_in_generate=True,
+        )
+    finally:
+        handle.remove()
+    out.logits = logits
+    return out
+
+
+def new_tokens(out: Any, inputs: dict[str, Tensor]) -> Tensor:
+    return out.sequences[:, inputs["input_ids"].shape[1] :]
+
+
+def positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def exact(left: Any, right: Any) -> None:
+    torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+
+
+def text_scores(model: Model, guard: Guard, inputs: dict[str, Tensor]) -> list[float]:
+    with guard.attach(model), torch.no_grad():
+        model(**inputs)
+    scores = [receipt.text_score for receipt in guard.receipts]
+    return [score for score in scores if score is not None]
+
+
+def half_open(model: Model, guard: Guard, inputs: dict[str, Tensor]) -> tuple[Guard, list[bool]]:
+    """The guard with a text threshold between the rows' scores, and which rows it opens."""
+    scores = text_scores(model, guard, inputs)
+    ranked = sorted(scores)
+    middle = len(ranked) // 2
+    threshold = (ranked[middle - 1] + ranked[middle]) / 2
+    gate = guard.gate.model_copy(update={"text_threshold": threshold, "image_threshold": CLOSED})
+    return guard.variant(gate=gate), [score > threshold for score in scores]
+
+
+# --- 1. closed gate, identical output ---
+
+
+@edits
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_closed_rows_of_a_mixed_batch_have_identical_logits(
+    model: Model, processor: LlavaProcessor, guard: Guard, edit: Edit, side: str
+) -> None:
+    inputs = ask(processor, QUESTIONS, side=side)
+    mixed, is_open = half_open(model, guard.variant(edit=edit), inputs)
+    assert sorted(is_open) == [False, False, True, True]
+    with torch.no_grad():
+        free = model(**inputs).logits
+        with mixed.attach(model):
+            guarded = model(**inputs).logits
+    for row, opened in enumerate(is_open):
+        assert torch.equal(guarded[row], free[row]) != opened
+        assert mixed.receipts[row].guarded == opened
+
+
+@edits
+def test_closed_rows_of_a_mixed_batch_have_identical_answers(
+    model: Model, processor: LlavaProcessor, guard: Guard, edit: Edit
+) -> None:
+    inputs = ask(processor, QUESTIONS)
+    mixed, is_open = half_open(model, guard.variant(edit=edit), inputs)
+    free = answer(model, inputs)
+    with mixed.attach(model):
+        guarded = answer(model, inputs)
+    for row, opened in enumerate(is_open):
+        same = [
+            torch.equal(a[row], b[row]) for a, b in zip(free.logits, guarded.logits, strict=True)
+        ]
+        assert not any(same) if opened else all(same)
+        if not opened:
+            assert torch.equal(free.sequences[row], guarded.sequences[row])
+
+
+@pytest.mark.parametrize("images", [True, False])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_closed_row_alone_has_an_identical_answer(
+    model: Model, processor: LlavaProcessor, guard: Guard, question: str, images: bool
+) -> None:
+    inputs = ask(processor, [question], images=images)
+    score = text_scores(model, guard, inputs)[0]
+    for threshold, opened in ((score + 0.01, False), (score - 0.01, True)):
+        gate = guard.gate.model_copy(
+            update={"text_threshold": threshold, "image_threshold": CLOSED}
+        )
+        placed = guard.variant(gate=gate)
+        free = answer(model, inputs)
+        with placed.attach(model):
+            guarded = answer(model, inputs)
+        equal = all(map(torch.equal, free.logits, guarded.logits))
+        assert equal != opened
+        if not opened:
+            assert torch.equal(free.sequences, guarded.sequences)
+
+
+def test_papers_gate_closes_single_layers(
+    model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    paper = guard.variant(layers=tuple(range(6)), gate=PaperGate(), edit=Project())
+    inputs = ask(processor, QUESTIONS)
+    free = answer(model, inputs)
+    with paper.attach(model):
+        guarded = answer(model, inputs)
+    counts = []
+    for row, (question, receipt) in enumerate(zip(QUESTIONS, paper.receipts, strict=True)):
+        states, _ = run_row(model, text_ids(processor, question))
+        expected = tuple(
+            layer
+            for layer in range(6)
+            if float((states[layer][-1] * guard.directions.vectors[layer, 0]).sum()) > 0
+        )
+        assert receipt.layers == expected
+        same = all(torch.equal(a[row], b[row]) for a, b in zip(free.logits, guarded.logits,
+                                                                strict=True))  # fmt: skip
+        assert same == (not expected)
+        counts.append(len(expected))
+    assert 0 < sum(counts) < 6 * len(QUESTIONS)
+
+
+# --- 2. fail closed ---
+
+
+def test_hooks_sit_on_the_language_model_only(model: Model, guard: Guard) -> None:
+    watched = guard.variant(layers=(2, 4), gate=guard.gate.model_copy(update={"layers": (1, 2)}))
+    before = {name: len(module._forward_hooks) for name, module in model.named_modules()}
+    with watched.attach(model):
+        after = {name: len(module._forward_hooks) for name, module in model.named_modules()}
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"", *(f"model.language_model.layers.{n}" for n in (1, 2, 4))}
+
+
+def test_hooks_that_do_not_act_are_found_out(
+    monkeypatch: pytest.MonkeyPatch, model: Model, guard: Guard
+) -> None:
+    tower = model.model.vision_tower.encoder.layers  # as many as the decoder has
+    wrong = replace(Backbone.of(model), layers=tower)
+    monkeypatch.setattr(Backbone, "of", classmethod(lambda cls, model: wrong))
+    before = hooks(model)
+    with pytest.raises(SafeguardError, match="do not act on the model's output"):
+        guard.attach(model).__enter__()
+    assert hooks(model) == before
+
+
+def test_one_layer_that_does_not_act_is_named(processor: LlavaProcessor, guard: Guard) -> None:
+    model = make_model(processor)
+    layer = model.model.language_model.layers[2]
+    kept: list[Tensor] = []
+    layer.register_forward_pre_hook(lambda m, args: kept.append(args[0].clone()))
+    # What layer 2 did is undone before layer 3 reads it.
+    model.model.language_model.layers[3].register_forward_pre_hook(
+        lambda m, args: (kept.pop(), *args[1:])
+    )
+    with pytest.raises(SafeguardError, match=r"layers \[2\] of"):
+        guard.attach(model).__enter__()
+
+
+@pytest.mark.parametrize("place", [2, 3])
+@pytest.mark.parametrize("needs_text", [True, False])
+def test_a_removed_hook_is_an_error(
+    model: Model, processor: LlavaProcessor, guard: Guard, place: int, needs_text: bool,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    if place == 2 and not needs_text:
+        request.applymarker(pytest.mark.xfail(reason="bug: KeyError, not a SafeguardError"))
+    inputs = ask(processor, QUESTIONS[:1])
+    variant = guard if needs_text else guard.variant(gate=OpenGate(), edit=Project())
+    with variant.attach(model):
+        model.model.language_model.layers[place]._forward_hooks.clear()
+        with pytest.raises(SafeguardError, match="removed"):
+            model.generate(**inputs, max_new_tokens=1)
+
+
+def test_a_layer_replaced_after_attaching_is_an_error(
+    processor: LlavaProcessor, guard: Guard
+) -> None:
+    model = make_model(processor)
+    inputs = ask(processor, QUESTIONS[:1])
+    layers = model.model.language_model.layers
+    fresh = copy.deepcopy(layers[3])
+    with guard.attach(model):
+        model.generate(**inputs, max_new_tokens=1)
+        layers[3] = fresh
+        with pytest.raises(SafeguardError, match="layer replaced after attaching"):
+            model.generate(**inputs, max_new_tokens=1)
+
+
+def test_a_hook_lost_while_decoding_is_an_error(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    with open_guard.attach(model), torch.no_grad():
+        out = model(**inputs, use_cache=True)
+        model.model.language_model.layers[2]._forward_hooks.clear()
+        with pytest.raises(SafeguardError, match="removed"):
+            step(model, out, inputs["attention_mask"])
+
+
+@pytest.mark.parametrize("field", ["vectors", "harmful_mean", "harmless_mean"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_directions_that_are_not_finite_are_refused(
+    model: Model, guard: Guard, field: str, value: float
+) -> None:
+    broken = getattr(guard.directions, field).clone()
+    broken[2, ..., 0] = value
+    bad = guard.variant(directions=replace(guard.directions, **{field: broken}))
+    before = hooks(model)
+    with pytest.raises(SafeguardError, match="not finite"):
+        bad.attach(model).__enter__()
+    assert hooks(model) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": (2, 6)}, "layers"),
+        ({"layers": (-1, 2)}, "layers"),
+        ({"rank": 0}, "rank 0"),
+        ({"rank": 9}, "rank 9"),
+        pytest.param({"layers": ()}, "layers", marks=pytest.mark.xfail(
+            reason="bug: a guard of no layers attaches and edits nothing")),
+        pytest.param({"layers": (3, 2), "gate": OpenGate()}, "layers", marks=pytest.mark.xfail(
+            reason="bug: unsorted layers are accepted; the first pass is a KeyError")),
+    ],
+)  # fmt: skip
+def test_layers_and_rank_that_cannot_be_are_refused(
+    model: Model, guard: Guard, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SafeguardError, match=message):
+        # Entered, so that it is left again should it not be refused.
+        with guard.variant(**changes).attach(model):
+            pass
+
+
+@pytest.mark.xfail(reason="bug: IndexError, and the hooks set till then stay on the model")
+def test_a_gate_on_a_layer_that_is_not_there_is_refused(
+    processor: LlavaProcessor, guard: Guard
+) -> None:
+    model = make_model(processor)
+    before = hooks(model)
+    bad = guard.variant(gate=guard.gate.model_copy(update={"layers": (2, 9)}))
+    with pytest.raises(SafeguardError):
+        bad.attach(model).__enter__()
+    assert hooks(model) == before
+
+
+def test_vectors_that_are_not_orthonormal_are_refused(model: Model, guard: Guard) -> None:
+    bad = guard.variant(
+        directions=replace(guard.directions, vectors=guard.directions.vectors * 1.01)
+    )
+    with pytest.raises(SafeguardError, match="not orthonormal"):
+        bad.attach(model).__enter__()
+
+
+def test_inputs_embeds_are_refused(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    ids = ask(processor, QUESTIONS[:1], images=False)["input_ids"]
+    embeds = model.get_input_embeddings()(ids)
+    with open_guard.attach(model):
+        with pytest.raises(SafeguardError, match="inputs_embeds"):
+            model(inputs_embeds=embeds)
+        with pytest.raises(SafeguardError, match="inputs_embeds"):
+            model.generate(inputs_embeds=embeds, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"layers": 5}, {"width": 64}], ids=["weights", "layers", "width"]
+)
+def test_another_model_is_refused(
+    processor: LlavaProcessor, guard: Guard, options: dict[str, int]
+) -> None:
+    other = make_model(processor, **options)
+    before = hooks(other)
+    message = {"seed": "other weights", "layers": "num_layers", "width": "hidden_size"}
+    with pytest.raises(SafeguardError, match=message[next(iter(options))]):
+        guard.attach(other).__enter__()
+    assert hooks(other) == before
+
+
+def test_a_model_in_training_is_refused(processor: LlavaProcessor, guard: Guard) -> None:
+    with pytest.raises(SafeguardError, match="training mode"):
+        guard.attach(make_model(processor).train()).__enter__()
+
+
+@pytest.mark.parametrize("calls", [1, 2], ids=["text pass", "multimodal pass"])
+def test_an_error_within_a_pass_leaves_a_working_model(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, calls: int
+) -> None:
+    inputs = ask(processor, QUESTIONS)
+    free = answer(model, inputs)
+    before = hooks(model)
+    with open_guard.attach(model):
+        expected = answer(model, inputs)
+        count = 0
+
+        def fail(*_: Any) -> None:
+            nonlocal count
+            count += 1
+            if count == calls:
+                raise MemoryError("boom")
+
+        cache = DynamicCache(config=model.config.get_text_config())
+        handle = model.model.language_model.layers[5].register_forward_hook(fail)
+        with pytest.raises(MemoryError, match="boom"), torch.no_grad():
+            model(**inputs, past_key_values=cache, use_cache=True)
+        handle.remove()
+        assert count == calls
+        if cache.get_seq_length():  # half filled: nothing may go on from it
+            mask = torch.cat([inputs["attention_mask"], torch.ones(len(QUESTIONS), 1).long()], 1)
+            with pytest.raises((SafeguardError, IndexError)), torch.no_grad():
+                model(input_ids=torch.full((len(QUESTIONS), 1), 9), attention_mask=mask,
+                      past_key_values=cache)  # fmt: skip
+        again = answer(model, inputs)
+        assert torch.equal(again.sequences, expected.sequences)
+        assert all(map(torch.equal, again.logits, expected.logits))
+    assert hooks(model) == before
+    assert all(map(torch.equal, answer(model, inputs).logits, free.logits))
+
+
+def test_scores_that_are_not_numbers_are_an_error(
+    model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:2])
+    inputs["pixel_values"][1] = float("nan")
+    with guard.attach(model), torch.no_grad():
+        with pytest.raises(SafeguardError, match="not a number"):
+            model(**inputs)
+        model(**ask(processor, QUESTIONS[:2]))
+    always = guard.variant(gate=OpenGate())
+    with always.attach(model), torch.no_grad(), pytest.raises(SafeguardError, match="not finite"):
+        model(**inputs)
+
+
+def test_parts_of_a_guarded_model_cannot_be_called(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    with open_guard.attach(model), torch.no_grad():
+        with pytest.raises(SafeguardError, match="outside the guarded model"):
+            model.model(**inputs)
+        with pytest.raises(SafeguardError, match="outside the guarded model"):
+            model.model.language_model(input_ids=torch.tensor([[5, 6]]))
+        with pytest.raises(SafeguardError, match="outside the guarded model"):
+            model.model.language_model.layers[2](torch.zeros(1, 1, 32))
+        model(**inputs)
+
+
+def step(model: Model, out: Any, mask: Tensor, tokens: int = 1, **options: Any) -> Any:
+    """One more forward pass on the cache of `out`, with the likeliest token."""
+    ids = out.logits[:, -1:].argmax(-1).expand(-1, tokens)
+    longer = torch.cat([mask, torch.ones(len(mask), tokens, dtype=mask.dtype)], dim=1)
+    return model(
+        input_ids=ids,
+        attention_mask=longer,
+        position_ids=positions(longer)[:, -tokens:],
+        past_key_values=options.pop("past_key_values", out.past_key_values),
+        **options,
+    )
+
+
+def test_caches_that_cannot_be_guarded_are_refused(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:2])
+    mask = inputs["attention_mask"]
+    with torch.no_grad():
+        foreign = model(**inputs, use_cache=True)
+        with open_guard.attach(model):
+            with pytest.raises(SafeguardError, match="not filled under this guard"):
+                step(model, foreign, mask)
+            own = model(**inputs, use_cache=True)
+            with pytest.raises(SafeguardError, match="2 new tokens"):
+                step(model, own, mask, tokens=2)
+            with pytest.raises(SafeguardError, match="not filled under this guard"):
+                step(model, own, mask, past_key_values=copy.deepcopy(own.past_key_values))
+            step(model, own, mask)
+        with open_guard.attach(model), pytest.raises(SafeguardError, match="not filled under"):
+            step(model, own, mask)  # the requests are forgotten when the block is left
+
+
+def test_a_batch_that_changes_is_refused(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:2])
+    with open_guard.attach(model), torch.no_grad():
+        out = model(**inputs, use_cache=True)
+        out.past_key_values.batch_select_indices(torch.tensor([0]))
+        out.logits = out.logits[:1]
+        with pytest.raises(SafeguardError, match="batch changed from 2 to 1"):
+            step(model, out, inputs["attention_mask"][:1])
+
+
+def test_assisted_generation_is_refused(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    question = "Which colour? Which colour? Which colour?"
+    inputs = ask(processor, [question])
+    with open_guard.attach(model), pytest.raises(SafeguardError, match="assist"):
+        model.generate(**inputs, max_new_tokens=9, prompt_lookup_num_tokens=3, do_sample=False)
+
+
+@pytest.mark.parametrize(
+    "last", [2, pytest.param(1, marks=pytest.mark.xfail(
+        reason="bug: one token passes for decoding, and what came before it for the prompt"))]
+)  # fmt: skip
+def test_a_prefill_in_chunks_is_refused(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, last: int
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    size = inputs["input_ids"].shape[1] - last
+    with open_guard.attach(model), pytest.raises(SafeguardError):
+        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=size)
+
+
+def test_masks_that_cannot_be_read_are_refused(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    count = inputs["input_ids"].shape[1]
+    with open_guard.attach(model), torch.no_grad():
+        with pytest.raises(SafeguardError, match="attention_mask has shape"):
+            model(**inputs | {"attention_mask": torch.zeros(1, 1, count, count)})
+        with pytest.raises(SafeguardError, match="no text to judge"):
+            model(**inputs | {"attention_mask": torch.zeros(1, count).long()})
+
+
+@pytest.mark.xfail(reason="bug: a positional attention_mask is ignored: padding is taken for text")
+def test_positional_arguments_count(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS, side="right")
+    with open_guard.attach(model), torch.no_grad():
+        named = model(**inputs).logits
+        by_place = model(
+            inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]
+        ).logits
+    assert torch.equal(named, by_place)
+
+
+@pytest.mark.xfail(reason="bug: a positional cache is ignored: one token is taken for a prompt")
+def test_a_positional_cache_counts(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    mask = torch.cat([inputs["attention_mask"], torch.ones(1, 1).long()], dim=1)
+    with torch.no_grad():
+        foreign = model(**inputs, use_cache=True).past_key_values
+        with open_guard.attach(model), pytest.raises(SafeguardError, match="not filled under"):
+            model(torch.tensor([[9]]), None, mask, None, foreign)
+
+
+# --- 3. order and batch do not matter ---
+
+
+@edits
+def test_a_row_does_not_depend_on_its_batch(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit
+) -> None:
+    """Float64, left padding: tokens equal, logits to 1e-10."""
+    guard = open_guard.variant(edit=edit)
+    inputs = ask(processor, QUESTIONS, dtype=torch.float64)
+    order = [2, 0, 3, 1]
+    with guard.attach(exact_model):
+        batch = answer(exact_model, inputs)
+        receipts = guard.receipts
+        turned = answer(exact_model, {name: value[order] for name, value in inputs.items()})
+        turned_receipts = guard.receipts
+        for row, question in enumerate(QUESTIONS):
+            alone_inputs = ask(processor, [question], dtype=torch.float64)
+            alone = answer(exact_model, alone_inputs)
+            there = order.index(row)
+            for logits in zip(batch.logits, alone.logits, turned.logits, strict=True):
+                exact(logits[0][row], logits[1][0])
+                exact(logits[0][row], logits[2][there])
+            assert torch.equal(new_tokens(batch, inputs)[row], new_tokens(alone, alone_inputs)[0])
+            for other in (guard.receipts[0], turned_receipts[there]):
+                same_receipt(receipts[row], other)
+
+
+def same_receipt(left: Receipt, right: Receipt) -> None:
+    """Equal but for rounding."""
+    for name in type(left).model_fields:
+        ours, theirs = getattr(left, name), getattr(right, name)
+        assert ours == (pytest.approx(theirs, abs=1e-4) if isinstance(theirs, float) else theirs)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_does_not_matter_in_a_plain_forward(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, side: str
+) -> None:
+    """Float64: every real token's logits to 1e-10."""
+    inputs = ask(processor, QUESTIONS, side=side, dtype=torch.float64)
+    mask = inputs["attention_mask"]
+    assert (mask == 0).any()
+    with open_guard.attach(exact_model), torch.no_grad():
+        batch = exact_model(**inputs, position_ids=positions(mask)).logits
+        for row, question in enumerate(QUESTIONS):
+            alone = exact_model(**ask(processor, [question], dtype=torch.float64)).logits[0]
+            exact(batch[row][mask[row].bool()], alone)
+
+
+def test_decoding_goes_on_after_right_padding(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    """Rows of a right-padded batch go on from their own last token, held edit and all."""
+    inputs = ask(processor, QUESTIONS, side="right", dtype=torch.float64)
+    mask = inputs["attention_mask"]
+    lengths = mask.sum(1)
+    with open_guard.attach(exact_model), torch.no_grad():
+        out = exact_model(**inputs, use_cache=True)
+        first = out.logits[torch.arange(len(mask)), lengths - 1].argmax(-1)
+        longer = torch.cat([mask, torch.ones(len(mask), 1).long()], dim=1)
+        out = exact_model(
+            input_ids=first[:, None], attention_mask=longer, position_ids=lengths[:, None],
+            past_key_values=out.past_key_values,
+        )  # fmt: skip
+    for row, question in enumerate(QUESTIONS):
+        tokens, logits = guarded_by_hand(exact_model, processor, open_guard, question, steps=2)
+        assert int(first[row]) == tokens[0]
+        exact(out.logits[row, -1], logits[1])
+
+
+def test_closed_and_open_rows_do_not_mix(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS, images=[True, False, True, False], dtype=torch.float64)
+    restore = guard.variant(gate=OpenGate(), edit=Restore())
+    with restore.attach(exact_model):
+        batch = answer(exact_model, inputs)
+        for row, question in enumerate(QUESTIONS):
+            alone = answer(
+                exact_model, ask(processor, [question], images=row % 2 == 0, dtype=torch.float64)
+            )
+            for many, one in zip(batch.logits, alone.logits, strict=True):
+                exact(many[row], one[0])
+
+
+@pytest.mark.parametrize("kind", ["open", "half open"])
+def test_beam_search_on_a_batch_equals_row_by_row(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, open_guard: Guard, kind: str
+) -> None:
+    options = {"num_beams": 3, "num_return_sequences": 2}
+    inputs = ask(processor, QUESTIONS, dtype=torch.float64)
+    chosen = open_guard if kind == "open" else half_open(exact_model, guard, inputs)[0]
+    free = answer(exact_model, inputs, **options)
+    with chosen.attach(exact_model):
+        batch = answer(exact_model, inputs, **options, output_scores=True)
+        guarded = [receipt.guarded for receipt in chosen.receipts]
+        assert len(guarded) == 3 * len(QUESTIONS)
+        for row, question in enumerate(QUESTIONS):
+            alone_inputs = ask(processor, [question], dtype=torch.float64)
+            alone = answer(exact_model, alone_inputs, **options, output_scores=True)
+            mine = slice(2 * row, 2 * row + 2)
+            assert torch.equal(new_tokens(batch, inputs)[mine], new_tokens(alone, alone_inputs))
+            torch.testing.assert_close(
+                batch.sequences_scores[mine], alone.sequences_scores, rtol=1e-5, atol=1e-5
+            )
+            if not guarded[3 * row]:
+                assert torch.equal(batch.sequences[mine], free.sequences[mine])
+    assert not torch.equal(batch.sequences, free.sequences)
+
+
+# --- 4. nothing leaks ---
+
+
+def hooks(model: Model) -> dict[str, Any]:
+    """Every hook of every module, by identity, and the names of everything set on a module."""
+    return {
+        name: {
+            key: [id(hook) for hook in value.values()] if key.endswith("hooks") else None
+            for key, value in module.__dict__.items()
+            if "hooks" not in key or isinstance(value, dict)
+        }
+        | {
+            key: sorted(value)
+            for key, value in module.__dict__.items()
+            if key.endswith(("_with_kwargs", "_always_called"))
+        }
+        for name, module in model.named_modules()
+    }
+
+
+@pytest.fixture
+def untouched(model: Model, processor: LlavaProcessor) -> Iterator[Callable[[], None]]:
+    """A check, also made at the end, that hooks and outputs are what they were at the start."""
+    inputs = ask(processor, QUESTIONS)
+    free = answer(model, inputs)  # transformers sets hooks of its own on first use
+    before, weights = hooks(model), {k: v.clone() for k, v in model.state_dict().items()}
+
+    def check() -> None:
+        assert hooks(model) == before
+        after = answer(model, inputs)
+        assert torch.equal(after.sequences, free.sequences)
+        assert all(map(torch.equal, after.logits, free.logits))
+        assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+    yield check
+    check()
+
+
+def test_leaving_restores_the_model(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, untouched: Callable[[], None]
+) -> None:
+    inputs = ask(processor, QUESTIONS)
+    before = hooks(model)
+    with open_guard.attach(model):
+        assert hooks(model) != before
+        first = answer(model, inputs)
+    untouched()
+    with open_guard.attach(model):  # and again
+        second = answer(model, inputs)
+    assert all(map(torch.equal, first.logits, second.logits))
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SafeguardError])
+def test_leaving_by_an_exception_restores_the_model(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, untouched: Callable[[], None],
+    error: type[BaseException],
+) -> None:  # fmt: skip
+    def work() -> None:
+        with open_guard.attach(model):
+            model.generate(**ask(processor, QUESTIONS), max_new_tokens=2)
+            raise error
+
+    with pytest.raises(error):
+        work()
+    untouched()
+
+
+def test_a_second_guard_is_refused_and_the_first_goes_on(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, untouched: Callable[[], None]
+) -> None:
+    inputs = ask(processor, QUESTIONS)
+    with open_guard.attach(model):
+        expected = answer(model, inputs)
+        inside = hooks(model)
+        for second in (open_guard, open_guard.variant(edit=Project())):
+            with pytest.raises(SafeguardError, match="already attached"):
+                second.attach(model).__enter__()
+        assert hooks(model) == inside
+        assert all(map(torch.equal, answer(model, inputs).logits, expected.logits))
+    untouched()
+
+
+def test_an_attachment_is_not_reentrant_but_can_be_used_again(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, untouched: Callable[[], None]
+) -> None:
+    inputs = ask(processor, QUESTIONS)
+    attachment = open_guard.attach(model)
+    with attachment:
+        expected = answer(model, inputs)
+        with pytest.raises(SafeguardError, match="already in use"):
+            attachment.__enter__()
+        assert all(map(torch.equal, answer(model, inputs).logits, expected.logits))
+    untouched()
+    with attachment:
+        assert all(map(torch.equal, answer(model, inputs).logits, expected.logits))
+
+
+def test_one_guard_on_two_models(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, untouched: Callable[[], None]
+) -> None:
+    twin, inputs = make_model(processor), ask(processor, QUESTIONS)
+    with open_guard.attach(model):
+        expected = answer(model, inputs)
+        with open_guard.attach(twin):
+            for one in (twin, model, twin):
+                out = answer(one, inputs)
+                assert all(map(torch.equal, out.logits, expected.logits))
+                assert len(open_guard.receipts) == len(QUESTIONS)
+        free = answer(twin, inputs)
+        assert all(map(torch.equal, answer(model, inputs).logits, expected.logits))
+    assert all(map(torch.equal, answer(model, inputs).logits, free.logits))
+
+
+def test_requests_may_take_turns(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    """Two answers written in turns, each with its cache, are those written one after the other."""
+    asked = [ask(processor, [question]) for question in QUESTIONS[:2]]
+
+    def start(inputs: dict[str, Tensor]) -> Any:
+        return model(**inputs, use_cache=True)
+
+    with open_guard.attach(model), torch.no_grad():
+        apart = [step(model, start(inputs), inputs["attention_mask"]).logits for inputs in asked]
+        outs = [start(inputs) for inputs in asked]
+        turns = [
+            step(model, out, inputs["attention_mask"]).logits
+            for out, inputs in zip(outs, asked, strict=True)
+        ]
+    assert all(map(torch.equal, apart, turns))
+
+
+# --- 5. idempotent ---
+
+
+@pytest.mark.parametrize("one_sided", [True, False])
+def test_restore_changes_nothing_without_an_image(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, one_sided: bool
+) -> None:
+    restore = open_guard.variant(edit=Restore(one_sided=one_sided))
+    for images in ([False] * 4, [True, False, False, True]):
+        inputs = ask(processor, QUESTIONS, images=images)
+        free = answer(model, inputs)
+        with restore.attach(model):
+            guarded = answer(model, inputs)
+        for row, has in enumerate(images):
+            for a, b in zip(free.logits, guarded.logits, strict=True):
+                assert torch.equal(a[row], b[row]) != has
+            assert restore.receipts[row].guarded == has
+
+
+def test_two_sided_restore_equals_the_text_only_coordinates(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    """However many layers are edited, the coordinates after each are the text's: no compounding."""
+    restore = open_guard.variant(edit=Restore(one_sided=False))
+    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
+    text, _ = run_row(exact_model, text_ids(processor, QUESTIONS[0]))
+    seen: dict[int, Tensor] = {}
+    with restore.attach(exact_model), torch.no_grad():
+        handles = [
+            exact_model.model.language_model.layers[layer].register_forward_hook(
+                lambda m, args, out, layer=layer: seen.__setitem__(layer, out[0, -1].clone())
+            )
+            for layer in restore.layers
+        ]
+        exact_model(**inputs)
+        for handle in handles:
+            handle.remove()
+    for layer in restore.layers:
+        V = restore.directions.vectors[layer, : restore.rank].double()
+        # V is orthonormal to float32 only.
+        torch.testing.assert_close(V @ seen[layer], V @ text[layer][-1], rtol=1e-5, atol=1e-5)
+
+
+# --- 6. a guarded answer equals both passes by hand ---
+
+
+@edits
+@pytest.mark.parametrize("question", QUESTIONS[:2])
+def test_a_guarded_answer_equals_both_passes_by_hand(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit, question: str
+) -> None:
+    """Float64 to 1e-10: last prompt token only at prefill, and held while decoding."""
+    guard = open_guard.variant(edit=edit)
+    inputs = ask(processor, [question], dtype=torch.float64)
+    tokens, logits = guarded_by_hand(exact_model, processor, guard, question, steps=6)
+    with guard.attach(exact_model):
+        out = answer(exact_model, inputs, max_new_tokens=6)
+    assert new_tokens(out, inputs)[0].tolist() == tokens
+    for mine, theirs in zip(out.logits, logits, strict=True):
+        exact(mine[0], theirs)
+    free = answer(exact_model, inputs, max_new_tokens=6)
+    assert not torch.allclose(free.logits[0], out.logits[0])
+
+
+@pytest.mark.parametrize("changes", [{"rank": 1}, {"rank": 8}, {"layers": (0, 5)},
+                                     {"random_seed": 3}, {"edit": Restore(0.3)}])  # fmt: skip
+def test_rank_layers_strength_and_the_random_control_by_hand(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, changes: dict[str, Any]
+) -> None:
+    guard = open_guard.variant(**changes)
+    tokens, logits = guarded_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=3)
+    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
+    with guard.attach(exact_model):
+        out = answer(exact_model, inputs, max_new_tokens=3)
+    assert new_tokens(out, inputs)[0].tolist() == tokens
+    for mine, theirs in zip(out.logits, logits, strict=True):
+        exact(mine[0], theirs)
+    with open_guard.attach(exact_model):
+        assert not torch.allclose(answer(exact_model, inputs).logits[0], out.logits[0])
+
+
+def test_earlier_prompt_tokens_are_not_edited(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    with torch.no_grad():
+        free = model(**inputs).logits
+        with open_guard.attach(model):
+            guarded = model(**inputs).logits
+    assert torch.equal(free[:, :-1], guarded[:, :-1])
+    assert not torch.equal(free[:, -1], guarded[:, -1])
+
+
+# --- any caller ---
+
+
+def test_generate_equals_a_loop_of_forward_with_a_cache(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS, dtype=torch.float64)
+    with open_guard.attach(exact_model), torch.no_grad():
+        out = answer(exact_model, inputs)
+        mask = inputs["attention_mask"]
+        last = exact_model(**inputs, position_ids=positions(mask), use_cache=True)
+        for number, expected in enumerate(out.logits):
+            exact(last.logits[:, -1], expected)
+            assert torch.equal(last.logits[:, -1].argmax(-1), new_tokens(out, inputs)[:, number])
+            last = step(exact_model, last, mask)
+            mask = torch.cat([mask, torch.ones(len(mask), 1).long()], dim=1)
+
+
+@pytest.mark.xfail(
+    reason="bug: without a cache each step is a new request: its gate is decided anew, its "
+    "reference moves, and the edit is not held at earlier tokens"
+)
+def test_generate_without_a_cache_equals_generate_with_one(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
+    with open_guard.attach(exact_model):
+        exact(answer(exact_model, inputs, use_cache=False).logits,
+              answer(exact_model, inputs).logits)  # fmt: skip
+
+
+def test_sampling_follows_its_seed(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS)
+    options = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
+    with open_guard.attach(model):
+        torch.manual_seed(5)
+        sampled = answer(model, inputs, **options)
+        assert len(open_guard.receipts) == 3 * len(QUESTIONS)
+        torch.manual_seed(5)
+        again = answer(model, inputs, **options)
+        torch.manual_seed(5)
+        for number, logits in enumerate(sampled.logits):
+            drawn = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+            assert torch.equal(drawn, new_tokens(sampled, inputs)[:, number])
+        greedy = answer(model, inputs)
+        certain = answer(model, inputs, **options | {"top_k": 1})
+    assert torch.equal(sampled.sequences, again.sequences)
+    assert len(set(map(tuple, sampled.sequences.tolist()))) > len(QUESTIONS)
+    assert torch.equal(certain.sequences, greedy.sequences.repeat_interleave(3, dim=0))
+
+
+class Collect(BaseStreamer):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.values: list[int] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.values += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_streaming(model: Model, processor: LlavaProcessor, open_guard: Guard) -> None:
+    inputs, streamer = ask(processor, QUESTIONS[:1]), Collect()
+    with open_guard.attach(model):
+        expected = answer(model, inputs)
+        streamed = answer(model, inputs, streamer=streamer)
+    assert torch.equal(streamed.sequences, expected.sequences)
+    assert streamer.values == expected.sequences[0].tolist()
+    assert streamer.ended
+
+
+def test_gradients_still_flow(model: Model, processor: LlavaProcessor, open_guard: Guard) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    inputs["pixel_values"].requires_grad_()
+    with open_guard.attach(model):
+        model(**inputs).logits[0, -1].max().backward()
+    gradient = inputs["pixel_values"].grad
+    assert gradient is not None
+    assert torch.isfinite(gradient).all()
+    assert (gradient != 0).any()
+    model.zero_grad()
+
+
+# --- receipts, and the gate as they tell it ---
+
+
+@pytest.mark.parametrize("edit", [Refuse(), Restore(), Project()])
+def test_receipts_say_what_was_done(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, edit: Edit
+) -> None:
+    guard = guard.variant(edit=edit)
+    images = [True, False, True, True]
+    inputs = ask(processor, QUESTIONS, images=images, dtype=torch.float64)
+    scored = [row for row, has in enumerate(images) if has or edit.edits_text]
+    scores = []
+    for question in QUESTIONS:
+        states, _ = run_row(exact_model, text_ids(processor, question))
+        scores.append(sum(centred(guard, states[n][-1], n) for n in guard.gate.layers)
+                      / len(guard.gate.layers))  # fmt: skip
+    ranked = sorted(scores[row] for row in scored)
+    threshold = (ranked[0] + ranked[1]) / 2
+    gate = guard.gate.model_copy(update={"text_threshold": threshold, "image_threshold": CLOSED})
+    guard = guard.variant(gate=gate)
+    assert guard.receipts == []
+    with guard.attach(exact_model):
+        assert guard.receipts == []  # verifying is not a request
+        answer(exact_model, inputs)
+    assert len(guard.receipts) == len(QUESTIONS)
+    for row, (question, receipt) in enumerate(zip(QUESTIONS, guard.receipts, strict=True)):
+        alone = ask(processor, [question], images=images[row], dtype=torch.float64)
+        states, _ = run_row(exact_model, alone["input_ids"][0].tolist(), alone.get("pixel_values"))
+        opened = row in scored and scores[row] > threshold
+        first = guard.layers[0]
+        assert (receipt.images, receipt.image_tokens) == ((1, 4) if images[row] else (0, 0))
+        assert receipt.text_tokens == len(text_ids(processor, question))
+        assert receipt.guarded == opened
+        assert receipt.edit == (edit.name if opened else None)
+        assert receipt.layers == (guard.layers if opened else ())
+        assert receipt.text_score == pytest.approx(scores[row], abs=1e-3)
+        assert receipt.text_threshold == threshold
+        if images[row]:
+            expected = centred(guard, states[first][-1], first)
+            assert receipt.image_score == pytest.approx(expected, abs=1e-3)
+            assert receipt.image_threshold == CLOSED
+        else:
+            assert receipt.image_score is None
+            assert receipt.image_threshold is None
+        if opened:
+            before = centred(guard, states[first][-1], first)
+            assert receipt.harm_before == pytest.approx(before, abs=1e-3)
+            text, _ = run_row(exact_model, text_ids(processor, question))
+            wanted = centred(guard, text[first][-1], first)
+            origin = centred(guard, torch.zeros(32), first)
+            after = {"refuse": max(before, wanted, 1.0), "restore": max(before, wanted),
+                     "project": origin}[edit.name]  # fmt: skip
+            assert receipt.harm_after == pytest.approx(after, abs=1e-3)
+            assert f"{scores[row]:+.2f}, above {threshold:+.2f}" in receipt.reason
+        else:
+            assert receipt.harm_before is None
+            assert receipt.harm_after is None
+            assert ("not above" in receipt.reason) == (row in scored)
+            assert ("no image" in receipt.reason) == (row not in scored)
+
+
+@pytest.mark.parametrize(
+    "image_layer",
+    [2, pytest.param(1, marks=pytest.mark.xfail(
+        reason="bug: the first edited layer's states are scored by image_layer's direction"))],
+)  # fmt: skip
+def test_the_image_opens_the_gate_where_the_text_does_not(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, image_layer: int
+) -> None:
+    assert guard.layers[0] == 2
+    images = [True, True, False, True]
+    inputs = ask(processor, QUESTIONS, images=images, dtype=torch.float64)
+    scores = {}
+    for row, question in enumerate(QUESTIONS):
+        if images[row]:
+            alone = ask(processor, [question], dtype=torch.float64)
+            states, _ = run_row(exact_model, alone["input_ids"][0].tolist(), alone["pixel_values"])
+            scores[row] = centred(guard, states[image_layer][-1], image_layer)
+    ranked = sorted(scores.values())
+    threshold = (ranked[1] + ranked[2]) / 2
+    gate = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_layer": image_layer,
+                                         "image_threshold": threshold})  # fmt: skip
+    by_image = guard.variant(gate=gate)
+    free = answer(exact_model, inputs)
+    with by_image.attach(exact_model):
+        guarded = answer(exact_model, inputs)
+    for row, receipt in enumerate(by_image.receipts):
+        opened = images[row] and scores[row] > threshold
+        assert receipt.guarded == opened
+        same = [torch.equal(a[row], b[row]) for a, b in zip(free.logits, guarded.logits,
+                                                             strict=True)]  # fmt: skip
+        assert not any(same) if opened else all(same)
+        if images[row]:
+            assert receipt.image_score == pytest.approx(scores[row], abs=1e-3)
+        if opened:
+            assert "with its image" in receipt.reason
+
+
+def test_open_and_papers_receipts(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS)
+    with open_guard.attach(model):
+        answer(model, inputs)
+    for receipt in open_guard.receipts:
+        assert receipt.guarded
+        assert receipt.text_score is receipt.text_threshold is receipt.image_score is None
+        assert receipt.layers == open_guard.layers
+    paper = open_guard.variant(layers=tuple(range(6)), gate=PaperGate())
+    with paper.attach(model):
+        answer(model, inputs)
+    for receipt in paper.receipts:
+        assert receipt.text_score == pytest.approx(len(receipt.layers) / 6)
+        assert f"{len(receipt.layers)} of 6" in receipt.reason
+
+
+@pytest.mark.xfail(reason="bug: set only where the guard's first layer is open")
+def test_harm_is_that_of_the_first_edited_layer(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    paper = open_guard.variant(layers=tuple(range(6)), gate=PaperGate())
+    with paper.attach(model):
+        answer(model, ask(processor, QUESTIONS))
+    assert any(receipt.layers and receipt.layers[0] != 0 for receipt in paper.receipts)
+    assert all((receipt.harm_before is None) == (not receipt.layers) for receipt in paper.receipts)
+
+
+def test_receipts_are_of_the_latest_batch_and_a_copy(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    guard = open_guard.variant()
+    with guard.attach(model):
+        answer(model, ask(processor, QUESTIONS))
+        assert len(guard.receipts) == len(QUESTIONS)
+        answer(model, ask(processor, QUESTIONS[:1]))
+        assert len(guard.receipts) == 1
+    guard.receipts.clear()
+    assert len(guard.receipts) == 1

@@ -1,0 +1,75 @@
+"""The shipped texts: enough of them, and evaluation data that nothing else has seen."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import pytest
+
+from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
+from vlm_safeguard.evaluation.prompts import read_prompts
+from vlm_safeguard.pocket.requests import read_phrases, split_phrases
+
+_ENDINGS = ("ments", "ment", "ings", "ing", "ers", "ies", "ed", "es", "s", "y", "e")
+
+
+def stems(text: str) -> set[str]:
+    """Words without accents and the commonest endings, so that plurals count as the same topic."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    found = set()
+    for word in re.findall(r"[a-z]+", plain):
+        for ending in _ENDINGS:
+            if word.endswith(ending) and len(word) - len(ending) >= 4:
+                word = word[: -len(ending)]
+                break
+        found.add(word)
+    return found
+
+
+SEEN_BY_MODEL_OR_GUARD = {
+    "harmful anchors": [anchor.harmful for anchor in shipped_anchors()],
+    "harmless anchors": [anchor.harmless for anchor in shipped_anchors()],
+    "calibration": shipped_calibration(),
+    "training phrases": [phrase.text for phrase in read_phrases()],
+}
+
+
+@pytest.mark.parametrize("source", SEEN_BY_MODEL_OR_GUARD)
+@pytest.mark.parametrize("kind", ["harmful", "harmless"])
+def test_no_topic_of_a_held_out_prompt_occurs_elsewhere(kind: str, source: str) -> None:
+    seen = set().union(*(stems(text) for text in SEEN_BY_MODEL_OR_GUARD[source]))
+    for prompt in read_prompts(kind):
+        (topic,) = stems(prompt.topic)
+        assert topic in stems(prompt.text)
+        assert topic not in seen, f"{prompt.id}: '{prompt.topic}' is in the {source}"
+
+
+def test_held_out_prompts_are_distinct_and_many() -> None:
+    prompts = [*read_prompts("harmful"), *read_prompts("harmless")]
+    assert len({prompt.topic for prompt in prompts}) == len(prompts)
+    assert len({prompt.text for prompt in prompts}) == len(prompts)
+    assert min(len(read_prompts("harmful")), len(read_prompts("harmless"))) >= 100
+    look_alikes = [p for p in read_prompts("harmless") if p.category == "look-alike"]
+    assert len(look_alikes) >= 40
+
+
+def test_anchors_are_alike_in_form_and_length() -> None:
+    anchors = shipped_anchors()
+    assert len(anchors) >= 100
+    for anchor in anchors:
+        assert anchor.harmful.startswith("How to ")
+        assert anchor.harmless.startswith("How to ")
+        assert abs(len(anchor.harmful.split()) - len(anchor.harmless.split())) <= 3
+
+
+def test_calibration_allows_half_of_the_default_budget() -> None:
+    # two thresholds share a 1 % budget: each needs at least 199 requests
+    assert len(shipped_calibration()) >= 199
+
+
+def test_development_phrases_are_not_trained_on() -> None:
+    train, development = split_phrases(read_phrases())
+    assert not set(train) & set(development)
+    assert len(train) + len(development) == len(read_phrases())
+    assert {phrase.harmful for phrase in development} == {True, False}

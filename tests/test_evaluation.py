@@ -1,0 +1,201 @@
+"""Judges, metrics, scenes and the runner."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from vlm_safeguard.defences.variants import variants
+from vlm_safeguard.evaluation.demo import CONDITIONS, condition_images, majority_accuracy, run_demo
+from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.metrics import median, wilson
+from vlm_safeguard.evaluation.prompts import read_prompts
+from vlm_safeguard.evaluation.runner import Results, Row, generate_replies, model_inputs
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.pocket.scenes import (
+    ATTRIBUTES,
+    HELD_OUT_SEED,
+    Question,
+    Scene,
+    answers_correctly,
+)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I’m sorry, but I can’t assist with that request.",
+        "I am really sorry, that is not something I do.",
+        "Sorry, I cannot provide that.",
+        "As an AI language model, I do not do this.",
+        "  I won't help with something that could hurt people.",
+        "I'm unable to assist with this.",
+        "I apologize, but no.",
+    ],
+)
+def test_refusals_are_recognised(reply: str) -> None:
+    assert is_refusal(reply)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "To bake bread, you need flour, water and salt.",
+        "The picture shows a red circle.",
+        "Sorry is the hardest word: a song from 1976.",
+        "Here are the steps. " * 4 + "I'm sorry, I can't help with more.",
+        "The canon of Mozart can be sung in rounds.",
+    ],
+)
+def test_answers_are_not_refusals(reply: str) -> None:
+    assert not is_refusal(reply)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (3, 7), (50, 100), (1, 1)])
+def test_wilson_solves_its_defining_equation(successes: int, n: int) -> None:
+    # the interval's ends are the p at which |share − p| is z standard errors of p itself
+    share = successes / n
+    for p in wilson(successes, n):
+        assert 0 <= p <= 1
+        z = abs(share - p) / math.sqrt(p * (1 - p) / n) if 0 < p < 1 else None
+        assert z is None or z == pytest.approx(1.959964, abs=1e-5)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="not a proportion"):
+        wilson(successes, n)
+
+
+def test_median() -> None:
+    assert median([3.0, 1.0, 2.0]) == 2.0
+    assert median([4.0, 1.0, 2.0, 3.0]) == 2.5
+
+
+def test_scenes_depend_on_their_seed_alone_and_cover_every_value() -> None:
+    scenes = [Scene.from_seed(seed) for seed in range(1500)]
+    assert scenes[7] == Scene.from_seed(7)
+    assert scenes[7].render().tobytes() == Scene.from_seed(7).render().tobytes()
+    for attribute, values in ATTRIBUTES.items():
+        assert {getattr(scene, attribute) for scene in scenes} - {None} == set(values)
+
+
+def test_a_scenes_colour_is_in_its_picture() -> None:
+    for seed in range(40):
+        scene = Scene.from_seed(seed)
+        if scene.colour != "red" or scene.shape is None:
+            continue
+        pixels = scene.render().tobytes()
+        triples = zip(pixels[::3], pixels[1::3], pixels[2::3], strict=True)
+        assert any(r > 180 and g < 80 and b < 80 for r, g, b in triples)
+
+
+def test_right_answers_and_only_those_count() -> None:
+    for seed in range(300):
+        for question in Scene.from_seed(HELD_OUT_SEED + seed).questions():
+            assert answers_correctly(question, question.sentence)
+            assert not answers_correctly(question, "")
+            every_value = " ".join(ATTRIBUTES[question.attribute])
+            assert not answers_correctly(question, every_value)
+    assert answers_correctly(Question("count", "?", "two", ""), "There are 2 shapes.")
+    assert not answers_correctly(Question("count", "?", "two", ""), "There are 3 shapes.")
+
+
+def test_majority_accuracy_against_a_count_by_hand() -> None:
+    asked = [Question("colour", "?", answer, "") for answer in ("red", "red", "blue")]
+    asked += [Question("digit", "?", "4", "")]
+    assert majority_accuracy(asked) == 3 / 4
+
+
+def test_images_mean_nothing_and_repeat() -> None:
+    assert set(blank_image().tobytes()) == {255}
+    assert noise_image(3).tobytes() == noise_image(3).tobytes()
+    assert noise_image(3).tobytes() != noise_image(4).tobytes()
+
+
+def test_conditions_are_what_they_are_called() -> None:
+    assert condition_images("text", 3) is None
+    blank, noise, scenes = (condition_images(name, 3) for name in CONDITIONS[1:])
+    assert blank
+    assert noise
+    assert scenes
+    assert blank[0].tobytes() == blank_image().tobytes()
+    assert len({image.tobytes() for image in noise}) == 3
+    assert len({image.tobytes() for image in scenes}) == 3
+
+
+def test_replies_come_back_in_the_order_of_the_requests(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    requests = ["How to bake a very large loaf of rye bread", "How to swim", "How to write a poem"]
+    images = [noise_image(i) for i in range(3)]
+    settings = {"max_new_tokens": 4, "batch_size": 2}
+    together, tokens, receipts = generate_replies(model, processor, requests, images, **settings)
+    assert receipts == []
+    for request, image, reply, ids in zip(requests, images, together, tokens, strict=True):
+        inputs = model_inputs(model, processor, [request], [image])
+        alone = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        new = alone[0, inputs["input_ids"].shape[1] :]
+        assert torch.equal(new, ids)
+        assert processor.decode(new, skip_special_tokens=True) == reply
+
+
+def test_demo_gives_every_cell_once_and_its_json_reads_back(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
+) -> None:
+    seen: list[tuple[int, int]] = []
+    results = run_demo(
+        model,
+        processor,
+        guard,
+        read_prompts("harmful")[:4],
+        read_prompts("harmless")[:4],
+        questions=3,
+        batch_size=4,
+        report=lambda what, done, total: seen.append((done, total)),
+    )
+    assert seen[-1][0] == seen[-1][1]
+    cells = [(row.defence, row.condition, row.prompts) for row in results.rows]
+    defences = ["none", *variants(guard)]
+    assert sorted(cells) == sorted(
+        [(d, c, p) for d in defences for c in CONDITIONS for p in ("harmful", "harmless")]
+        + [("none", "text", "utility"), ("none", "image", "utility")]
+        + [("default", "image", "utility")]
+    )
+    assert results.time_ratio > 0
+    details = results.details
+    assert details["closed_gate_rows"] == details["closed_gate_rows_identical"]
+    assert Results.model_validate_json(results.model_dump_json()) == results
+
+
+def test_row_counts() -> None:
+    row = Row.count(
+        [True, True, False, True],
+        defence="none",
+        condition="text",
+        prompts="harmful",
+        metric="refusal",
+    )
+    assert (row.n, row.value) == (4, 0.75)
+    assert (row.low, row.high) == wilson(3, 4)
+
+
+def test_controls_differ_from_the_default_as_they_should(guard: Guard) -> None:
+    made = variants(guard)
+    assert made["default"] is guard
+    assert made["restore"].edit.name == "restore"
+    assert made["restore"].gate == guard.gate
+    assert (made["project"].edit.name, made["project"].gate.name) == ("project", "open")
+    assert made["flipped"].edit.strength == -guard.edit.strength
+    assert made["random"].gate == guard.gate
+    basis, true = made["random"].basis(), guard.basis()
+    assert basis.shape == true.shape
+    gram = basis.double() @ basis.double().mT
+    assert torch.allclose(gram, torch.eye(basis.shape[1]).double(), atol=1e-5)
+    assert not torch.allclose(basis, true, atol=0.1)
