@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -12,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.receipt import Receipt
 
 Change = Callable[[int, Tensor], Tensor]  # (layer, state of one token) → the state to go on with
 
@@ -197,3 +199,10 @@ def centred(guard: Guard, state: Tensor, layer: int) -> float:
     high = float((guard.directions.harmful_mean[layer].double() * v).sum())
     low = float((guard.directions.harmless_mean[layer].double() * v).sum())
     return 2 * (at - low) / (high - low) - 1
+
+
+def same_receipt(left: Receipt, right: Receipt) -> None:
+    """Equal but for rounding."""
+    for name in type(left).model_fields:
+        ours, theirs = getattr(left, name), getattr(right, name)
+        assert ours == (pytest.approx(theirs, abs=1e-4) if isinstance(theirs, float) else theirs)

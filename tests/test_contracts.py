@@ -20,6 +20,7 @@ from reference import (
     centred,
     guarded_by_hand,
     run_row,
+    same_receipt,
     text_ids,
 )
 from vlm_safeguard.backbone import Backbone
@@ -27,7 +28,6 @@ from vlm_safeguard.edits import Add, Drift, Edit, Project, Refuse, Restore
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import OpenGate, PaperGate
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.receipt import Receipt
 
 Model = LlavaForConditionalGeneration
 EDITS = [Restore(), Restore(one_sided=False), Refuse(), Project(), Drift(), Add(), Refuse(-0.5)]
@@ -192,7 +192,7 @@ def test_hooks_that_do_not_act_are_found_out(
     wrong = replace(Backbone.of(model), layers=tower)
     monkeypatch.setattr(Backbone, "of", classmethod(lambda cls, model: wrong))
     before = hooks(model)
-    with pytest.raises(SafeguardError, match="do not act on the model's output"):
+    with pytest.raises(SafeguardError, match=r"do not act|took part"):
         guard.attach(model).__enter__()
     assert hooks(model) == before
 
@@ -281,10 +281,8 @@ def test_directions_that_are_not_finite_are_refused(
 def test_layers_and_rank_that_cannot_be_are_refused(
     model: Model, guard: Guard, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(SafeguardError, match=message):
-        # Entered, so that it is left again should it not be refused.
-        with guard.variant(**changes).attach(model):
-            pass
+    with pytest.raises(SafeguardError, match=message), guard.variant(**changes).attach(model):
+        pass  # entered, so that it is left again should it not be refused
 
 
 @pytest.mark.xfail(reason="bug: IndexError, and the hooks set till then stay on the model")
@@ -391,13 +389,14 @@ def test_parts_of_a_guarded_model_cannot_be_called(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
     inputs = ask(processor, QUESTIONS[:1])
+    decoder, state, place = model.model.language_model, torch.ones(1, 1, 32), torch.tensor([[0]])
     with open_guard.attach(model), torch.no_grad():
         with pytest.raises(SafeguardError, match="outside the guarded model"):
             model.model(**inputs)
         with pytest.raises(SafeguardError, match="outside the guarded model"):
             model.model.language_model(input_ids=torch.tensor([[5, 6]]))
         with pytest.raises(SafeguardError, match="outside the guarded model"):
-            model.model.language_model.layers[2](torch.zeros(1, 1, 32))
+            decoder.layers[2](state, position_embeddings=decoder.rotary_emb(state, place))
         model(**inputs)
 
 
@@ -531,13 +530,6 @@ def test_a_row_does_not_depend_on_its_batch(
             assert torch.equal(new_tokens(batch, inputs)[row], new_tokens(alone, alone_inputs)[0])
             for other in (guard.receipts[0], turned_receipts[there]):
                 same_receipt(receipts[row], other)
-
-
-def same_receipt(left: Receipt, right: Receipt) -> None:
-    """Equal but for rounding."""
-    for name in type(left).model_fields:
-        ours, theirs = getattr(left, name), getattr(right, name)
-        assert ours == (pytest.approx(theirs, abs=1e-4) if isinstance(theirs, float) else theirs)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -1,0 +1,156 @@
+"""Data flows one way: no module imports a higher one, the core imports little, `--help` less."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vlm_safeguard
+
+ROOT = Path(vlm_safeguard.__file__).parent
+ORDER = (
+    "errors", "images", "backbone", "anchors", "activations", "directions", "edits", "gate",
+    "receipt", "attachment", "guard", "pocket", "defences", "evaluation", "report", "serving",
+    "cli",
+)  # fmt: skip
+CORE = ORDER[: ORDER.index("guard") + 1]
+ALLOWED = {"torch", "transformers", "safetensors", "huggingface_hub", "pydantic", "tqdm", "PIL"}
+HEAVY = ("torch", "transformers", "matplotlib")
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def guards_types(node: ast.AST) -> bool:
+    """Whether `node` is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test).split(".")[-1] == "TYPE_CHECKING"
+
+
+def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything imported at run time, in functions too.
+
+    `from a import b` gives a.b, as b may be a module. `package` is what a relative import is
+    relative to.
+    """
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if guards_types(node):
+            assert isinstance(node, ast.If)
+            waiting += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [base])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        waiting += ast.iter_child_nodes(node)
+
+
+def layer_of(name: str) -> str | None:
+    """The layer that a dotted name of this package belongs to; None for the package itself."""
+    parts = name.split(".")
+    assert parts[0] == "vlm_safeguard"
+    head = parts[1] if len(parts) > 1 else ""
+    head = vlm_safeguard._HOME.get(head, head)
+    return None if head in ("", "__version__") else head
+
+
+def imported_by(path: Path) -> list[tuple[int, str]]:
+    inside = path.relative_to(ROOT.parent)
+    package = ".".join(inside.parent.parts)
+    return list(imports(path.read_text("utf-8"), package))
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_no_module_imports_a_higher_one(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    limit = -1 if own == "__init__" else ORDER.index(own)  # a new module has to be given a place
+    for line, name in imported_by(path):
+        if name.split(".")[0] == "vlm_safeguard" and (layer := layer_of(name)) is not None:
+            assert layer in ORDER, f"{named(path)}:{line} imports {name}"
+            assert ORDER.index(layer) <= limit, f"{named(path)}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_imports_little(name: str) -> None:
+    foreign = {
+        top
+        for _, module in imported_by(ROOT / f"{name}.py")
+        if (top := module.split(".")[0]) not in sys.stdlib_module_names
+    }
+    assert foreign <= ALLOWED | {"vlm_safeguard"}
+
+
+def test_the_check_sees_what_it_should() -> None:
+    source = (
+        "import a.b\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import no\n"
+        "else:\n    import c\ndef f():\n    from d import e\nfrom . import g\nfrom ..h import i\n"
+    )
+    found = {name for _, name in imports(source, "p.q")}
+    assert found == {"a.b", "typing.TYPE_CHECKING", "c", "d.e", "p.q.g", "p.h.i"}
+    assert layer_of("vlm_safeguard.Guard") == "guard"
+    assert layer_of("vlm_safeguard.pocket.scenes.Scene") == "pocket"
+    assert layer_of("vlm_safeguard.__version__") is None
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT.parent), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("module", ["vlm_safeguard", "vlm_safeguard.cli"])
+def test_importing_is_light(module: str) -> None:
+    done = python("-c", f"import sys, {module}; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert module.split(".")[0] in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_help_is_light_and_quick() -> None:
+    done = python(
+        "-c",
+        "import sys\nfrom vlm_safeguard.cli import main\nsys.argv = ['vlm-safeguard', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print('LOADED', *sys.modules)",
+    )
+    assert done.returncode == 0, done.stderr
+    shown, _, loaded = done.stdout.rpartition("LOADED")
+    assert "Usage" in shown
+    assert not {name.split(".")[0] for name in loaded.split()} & set(HEAVY)
+
+    quickest = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        done = python("-m", "vlm_safeguard.cli", "--help")
+        quickest = min(quickest, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert "Usage" in done.stdout
+    assert quickest < 1.0
+
+
+def test_the_package_gives_what_it_promises() -> None:
+    for name in vlm_safeguard.__all__:
+        assert getattr(vlm_safeguard, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = vlm_safeguard.nothing
