@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from conftest import make_model
@@ -23,6 +28,7 @@ from reference import (
     same_receipt,
     text_ids,
 )
+from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.edits import Add, Drift, Edit, Project, Refuse, Restore
 from vlm_safeguard.errors import SafeguardError
@@ -213,11 +219,8 @@ def test_one_layer_that_does_not_act_is_named(processor: LlavaProcessor, guard: 
 @pytest.mark.parametrize("place", [2, 3])
 @pytest.mark.parametrize("needs_text", [True, False])
 def test_a_removed_hook_is_an_error(
-    model: Model, processor: LlavaProcessor, guard: Guard, place: int, needs_text: bool,
-    request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
-    if place == 2 and not needs_text:
-        request.applymarker(pytest.mark.xfail(reason="bug: KeyError, not a SafeguardError"))
+    model: Model, processor: LlavaProcessor, guard: Guard, place: int, needs_text: bool
+) -> None:
     inputs = ask(processor, QUESTIONS[:1])
     variant = guard if needs_text else guard.variant(gate=OpenGate(), edit=Project())
     with variant.attach(model):
@@ -268,16 +271,14 @@ def test_directions_that_are_not_finite_are_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": (2, 6)}, "layers"),
-        ({"layers": (-1, 2)}, "layers"),
-        ({"rank": 0}, "rank 0"),
-        ({"rank": 9}, "rank 9"),
-        pytest.param({"layers": ()}, "layers", marks=pytest.mark.xfail(
-            reason="bug: a guard of no layers attaches and edits nothing")),
-        pytest.param({"layers": (3, 2), "gate": OpenGate()}, "layers", marks=pytest.mark.xfail(
-            reason="bug: unsorted layers are accepted; the first pass is a KeyError")),
+        ({"layers": (2, 6)}, "Layers"),
+        ({"layers": (-1, 2)}, "Layers"),
+        ({"rank": 0}, "rank is 0"),
+        ({"rank": 9}, "rank is 9"),
+        ({"layers": ()}, "Layers"),
+        ({"layers": (3, 2), "gate": OpenGate()}, "Layers"),
     ],
-)  # fmt: skip
+)
 def test_layers_and_rank_that_cannot_be_are_refused(
     model: Model, guard: Guard, changes: dict[str, Any], message: str
 ) -> None:
@@ -285,7 +286,6 @@ def test_layers_and_rank_that_cannot_be_are_refused(
         pass  # entered, so that it is left again should it not be refused
 
 
-@pytest.mark.xfail(reason="bug: IndexError, and the hooks set till then stay on the model")
 def test_a_gate_on_a_layer_that_is_not_there_is_refused(
     processor: LlavaProcessor, guard: Guard
 ) -> None:
@@ -420,7 +420,8 @@ def test_caches_that_cannot_be_guarded_are_refused(
     mask = inputs["attention_mask"]
     with torch.no_grad():
         foreign = model(**inputs, use_cache=True)
-        with open_guard.attach(model):
+        attachment = open_guard.attach(model)
+        with attachment:
             with pytest.raises(SafeguardError, match="not filled under this guard"):
                 step(model, foreign, mask)
             own = model(**inputs, use_cache=True)
@@ -429,7 +430,7 @@ def test_caches_that_cannot_be_guarded_are_refused(
             with pytest.raises(SafeguardError, match="not filled under this guard"):
                 step(model, own, mask, past_key_values=copy.deepcopy(own.past_key_values))
             step(model, own, mask)
-        with open_guard.attach(model), pytest.raises(SafeguardError, match="not filled under"):
+        with attachment, pytest.raises(SafeguardError, match="not filled under"):
             step(model, own, mask)  # the requests are forgotten when the block is left
 
 
@@ -454,10 +455,7 @@ def test_assisted_generation_is_refused(
         model.generate(**inputs, max_new_tokens=9, prompt_lookup_num_tokens=3, do_sample=False)
 
 
-@pytest.mark.parametrize(
-    "last", [2, pytest.param(1, marks=pytest.mark.xfail(
-        reason="bug: one token passes for decoding, and what came before it for the prompt"))]
-)  # fmt: skip
+@pytest.mark.parametrize("last", [1, 2])
 def test_a_prefill_in_chunks_is_refused(
     model: Model, processor: LlavaProcessor, open_guard: Guard, last: int
 ) -> None:
@@ -479,7 +477,6 @@ def test_masks_that_cannot_be_read_are_refused(
             model(**inputs | {"attention_mask": torch.zeros(1, count).long()})
 
 
-@pytest.mark.xfail(reason="bug: a positional attention_mask is ignored: padding is taken for text")
 def test_positional_arguments_count(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
@@ -492,7 +489,6 @@ def test_positional_arguments_count(
     assert torch.equal(named, by_place)
 
 
-@pytest.mark.xfail(reason="bug: a positional cache is ignored: one token is taken for a prompt")
 def test_a_positional_cache_counts(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
@@ -851,17 +847,16 @@ def test_generate_equals_a_loop_of_forward_with_a_cache(
             mask = torch.cat([mask, torch.ones(len(mask), 1).long()], dim=1)
 
 
-@pytest.mark.xfail(
-    reason="bug: without a cache each step is a new request: its gate is decided anew, its "
-    "reference moves, and the edit is not held at earlier tokens"
-)
-def test_generate_without_a_cache_equals_generate_with_one(
-    exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+def test_generate_without_a_cache_is_refused(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
-    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
-    with open_guard.attach(exact_model):
-        exact(answer(exact_model, inputs, use_cache=False).logits,
-              answer(exact_model, inputs).logits)  # fmt: skip
+    inputs = ask(processor, QUESTIONS[:1])
+    with open_guard.attach(model), pytest.raises(SafeguardError, match="use_cache"):
+        model.generate(**inputs, max_new_tokens=2, use_cache=False)
+    config = GenerationConfig(max_new_tokens=2, use_cache=False)
+    with open_guard.attach(model), pytest.raises(SafeguardError, match="use_cache"):
+        model.generate(**inputs, generation_config=config)
+    assert "generate" not in vars(model)
 
 
 def test_sampling_follows_its_seed(
@@ -983,11 +978,7 @@ def test_receipts_say_what_was_done(
             assert ("no image" in receipt.reason) == (row not in scored)
 
 
-@pytest.mark.parametrize(
-    "image_layer",
-    [2, pytest.param(1, marks=pytest.mark.xfail(
-        reason="bug: the first edited layer's states are scored by image_layer's direction"))],
-)  # fmt: skip
+@pytest.mark.parametrize("image_layer", [1, 2])
 def test_the_image_opens_the_gate_where_the_text_does_not(
     exact_model: Model, processor: LlavaProcessor, guard: Guard, image_layer: int
 ) -> None:
@@ -1038,14 +1029,19 @@ def test_open_and_papers_receipts(
         assert f"{len(receipt.layers)} of 6" in receipt.reason
 
 
-@pytest.mark.xfail(reason="bug: set only where the guard's first layer is open")
 def test_harm_is_that_of_the_first_edited_layer(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
-    paper = open_guard.variant(layers=tuple(range(6)), gate=PaperGate())
+    inputs = ask(processor, [anchor.harmless for anchor in shipped_anchors()[:30]])
+    everywhere = open_guard.variant(layers=tuple(range(6)), gate=PaperGate())
+    with everywhere.attach(model):
+        answer(model, inputs)
+    late = [r.layers[0] for r in everywhere.receipts if r.layers and r.layers[0] > 0]
+    assert late, "no request is closed in the first layer and open in a later one"
+    paper = everywhere.variant(layers=(0, late[0]))
     with paper.attach(model):
-        answer(model, ask(processor, QUESTIONS))
-    assert any(receipt.layers and receipt.layers[0] != 0 for receipt in paper.receipts)
+        answer(model, inputs)
+    assert (late[0],) in {receipt.layers for receipt in paper.receipts}
     assert all((receipt.harm_before is None) == (not receipt.layers) for receipt in paper.receipts)
 
 

@@ -28,20 +28,20 @@ def stems(text: str) -> set[str]:
 
 
 SEEN_BY_MODEL_OR_GUARD = {
-    "harmful anchors": [anchor.harmful for anchor in shipped_anchors()],
-    "harmless anchors": [anchor.harmless for anchor in shipped_anchors()],
-    "calibration": shipped_calibration(),
-    "training phrases": [phrase.text for phrase in read_phrases()],
+    "harmful anchors": stems(" ".join(anchor.harmful for anchor in shipped_anchors())),
+    "harmless anchors": stems(" ".join(anchor.harmless for anchor in shipped_anchors())),
+    "calibration": stems(" ".join(shipped_calibration())),
+    "training phrases": stems(" ".join(phrase.text for phrase in read_phrases())),
 }
 
 
 @pytest.mark.parametrize("source", SEEN_BY_MODEL_OR_GUARD)
 @pytest.mark.parametrize("kind", ["harmful", "harmless"])
 def test_no_topic_of_a_held_out_prompt_occurs_elsewhere(kind: str, source: str) -> None:
-    seen = set().union(*(stems(text) for text in SEEN_BY_MODEL_OR_GUARD[source]))
     for prompt in read_prompts(kind):
         (topic,) = stems(prompt.topic)
         assert topic in stems(prompt.text)
+        seen = SEEN_BY_MODEL_OR_GUARD[source]
         assert topic not in seen, f"{prompt.id}: '{prompt.topic}' is in the {source}"
 
 

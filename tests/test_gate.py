@@ -105,10 +105,7 @@ def test_threshold_of_ties_and_small_samples() -> None:
         PaperGate(),
         CalibratedGate(layers=(1, 2), text_threshold=0.25, image_layer=1, image_threshold=0.75,
                        budget=0.01, calibrated_on=200),
-        pytest.param(
-            CalibratedGate(layers=(1,), text_threshold=0.25, budget=0.01, calibrated_on=200),
-            marks=pytest.mark.xfail(reason="bug: an infinite image_threshold is written as null"),
-        ),
+        CalibratedGate(layers=(1,), text_threshold=0.25, budget=0.01, calibrated_on=200),
     ],
     ids=["open", "paper", "calibrated", "text only"],
 )  # fmt: skip
@@ -128,9 +125,14 @@ def test_gates_are_strict() -> None:
             CalibratedGate(layers=(1,), text_threshold=0, budget=budget, calibrated_on=1)
 
 
-@pytest.mark.xfail(reason="bug: every comparison with NaN is false, so the gate never opens")
 @pytest.mark.parametrize("name", ["text_threshold", "image_threshold"])
 def test_a_threshold_that_is_not_a_number_is_refused(name: str) -> None:
     values = {"text_threshold": 0.0, "image_threshold": 0.0, name: math.nan}
     with pytest.raises(ValidationError):
-        CalibratedGate(layers=(1,), budget=0.1, calibrated_on=1, **values)
+        CalibratedGate(layers=(1,), image_layer=1, budget=0.1, calibrated_on=1, **values)
+
+
+def test_image_layer_and_threshold_go_together() -> None:
+    for half in ({"image_layer": 1}, {"image_threshold": 0.5}):
+        with pytest.raises(ValidationError, match="go together"):
+            CalibratedGate(layers=(1,), text_threshold=0, budget=0.1, calibrated_on=1, **half)

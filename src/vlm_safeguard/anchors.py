@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise SafeguardError(f"{path} cannot be read as UTF-8 text: {error}") from error
     if path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(), strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         try:
             for row in reader:
                 if None in row:
@@ -100,9 +101,9 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                     )
                 yield reader.line_num, dict(row)
         except csv.Error as error:
-            raise SafeguardError(f"{path}, line {reader.line_num}: {error}.") from error
+            raise SafeguardError(f"{path}, line {reader.line_num + 1}: {error}.") from error
     elif path.suffix == ".jsonl":
-        for line, content in enumerate(text.splitlines(), start=1):
+        for line, content in enumerate(text.split("\n"), start=1):
             if not content.strip():
                 continue
             try:

@@ -12,6 +12,7 @@ One forward pass goes through three kinds of hook:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 _ATTACHED: WeakKeyDictionary[torch.nn.Module, Attachment] = WeakKeyDictionary()
+#: Options of `generate` that are refused: their usual value, and what another one means.
+_UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "use_cache": (True, "generation that reads the prompt anew for every token"),
+    "prefill_chunk_size": (None, "chunked prefill"),
+    "assistant_model": (None, "assisted decoding"),
+    "prompt_lookup_num_tokens": (None, "assisted decoding"),
+    "assistant_early_exit": (None, "assisted decoding"),
+    "custom_generate": (None, "a decoding loop of your own"),
+}
 _CANARY_NOISE = 100  # a canary's effect must be this many times what equal rows differ by
 
 
@@ -43,7 +53,9 @@ class _Requests:
         text: layer → (rows, m) coordinates of the text-only pass; empty where it was not run.
         last: (rows,) position of each row's last prompt token.
         editable: (rows,) rows the edit acts on at all.
-        rows: layer → indices of the rows to edit; set once, at the first guarded layer.
+        edits: layer → indices of the rows to edit and what to aim at, for layers where any is
+            open; set once, at the first guarded layer.
+        first_edited: the layers where some row is edited first; its receipt is filled there.
         prefill: whether the prompt is being read, rather than an answer written.
     """
 
@@ -52,7 +64,8 @@ class _Requests:
     text: dict[int, torch.Tensor]
     last: torch.Tensor
     editable: torch.Tensor
-    rows: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    edits: dict[int, tuple[torch.Tensor, Reference]] = field(default_factory=dict)
+    first_edited: set[int] = field(default_factory=set)
     prefill: bool = True
 
 
@@ -98,17 +111,17 @@ class Attachment:
         harmful, drift = (x.to(device, dtype) for x in (guard.directions.harmful_mean, guard.drift))
         self._harmful = {n: self._basis[n] @ harmful[n] for n in guard.layers}
         self._drift = {n: self._basis[n] @ drift[n] for n in guard.layers}
-        self._watched = sorted({*guard.layers, *getattr(guard.gate, "layers", ())})
+        self._watched = sorted({*guard.layers, *guard.gate.watched})
+        self._forward_signature = signature(model.forward)
         _ATTACHED[model] = self
         try:
-            self._handles = [
-                model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-                model.register_forward_hook(self._after_model, always_call=True),
-                *(
-                    self._backbone.layers[layer].register_forward_hook(self._layer_hook(layer))
-                    for layer in self._watched
-                ),
-            ]
+            keep = self._handles.append
+            keep(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+            keep(model.register_forward_hook(self._after_model, always_call=True))
+            for layer in self._watched:
+                hook = self._layer_hook(layer)
+                keep(self._backbone.layers[layer].register_forward_hook(hook))
+            model.generate = self._generate
             self._verify()
         except BaseException:
             self._remove()
@@ -127,6 +140,7 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._model.__dict__.pop("generate", None)
         self._mode = self._current = None
         self._continuing.clear()
         self._text_states = {}
@@ -161,15 +175,30 @@ class Attachment:
 
     # --- around the model ---
 
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`, refused where it would go ways that are not guarded."""
+        config = kwargs.get("generation_config") or self._model.generation_config
+        for name, (usual, what) in _UNSUPPORTED.items():
+            value = kwargs.get(name, getattr(config, name, None))
+            if value is not None and value != usual:
+                raise SafeguardError(
+                    f"generate({name}=…) is {what}, which the guard does not support yet. Leave "
+                    "it out; nothing was generated."
+                )
+        return type(self._model).generate(self._model, *args, **kwargs)
+
     def _before_model(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._mode == "canary":
             return
         if self._mode is not None:
             raise SafeguardError("The guarded model was called while it was already running.")
         self._fired = []
-        cache = kwargs.get("past_key_values")
+        given = self._forward_signature.bind_partial(*args, **kwargs)
+        given.arguments.update(given.arguments.pop("kwargs", {}))
+        inputs = given.arguments
+        cache = inputs.get("past_key_values")
         cached = int(cache.get_seq_length()) if cache is not None else 0
-        ids = kwargs.get("input_ids", args[0] if args else None)
+        ids = inputs.get("input_ids")
         if ids is None:
             raise SafeguardError(
                 "The guarded model was called without input_ids (with inputs_embeds?): its "
@@ -178,13 +207,13 @@ class Attachment:
         if cached:
             self._current = self._continued(cache, ids)
         else:
-            kept = kwargs.get("logits_to_keep", 0)
+            kept = inputs.get("logits_to_keep", 0)
             if isinstance(kept, int) and kept > 1:
                 raise SafeguardError(
                     "This prefill holds more than the prompt (assisted decoding?), which the "
                     "guard does not support yet. Generate without an assistant model."
                 )
-            self._current = self._begin(ids, kwargs.get("attention_mask"))
+            self._current = self._begin(ids, inputs.get("attention_mask"))
             if cache is not None:
                 self._continuing[cache] = self._current
         self._mode = "guard"
@@ -254,7 +283,7 @@ class Attachment:
         editable = torch.tensor([guard.edit.edits_text or fact["images"] > 0 for fact in facts])
         requests = _Requests(
             receipts=facts,
-            is_open=editable[:, None].expand(-1, len(guard.layers)),
+            is_open=editable[:, None].repeat(1, len(guard.layers)),
             text={},
             last=torch.tensor(last),
             editable=editable,
@@ -295,6 +324,7 @@ class Attachment:
     def _layer_hook(self, layer: int) -> Any:
         place = self._watched.index(layer)
         edited_here = layer in self._guard.layers
+        image_layer = getattr(self._guard.gate, "image_layer", None)
 
         def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
             self._fired.append(layer)
@@ -312,6 +342,8 @@ class Attachment:
                     "A guarded layer ran outside the guarded model. Call the model itself, not "
                     "one of its parts, while a guard is attached."
                 )
+            if self._current.prefill and layer == image_layer:
+                self._score_image(h, self._current)
             if not edited_here:
                 return None
             edited = self._edit(layer, h, self._current)
@@ -323,24 +355,21 @@ class Attachment:
         """`h` with the open rows edited, or None where all are closed."""
         guard = self._guard
         if requests.prefill and layer == guard.layers[0]:
-            self._settle(h, requests)
-        rows = requests.rows[layer]
-        if rows is None:
+            self._settle(h.device, requests)
+        if layer not in requests.edits:
             return None
+        rows, at = requests.edits[layer]
         positions = requests.last.to(h.device)[rows] if requests.prefill else 0
-        at = Reference(
-            text=requests.text[layer][rows].to(h.device) if requests.text else None,
-            harmful=self._harmful[layer].to(h.device),
-            drift=self._drift[layer].to(h.device),
-        )
         states = h[rows, positions]
         edited = guard.edit(states, self._basis[layer].to(h.device), at)
-        if requests.prefill and layer == guard.layers[0]:
+        if requests.prefill and layer in requests.first_edited:
             scores = [
                 self._directions.harm_score(x.to(self._directions.vectors.device), layer).tolist()
                 for x in (states, edited)
             ]
             for row, before, after in zip(rows.tolist(), *scores, strict=True):
+                if "harm_before" in requests.receipts[row]:
+                    continue
                 if not (_is_finite(before) and _is_finite(after)):
                     raise SafeguardError(
                         f"Row {row}: the edit at layer {layer} gave a state that is not finite; "
@@ -351,30 +380,45 @@ class Attachment:
         out[rows, positions] = edited
         return out
 
-    def _settle(self, h: torch.Tensor, requests: _Requests) -> None:
-        """Fix which rows are edited in each layer, for this prefill and all that follows it."""
-        guard, gate = self._guard, self._guard.gate
-        is_open = requests.is_open
-        if isinstance(gate, CalibratedGate) and gate.image_layer is not None:
-            states = h[torch.arange(len(h), device=h.device), requests.last.to(h.device)]
-            scores = self._directions.harm_score(
-                states.to(self._directions.vectors.device), gate.image_layer
-            ).cpu()
-            with_image = torch.tensor([fact["images"] > 0 for fact in requests.receipts])
-            if not torch.isfinite(scores[with_image]).all():
+    def _score_image(self, h: torch.Tensor, requests: _Requests) -> None:
+        """Let the multimodal pass open the gate, too, of requests that have an image."""
+        gate = self._guard.gate
+        assert isinstance(gate, CalibratedGate)
+        assert gate.image_layer is not None
+        assert gate.image_threshold is not None
+        states = h[torch.arange(len(h), device=h.device), requests.last.to(h.device)]
+        scores = self._directions.harm_score(
+            states.to(self._directions.vectors.device), gate.image_layer
+        ).tolist()
+        for row, (fact, score) in enumerate(zip(requests.receipts, scores, strict=True)):
+            if not fact["images"]:
+                continue
+            if not _is_finite(score):
                 raise SafeguardError(
                     "The multimodal pass gave a score that is not a number; the request cannot "
                     "be judged, so nothing is generated."
                 )
-            by_image = (scores > gate.image_threshold) & with_image
-            is_open = is_open | by_image[:, None]
-            for fact, value in zip(requests.receipts, scores.tolist(), strict=True):
-                if fact["images"]:
-                    fact["image_score"] = value
-        requests.is_open = is_open
+            fact["image_score"] = score
+            if score > gate.image_threshold:
+                requests.is_open[row] = True
+
+    def _settle(self, device: torch.device, requests: _Requests) -> None:
+        """Fix which rows are edited in each layer, for this prefill and all that follows it."""
+        guard, is_open = self._guard, requests.is_open
+        first = is_open.int().argmax(1)[is_open.any(1)]
+        requests.first_edited = {guard.layers[column] for column in first.tolist()}
         for column, layer in enumerate(guard.layers):
-            rows = is_open[:, column].nonzero()[:, 0]
-            requests.rows[layer] = rows.to(h.device) if len(rows) else None
+            rows = is_open[:, column].nonzero()[:, 0].to(device)
+            if len(rows):
+                text = requests.text[layer].to(device)[rows] if requests.text else None
+                requests.edits[layer] = (
+                    rows,
+                    Reference(
+                        text=text,
+                        harmful=self._harmful[layer].to(device),
+                        drift=self._drift[layer].to(device),
+                    ),
+                )
 
     # --- receipts ---
 

@@ -154,7 +154,7 @@ def _fit(
     harmful, harmless = harmful.float(), harmless.float()
     matrices = (harmful - harmless).transpose(0, 1)
     _, values, rows = torch.linalg.svd(matrices, full_matrices=False)
-    vectors = rows[:, :rank]
+    vectors = rows[:, :rank].contiguous()
     towards = torch.einsum("lnd,lmd->lm", matrices, vectors)
     return Directions(
         vectors=vectors * torch.where(towards < 0, -1.0, 1.0)[..., None],

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from vlm_safeguard.errors import SafeguardError
 
@@ -30,6 +31,7 @@ class Reference:
     drift: torch.Tensor | None = None
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Edit(ABC):
     """One member of the family. `strength` is λ; negative values push the other way."""
@@ -174,6 +176,8 @@ def edit_from_config(config: dict[str, Any]) -> Edit:
     if name not in EDITS:
         raise SafeguardError(f"There is no edit '{name}'; there are {', '.join(EDITS)}.")
     try:
-        return EDITS[name](**parameters)
-    except TypeError as error:
-        raise SafeguardError(f"The edit '{name}' does not take that: {error}.") from error
+        return TypeAdapter(EDITS[name]).validate_python(parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SafeguardError(f"The edit '{name}' does not take {where}: {first['msg']}.") from error

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from vlm_safeguard.directions import Directions
 
@@ -23,6 +23,11 @@ class Gate(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     needs_text: ClassVar[bool] = True  # decides on the text-only pass
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """Layers whose states it reads, besides the edited ones."""
+        return ()
 
     @abstractmethod
     def text_open(
@@ -48,18 +53,29 @@ class CalibratedGate(Gate):
         text_threshold: score above which the text opens the gate.
         image_layer: layer of the multimodal pass that is scored, no later than the first edited
             one, for harm that the image carries; None where the image is not looked at.
-        image_threshold: score above which the multimodal pass opens the gate.
+        image_threshold: score above which the multimodal pass opens the gate; None likewise.
         budget: share of harmless requests that may open the gate, 0–1.
         calibrated_on: harmless requests that the thresholds were chosen on.
     """
 
     name: Literal["calibrated"] = "calibrated"
-    layers: tuple[int, ...]
-    text_threshold: float
+    layers: Annotated[tuple[int, ...], Field(min_length=1)]
+    text_threshold: FiniteFloat
     image_layer: int | None = None
-    image_threshold: float = math.inf
+    image_threshold: FiniteFloat | None = None
     budget: float = Field(gt=0, lt=1)
     calibrated_on: int
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The layers of both scores."""
+        return self.layers if self.image_layer is None else (*self.layers, self.image_layer)
+
+    @model_validator(mode="after")
+    def _image_or_not(self) -> Self:
+        if (self.image_layer is None) != (self.image_threshold is None):
+            raise ValueError("image_layer and image_threshold go together")
+        return self
 
     def text_open(
         self, states: dict[int, torch.Tensor], directions: Directions, layers: tuple[int, ...]

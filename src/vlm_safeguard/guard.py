@@ -166,6 +166,8 @@ class Guard:
                 f"{len(anchors)} anchor pairs are too few for {rank} directions; give at least "
                 f"{max(MINIMUM_PAIRS, rank)}, better 100."
             )
+        if rank < 1:
+            raise SafeguardError(f"The rank is {rank}; at least one direction is needed.")
         if not 0 < budget < 1:
             raise SafeguardError(f"The false-positive budget {budget} is not between 0 and 1.")
         view = TextView.learn(processor, backbone.placeholder_ids)
@@ -181,10 +183,7 @@ class Guard:
             )
         directions = fit_directions(harmful, harmless, min(max(STORED_RANK, rank), pairs))
         chosen = tuple(layers) if layers is not None else choose_layers(directions)
-        if not chosen or not all(0 <= layer < len(backbone.layers) for layer in chosen):
-            raise SafeguardError(
-                f"Layers {list(chosen)} are not all in 0–{len(backbone.layers) - 1}."
-            )
+        _check_layers(chosen, len(backbone.layers))
 
         shown = anchors[:_DRIFT_PAIRS]
         asked = [a.harmful for a in shown] + [a.harmless for a in shown]
@@ -302,13 +301,18 @@ class Guard:
         Raises:
             SafeguardError: not finite, not orthonormal, or layers and rank that do not exist.
         """
+        vectors = self.directions.vectors
+        if vectors.dim() != 3:
+            raise SafeguardError(f"The guard's directions have shape {tuple(vectors.shape)}.")
         vectors = self.basis()
         count, stored, hidden = vectors.shape
-        if not (0 < self.rank <= stored and all(0 <= n < count for n in self.layers)):
-            raise SafeguardError(
-                f"The guard edits layers {list(self.layers)} with rank {self.rank}, but has "
-                f"{count} layers of rank {stored}."
-            )
+        _check_layers(self.layers, count)
+        if not 0 < self.rank <= stored:
+            raise SafeguardError(f"The guard's rank is {self.rank}; it stores {stored}.")
+        if isinstance(self.gate, CalibratedGate):
+            _check_layers(self.gate.layers, count)
+            if self.gate.image_layer is not None:
+                _check_layers((self.gate.image_layer,), self.layers[0] + 1)
         tensors = {"directions": vectors, "drift": self.drift,
                    "harmful mean": self.directions.harmful_mean,
                    "harmless mean": self.directions.harmless_mean}  # fmt: skip
@@ -366,13 +370,12 @@ class Guard:
         folder = Path(source)
         if not folder.is_dir():
             folder = _download(str(source), revision)
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            if not (folder / name).is_file():
+                raise SafeguardError(f"{source} is not a guard: it has no {name}.")
         try:
             config = _Config.model_validate_json((folder / CONFIG_NAME).read_text("utf-8"))
             tensors = load_file(folder / WEIGHTS_NAME)
-        except FileNotFoundError as error:
-            raise SafeguardError(
-                f"{source} is not a guard: it has no {Path(str(error.filename)).name}."
-            ) from error
         except (ValidationError, UnicodeDecodeError) as error:
             first = str(error).splitlines()[1:3] or [str(error)]
             raise SafeguardError(
@@ -470,6 +473,14 @@ def _provenance(
         calibration_sha256=fingerprint(calibration),
         versions={name: version(name) for name in ("vlm-safeguard", "torch", "transformers")},
     )
+
+
+def _check_layers(layers: Sequence[int], count: int) -> None:
+    """Refuse layer indices that are none, not in order, repeated, or not in 0 … count − 1."""
+    if not layers or list(layers) != sorted(set(layers)):
+        raise SafeguardError(f"Layers {list(layers)} are not a list of layers in ascending order.")
+    if not (layers[0] >= 0 and layers[-1] < count):
+        raise SafeguardError(f"Layers {list(layers)} are not all in 0–{count - 1}.")
 
 
 def _embedding_sample(model: PreTrainedModel) -> torch.Tensor:

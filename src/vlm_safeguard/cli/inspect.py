@@ -67,6 +67,7 @@ def summary(guard: Guard) -> dict[str, Any]:
         caught = (guard.scores["harmful"] > gate.text_threshold).float().mean()
         facts["false-positive budget"] = f"{gate.budget:.1%}"
         facts["text threshold"] = round(gate.text_threshold, 3)
-        facts["image threshold"] = round(gate.image_threshold, 3)
+        if gate.image_threshold is not None:
+            facts["image threshold"] = round(gate.image_threshold, 3)
         facts["harmful anchors above it, held out"] = f"{float(caught):.1%}"
     return facts
