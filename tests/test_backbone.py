@@ -150,6 +150,34 @@ def test_learn_says_when_the_view_is_not_exact() -> None:
     assert not TextView.learn(processor, frozenset({IMAGE})).exact
 
 
+class FusingProcessor:
+    """Words carry the space before them, as in LLaMA's tokenizer: an image changes the next one."""
+
+    def __init__(self) -> None:
+        self.ids = {"<image>": IMAGE}
+
+    def apply_chat_template(self, turns: Any, **_: Any) -> str:
+        parts = ["<image>\n" if c["type"] == "image" else c["text"] for c in turns[0]["content"]]
+        return "USER: " + "".join(parts) + " ASSISTANT:"
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        words = re.findall(r"<image>|\n| ?[^\s<]+| ", text)
+        return {"input_ids": [self.ids.setdefault(word, 100 + len(self.ids)) for word in words]}
+
+
+def test_learn_finds_the_wrapper_where_the_tokenizer_fuses_text_with_it() -> None:
+    processor = FusingProcessor()
+    view = TextView.learn(processor, frozenset({IMAGE}))  # type: ignore[arg-type]
+    names = {token: word for word, token in processor.ids.items()}
+    assert not view.exact
+    assert [names[token] for token in view.before] == [" "]
+    assert [names[token] for token in view.after] == ["\n"]
+    seen = view(encode_chat(processor, "Why not?", images=1))  # type: ignore[arg-type]
+    words = {token: word for word, token in processor.ids.items()}
+    assert [words[token] for token in seen] == ["USER:", "Why", " not?", " ASSISTANT:"]
+    assert len(seen) == len(encode_chat(processor, "Why not?"))  # type: ignore[arg-type]
+
+
 def test_learn_refuses_a_template_without_images() -> None:
     processor = make_processor("{{ messages[0]['content'][-1]['text'] }}")
     with pytest.raises(SafeguardError, match="no image token"):

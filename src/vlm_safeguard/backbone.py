@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
 
+_PROBES = ("What is shown here?", "Describe it in one word.")
+
+
 @dataclass(frozen=True)
 class Family:
     """What has to be known about a model type beyond its structure."""
@@ -142,30 +145,37 @@ class TextView:
 
     @classmethod
     def learn(cls, processor: ProcessorMixin, placeholder_ids: frozenset[int]) -> TextView:
-        """Read off what the chat template adds for an image, by rendering a question twice.
+        """Read off what the chat template adds for an image, by rendering two questions twice.
 
         Raises:
             SafeguardError: the template puts no image token into a conversation with an image.
         """
-        question = "What is shown here?"
-        with_image = encode_chat(processor, question, images=1)
-        without = encode_chat(processor, question)
-        runs = list(_runs(with_image, placeholder_ids))
-        if not runs:
-            raise SafeguardError(
-                "The processor's chat template puts no image token into a conversation that has "
-                f"an image (looked for ids {sorted(placeholder_ids)}): processor and model do "
-                "not belong together."
-            )
-        start, stop = runs[0][0], runs[-1][1]
-        prefix = _common(with_image, without, limit=min(start, len(without)))
-        room = min(len(with_image) - stop, len(without) - prefix)
-        suffix = _common(with_image[::-1], without[::-1], limit=room)
+        befores, afters, exact = [], [], True
+        for question in _PROBES:
+            with_image = encode_chat(processor, question, images=1)
+            without = encode_chat(processor, question)
+            runs = list(_runs(with_image, placeholder_ids))
+            if not runs:
+                raise SafeguardError(
+                    "The processor's chat template puts no image token into a conversation that "
+                    f"has an image (looked for ids {sorted(placeholder_ids)}): processor and "
+                    "model do not belong together."
+                )
+            start, stop = runs[0][0], runs[-1][1]
+            prefix = _common(with_image, without, limit=min(start, len(without)))
+            room = min(len(with_image) - stop, len(without) - prefix)
+            suffix = _common(with_image[::-1], without[::-1], limit=room)
+            befores.append(with_image[prefix:start])
+            afters.append(with_image[stop : len(with_image) - suffix])
+            exact = exact and prefix + suffix == len(without)
+        # where the tokenizer fuses text with its neighbours, the wrapper is what both share
+        before = _common(befores[0][::-1], befores[1][::-1], limit=min(map(len, befores)))
+        after = _common(*afters, limit=min(map(len, afters)))
         return cls(
             placeholder_ids=placeholder_ids,
-            before=tuple(with_image[prefix:start]),
-            after=tuple(with_image[stop : len(with_image) - suffix]),
-            exact=prefix + suffix == len(without),
+            before=tuple(befores[0][len(befores[0]) - before :]),
+            after=tuple(afters[0][:after]),
+            exact=exact,
         )
 
     def __call__(self, row: Sequence[int]) -> list[int]:

@@ -116,6 +116,8 @@ class OpenGate(Gate):
         raise AssertionError("an open gate has no text-only pass")
 
 
+#: Gates that need no calibration, by name.
+GATES: dict[str, type[PaperGate | OpenGate]] = {"paper": PaperGate, "open": OpenGate}
 AnyGate = Annotated[CalibratedGate | PaperGate | OpenGate, Field(discriminator="name")]
 
 

@@ -35,7 +35,7 @@ from vlm_safeguard.directions import (
 )
 from vlm_safeguard.edits import Edit, Refuse, edit_from_config
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import AnyGate, CalibratedGate, threshold_for
+from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, threshold_for
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.receipt import Receipt
 
@@ -135,6 +135,7 @@ class Guard:
         anchors: Sequence[Anchor] | None = None,
         calibration: Sequence[str] | None = None,
         edit: Edit | None = None,
+        gate: str = "calibrated",
         layers: Sequence[int] | None = None,
         rank: int = RANK,
         budget: float = BUDGET,
@@ -148,6 +149,8 @@ class Guard:
             anchors: pairs of a harmful and a harmless request; the shipped ones by default.
             calibration: harmless requests that choose the gate's thresholds; likewise.
             edit: what to do to a request whose gate is open; `Refuse()` by default.
+            gate: `calibrated` to the budget; `paper`, its uncentred one for each layer by itself;
+                or `open`, always.
             layers: layers to edit; `choose_layers` decides by default.
             rank: directions a layer, m.
             budget: share of harmless requests that may open the gate, 0–1.
@@ -207,24 +210,32 @@ class Guard:
             "calibration": directions.harm_scores(ordinary)[:, gate_layers].mean(1),
             "calibration_image": directions.harm_score(with_image[:, first], first),
         }
-        try:
-            gate = CalibratedGate(
-                layers=chosen,
-                text_threshold=threshold_for(scores["calibration"], budget / 2),
-                image_layer=first,
-                image_threshold=threshold_for(scores["calibration_image"], budget / 2),
-                budget=budget,
-                calibrated_on=len(calibration),
+        made: AnyGate
+        if gate == "calibrated":
+            try:
+                made = CalibratedGate(
+                    layers=chosen,
+                    text_threshold=threshold_for(scores["calibration"], budget / 2),
+                    image_layer=first,
+                    image_threshold=threshold_for(scores["calibration_image"], budget / 2),
+                    budget=budget,
+                    calibrated_on=len(calibration),
+                )
+            except ValueError as error:
+                raise SafeguardError(f"The gate cannot be calibrated: {error}.") from error
+        elif gate in GATES:
+            made = GATES[gate]()
+        else:
+            raise SafeguardError(
+                f"There is no gate '{gate}'; there are calibrated, {', '.join(GATES)}."
             )
-        except ValueError as error:
-            raise SafeguardError(f"The gate cannot be calibrated: {error}.") from error
         return cls(
             directions=directions,
             drift=(blanks - plain).mean(0),
             layers=chosen,
             rank=rank,
             edit=Refuse() if edit is None else edit,
-            gate=gate,
+            gate=made,
             text_view=view,
             provenance=_provenance(backbone, processor, anchors, calibration),
             scores=scores,

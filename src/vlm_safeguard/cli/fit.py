@@ -24,8 +24,12 @@ def fit(
         typer.Option(help="Your harmless requests: CSV or JSONL with 'text'."),
     ] = None,
     edit: Annotated[
-        str, typer.Option(help="What is done to a request whose gate is open.")
+        str,
+        typer.Option(help="What is done to a request whose gate is open: refuse, restore, …"),
     ] = "refuse",
+    gate: Annotated[
+        str, typer.Option(help="Which requests are edited: calibrated, paper or open.")
+    ] = "calibrated",
     rank: Annotated[int | None, typer.Option(min=1, help="Directions a layer.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-23.")] = None,
     budget: Annotated[
@@ -55,6 +59,7 @@ def fit(
         anchors=pairs,
         calibration=requests,
         edit=chosen,
+        gate=gate,
         rank=RANK if rank is None else rank,
         layers=window,
         budget=budget,
