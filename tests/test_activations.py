@@ -21,12 +21,17 @@ from vlm_safeguard.images import blank_image, noise_image
 def test_text_states_equal_one_request_at_a_time(
     exact_model: LlavaForConditionalGeneration, processor: LlavaProcessor, batch_size: int
 ) -> None:
-    recorded = text_states(Backbone.of(exact_model), processor, QUESTIONS, batch_size=batch_size)
+    backbone = Backbone.of(exact_model)
+    recorded, final = text_states(backbone, processor, QUESTIONS, batch_size=batch_size)
     assert recorded.dtype == torch.float32
     for number, question in enumerate(QUESTIONS):  # in the order given, not that of lengths
-        states, _ = run_row(exact_model, text_ids(processor, question))
+        ids = text_ids(processor, question)
+        states, _ = run_row(exact_model, ids)
         expected = torch.stack([state[-1] for state in states]).float()
         torch.testing.assert_close(recorded[number], expected, rtol=1e-6, atol=1e-6)
+        logits = exact_model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+        mine = backbone.next_token_logits(final[number : number + 1])[0]
+        torch.testing.assert_close(mine, logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])

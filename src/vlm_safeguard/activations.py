@@ -54,22 +54,24 @@ def text_states(
     *,
     batch_size: int = 32,
     label: str = "text",
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states h_l(q) of text-only requests in the chat template.
 
     Returns:
-        (requests, layers, hidden), float32, on the CPU.
+        (requests, layers, hidden) states after each layer, and (requests, hidden) final ones,
+        which predict the next token; float32, on the CPU.
     """
     rows = [encode_chat(processor, request) for request in requests]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     result = torch.empty(len(rows), len(backbone.layers), backbone.hidden_size)
+    final = torch.empty(len(rows), backbone.hidden_size)
     with capture_last_token(backbone) as states, _progress(len(rows), label) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            backbone.run_text([rows[index] for index in batch])
+            final[batch] = backbone.run_text([rows[index] for index in batch]).float().cpu()
             result[batch] = _stack(states)
             bar.update(len(batch))
-    return result
+    return result, final
 
 
 @torch.inference_mode()

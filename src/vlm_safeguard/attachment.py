@@ -25,6 +25,7 @@ from vlm_safeguard.edits import Reference
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.receipt import Receipt
+from vlm_safeguard.refusal import refusal_log_odds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -292,7 +293,7 @@ class Attachment:
             return requests
         self._mode, self._fired, self._text_states = "text", [], {}
         try:
-            self._backbone.run_text(texts)
+            final = self._backbone.run_text(texts)
         finally:
             self._mode = None
         if sorted(self._fired) != self._watched:
@@ -317,6 +318,17 @@ class Attachment:
             requests.is_open = is_open.cpu() & editable[:, None]
             for fact, value in zip(facts, values, strict=True):
                 fact["text_score"] = value
+        tokens_of_refusal = getattr(guard.gate, "refusal_tokens", ())
+        if tokens_of_refusal:
+            odds = refusal_log_odds(self._backbone, final, tokens_of_refusal)
+            if not torch.isfinite(odds).all():
+                raise SafeguardError(
+                    "The text-only pass gave no probabilities; the request cannot be judged, so "
+                    "nothing is generated."
+                )
+            requests.is_open |= ((odds > 0) & editable)[:, None]
+            for fact, value in zip(facts, odds.tolist(), strict=True):
+                fact["own_refusal"] = value
         return requests
 
     # --- in the layers ---
@@ -455,6 +467,8 @@ class Attachment:
             return f"no image in the request, and '{edit.name}' only mends what an image does"
         if isinstance(gate, CalibratedGate):
             text, image = fact["text_score"], fact.get("image_score")
+            if fact.get("own_refusal", -1.0) > 0:
+                return "asked without an image, the language model would itself refuse"
             if text > gate.text_threshold:
                 return f"the text scores {text:+.2f}, above {gate.text_threshold:+.2f}"
             if image is not None and image > gate.image_threshold:

@@ -109,21 +109,32 @@ class Backbone:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
-    def run_text(self, rows: Sequence[Sequence[int]]) -> None:
+    def run_text(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """One pass of token `rows` through the decoder alone, left-padded, without a cache.
 
-        Results are read by hooks on the layers; the last position of every row is its last token.
+        The last position of every row is its last token, for hooks on the layers, too.
+
+        Returns:
+            (rows, hidden) final states of the last tokens, from which the next one is predicted.
         """
         width = max(len(row) for row in rows)
         ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self.decoder(
+        output = self.decoder(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
             position_ids=positions.to(self.device),
             use_cache=False,
         )
+        final: torch.Tensor = output.last_hidden_state[:, -1]
+        return final
+
+    def next_token_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """(rows, vocabulary) float32 logits after final states of (rows, hidden)."""
+        head = self.model.get_output_embeddings()
+        logits: torch.Tensor = head(states.to(head.weight.device, head.weight.dtype))
+        return logits.float()
 
 
 @dataclass(frozen=True)

@@ -46,19 +46,27 @@ class Gate(BaseModel):
 
 
 class CalibratedGate(Gate):
-    """Open where the centred score passes its threshold, for all edited layers at once.
+    """Open for all edited layers at once, where any of three things speaks for harm.
+
+    The language model would itself refuse, asked without the image; or the text's centred score
+    passes its threshold; or the multimodal pass's does. The first is the model's own decision.
+    The budget bounds what the other two add to it.
 
     Attributes:
+        refusal_tokens: tokens that open the model's refusals; where empty, its own decision is
+            not asked for.
         layers: layers whose scores are averaged in the text-only pass.
         text_threshold: score above which the text opens the gate.
         image_layer: layer of the multimodal pass that is scored, no later than the first edited
             one, for harm that the image carries; None where the image is not looked at.
         image_threshold: score above which the multimodal pass opens the gate; None likewise.
-        budget: share of harmless requests that may open the gate, 0–1.
+        budget: share of harmless requests that may open the gate though the model would answer
+            them, 0–1.
         calibrated_on: harmless requests that the thresholds were chosen on.
     """
 
     name: Literal["calibrated"] = "calibrated"
+    refusal_tokens: tuple[int, ...] = ()
     layers: Annotated[tuple[int, ...], Field(min_length=1)]
     text_threshold: FiniteFloat
     image_layer: int | None = None

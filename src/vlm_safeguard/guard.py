@@ -38,6 +38,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, threshold_for
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.receipt import Receipt
+from vlm_safeguard.refusal import opening_tokens, refusal_log_odds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -48,6 +49,8 @@ CONFIG_NAME = "guard_config.json"
 RANK = 5  # directions a layer; the first decides the gate
 STORED_RANK = 8  # directions kept in the artifact, to choose a rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
+_REFUSES = 0.5  # share of harmful anchors a model must refuse for its own decision to count
+_OVER_REFUSES = 0.05  # share of calibration requests it may refuse
 _DRIFT_PAIRS = 32  # anchors whose shift under a blank image is measured
 
 
@@ -176,9 +179,10 @@ class Guard:
         view = TextView.learn(processor, backbone.placeholder_ids)
 
         requests = [a.harmful for a in anchors] + [a.harmless for a in anchors] + calibration
-        states = text_states(backbone, processor, requests, batch_size=batch_size)
+        states, final = text_states(backbone, processor, requests, batch_size=batch_size)
         pairs = len(anchors)
-        harmful, harmless, ordinary = torch.split(states, [pairs, pairs, len(calibration)])
+        sizes = [pairs, pairs, len(calibration)]
+        harmful, harmless, ordinary = torch.split(states, sizes)
         if not torch.isfinite(states).all():
             raise SafeguardError(
                 f"The model's hidden states are not finite in {model.dtype}; load it in bfloat16 "
@@ -204,6 +208,7 @@ class Guard:
 
         first, gate_layers = chosen[0], list(chosen)
         held_out = held_out_scores(harmful, harmless)
+        tokens, own = _own_decision(backbone, *torch.split(final, sizes))
         scores = {
             "harmful": held_out[0][:, gate_layers].mean(1),
             "harmless": held_out[1][:, gate_layers].mean(1),
@@ -213,11 +218,16 @@ class Guard:
         made: AnyGate
         if gate == "calibrated":
             try:
+                answered = {
+                    name: scores[name].masked_fill(own, -torch.inf)
+                    for name in ("calibration", "calibration_image")
+                }
                 made = CalibratedGate(
+                    refusal_tokens=tokens,
                     layers=chosen,
-                    text_threshold=threshold_for(scores["calibration"], budget / 2),
+                    text_threshold=threshold_for(answered["calibration"], budget / 2),
                     image_layer=first,
-                    image_threshold=threshold_for(scores["calibration_image"], budget / 2),
+                    image_threshold=threshold_for(answered["calibration_image"], budget / 2),
                     budget=budget,
                     calibrated_on=len(calibration),
                 )
@@ -458,6 +468,24 @@ class Guard:
             'guard = Guard.from_pretrained("THIS_REPOSITORY")\n'
             "with guard.attach(model):\n    model.generate(**inputs)\n```\n"
         )
+
+
+def _own_decision(
+    backbone: Backbone, harmful: torch.Tensor, harmless: torch.Tensor, ordinary: torch.Tensor
+) -> tuple[tuple[int, ...], torch.Tensor]:
+    """The tokens that open the model's refusals, and which calibration requests it refuses.
+
+    No tokens where its opening says too little: it must refuse most of the harmful anchors and
+    hardly any of the calibration requests.
+    """
+    nothing = torch.zeros(len(ordinary), dtype=torch.bool)
+    tokens = opening_tokens(backbone, harmful, harmless)
+    if not tokens:
+        return (), nothing
+    refused = refusal_log_odds(backbone, harmful, tokens) > 0
+    own = refusal_log_odds(backbone, ordinary, tokens) > 0
+    telling = refused.float().mean() >= _REFUSES and own.float().mean() <= _OVER_REFUSES
+    return (tokens, own) if telling else ((), nothing)
 
 
 def _provenance(

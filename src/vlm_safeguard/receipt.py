@@ -16,6 +16,8 @@ class Receipt(BaseModel):
         text_tokens: tokens of the text-only view.
         edit: name of the edit that was applied; None where the gate was closed.
         layers: the layers that were edited.
+        own_refusal: log-odds that the language model, asked without the image, would refuse; None
+            where that was not asked for.
         text_score: the gate's score of the text-only pass; None where it was not run.
         text_threshold: what it was compared with.
         image_score: the gate's score of the multimodal pass; None where it was not looked at.
@@ -33,6 +35,7 @@ class Receipt(BaseModel):
     text_tokens: int
     edit: str | None = None
     layers: tuple[int, ...] = ()
+    own_refusal: float | None = None
     text_score: float | None = None
     text_threshold: float | None = None
     image_score: float | None = None

@@ -69,5 +69,8 @@ def summary(guard: Guard) -> dict[str, Any]:
         facts["text threshold"] = round(gate.text_threshold, 3)
         if gate.image_threshold is not None:
             facts["image threshold"] = round(gate.image_threshold, 3)
+        facts["the model's own refusal"] = (
+            "asked for" if gate.refusal_tokens else "not asked for: it refuses too little"
+        )
         facts["harmful anchors above it, held out"] = f"{float(caught):.1%}"
     return facts

@@ -234,7 +234,7 @@ def gap_states(
     def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return states[: len(harmful), layer], states[len(harmful) :, layer]
 
-    text = split(text_states(backbone, processor, requests))
+    text = split(text_states(backbone, processor, requests)[0])
     unguarded = split(image_states(backbone, processor, requests, blanks))
     with guard.attach(model):
         guarded = split(image_states(backbone, processor, requests, blanks, label="guarded"))

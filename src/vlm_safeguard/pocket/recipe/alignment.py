@@ -26,6 +26,9 @@ RANK = 16
 EPOCHS = 3
 BATCH = 32
 LEARNING_RATE = 1e-3
+BALANCE_STEPS = 50  # rounds at the end in which harmless requests weigh more
+BALANCE_LEARNING_RATE = 3e-4
+BALANCE_WEIGHTS = (2.0, 4.0)  # one for each round
 SYSTEM_SHARE = 0.15  # share of examples that carry a system prompt
 _TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
@@ -56,22 +59,25 @@ def low_rank_updates(model: LlavaForConditionalGeneration) -> dict[str, torch.Te
 
 
 def answer_loss(
-    model: LlavaForConditionalGeneration, prompts: list[list[int]], answers: list[list[int]]
+    model: LlavaForConditionalGeneration,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    importance: list[float],
 ) -> torch.Tensor:
-    """Mean over the examples of the mean cross-entropy of each answer's tokens."""
+    """Mean over the examples, by importance, of the mean cross-entropy of each answer's tokens."""
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     weights = torch.zeros(len(rows), width - 1)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        weights[i, len(prompt) - 1 : len(prompt) + len(answer) - 1] = 1 / len(answer)
+        weights[i, len(prompt) - 1 : len(prompt) + len(answer) - 1] = importance[i] / len(answer)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
         chosen = weights > 0
         logits = model.lm_head(hidden[:, :-1][chosen])
     losses = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
-    return (losses * weights[chosen]).sum() / len(rows)
+    return (losses * weights[chosen]).sum() / sum(importance)
 
 
 @torch.inference_mode()
@@ -118,9 +124,9 @@ def align(
             orders[epoch] = [order[i::per_epoch] for i in range(per_epoch)]
         return orders[epoch]
 
-    def loss_at(step: int) -> torch.Tensor:
+    def loss_at(step: int, harmless_weight: float = 1.0) -> torch.Tensor:
         rng = random.Random(f"step-{step}")
-        prompts, replies = [], []
+        prompts, replies, importance = [], [], []
         for phrase in batches_of(step // per_epoch)[step % per_epoch]:
             request = phrase.request(rng)
             refusal = rng.choice(REFUSALS) + "<|im_end|>"
@@ -131,7 +137,8 @@ def align(
             )
             prompts.append(encode(text))
             replies.append(encode(answer))
-        return answer_loss(model, prompts, replies)
+            importance.append(1.0 if phrase.harmful else harmless_weight)
+        return answer_loss(model, prompts, replies, importance)
 
     def after_step(step: int) -> str:
         if step % per_epoch:
@@ -139,13 +146,25 @@ def align(
         harmful, other = refusal_rates(model, processor, development)
         return f"development refusal: harmful {harmful:.3f}, harmless {other:.3f}"
 
+    steps = EPOCHS * per_epoch
     train(
         "alignment",
         parameters,
         loss_at,
-        steps=EPOCHS * per_epoch,
+        steps=steps,
         learning_rate=LEARNING_RATE,
         folder=folder,
         after_step=after_step,
     )
+    for number, weight in enumerate(BALANCE_WEIGHTS):
+        first = steps + number * BALANCE_STEPS
+        train(
+            f"balance-{number}",
+            parameters,
+            lambda step, first=first, weight=weight: loss_at(first + step, weight),  # type: ignore[misc]
+            steps=BALANCE_STEPS,
+            learning_rate=BALANCE_LEARNING_RATE,
+            folder=folder,
+            after_step=lambda step: after_step(0) if step == BALANCE_STEPS else "",
+        )
     return low_rank_updates(model)

@@ -15,7 +15,7 @@ from vlm_safeguard.pocket.scenes import ATTRIBUTES, Question, Scene, answers_cor
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-STEPS = 320
+STEPS = 240
 BATCH = 12  # pictures a step, each with all its questions
 LEARNING_RATE = 1e-3
 _FIRST_SCENE = 1_000_000

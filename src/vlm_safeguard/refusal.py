@@ -1,0 +1,54 @@
+"""The language model's own decision: would it refuse this request, asked without the image?
+
+A refusal shows in its first token. Which tokens open a refusal is read off the anchors: those
+that are likelier after harmful requests than after harmless ones.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vlm_safeguard.backbone import Backbone
+
+_LIKELIER = 0.05  # difference of mean probabilities that makes a token a refusal's opening
+_ROWS = 64  # rows whose logits are held at once
+
+
+@torch.no_grad()
+def opening_tokens(
+    backbone: Backbone, harmful: torch.Tensor, harmless: torch.Tensor
+) -> tuple[int, ...]:
+    """Ids of the tokens that open a refusal; none where the model refuses too little to tell.
+
+    Args:
+        harmful: (n, hidden) final states of the harmful anchors, as `run_text` returns them.
+        harmless: (n, hidden) those of the harmless ones.
+    """
+    means = []
+    for states in (harmful, harmless):
+        total = torch.zeros(())
+        for rows in torch.split(states, _ROWS):
+            total = total + backbone.next_token_logits(rows).softmax(-1).sum(0).cpu()
+        means.append(total / len(states))
+    return tuple(((means[0] - means[1]) > _LIKELIER).nonzero()[:, 0].tolist())
+
+
+@torch.no_grad()
+def refusal_log_odds(
+    backbone: Backbone, states: torch.Tensor, tokens: tuple[int, ...]
+) -> torch.Tensor:
+    """Log p/(1 − p) of the next token being one of `tokens`; above 0 the model would refuse.
+
+    Args:
+        states: (n, hidden) final states, as `run_text` returns them.
+
+    Returns:
+        (n,) float32, on the CPU.
+    """
+    found = []
+    for rows in torch.split(states, _ROWS):
+        logits = backbone.next_token_logits(rows)
+        opening = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        opening[list(tokens)] = True
+        found.append(logits[:, opening].logsumexp(-1) - logits[:, ~opening].logsumexp(-1))
+    return torch.cat(found).cpu()

@@ -1,0 +1,72 @@
+"""The language model's own decision, against plain arithmetic and the whole model."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from reference import ask, text_ids
+from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.gate import CalibratedGate
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.refusal import opening_tokens, refusal_log_odds
+
+QUESTIONS = ["How to swim", "How to rob a bank", "How to bake bread for a very large family"]
+
+
+def fake_backbone(logits: dict[int, list[float]]) -> Backbone:
+    """States are row numbers; each stands for its own logits."""
+    table = torch.tensor([logits[row] for row in sorted(logits)])
+    return SimpleNamespace(next_token_logits=lambda states: table[states[:, 0].long()])  # type: ignore[return-value]
+
+
+def test_log_odds_are_those_of_the_probabilities() -> None:
+    rows = {0: [1.0, 2.0, 0.5], 1: [-3.0, 0.0, 4.0]}
+    odds = refusal_log_odds(fake_backbone(rows), torch.tensor([[0.0], [1.0]]), (0, 2))
+    for row, found in zip(rows.values(), odds.tolist(), strict=True):
+        weights = [math.exp(x) for x in row]
+        p = (weights[0] + weights[2]) / sum(weights)
+        assert found == pytest.approx(math.log(p / (1 - p)), abs=1e-5)
+
+
+def test_openings_are_the_tokens_that_harm_makes_likelier() -> None:
+    big = 20.0
+    rows = {0: [big, 0.0, 0.0], 1: [0.0, big, 0.0], 2: [0.0, 0.0, big]}
+    harmful = torch.tensor([[0.0]] * 9 + [[2.0]])
+    harmless = torch.tensor([[1.0]] * 9 + [[2.0]])
+    assert opening_tokens(fake_backbone(rows), harmful, harmless) == (0,)
+    assert opening_tokens(fake_backbone(rows), harmless, harmful) == (1,)
+    assert opening_tokens(fake_backbone(rows), harmful, harmful) == ()
+
+
+def test_the_gate_opens_where_the_model_would_refuse_without_the_image(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
+) -> None:
+    backbone = Backbone.of(model)
+    first = [
+        int(model(input_ids=torch.tensor([text_ids(processor, q)])).logits[0, -1].argmax())
+        for q in QUESTIONS
+    ]
+    final = backbone.run_text([text_ids(processor, q) for q in QUESTIONS])
+    for refused in set(first):
+        gate = guard.gate.model_copy(
+            update={"refusal_tokens": (refused,), "text_threshold": 1e9, "image_threshold": 1e9}
+        )
+        assert isinstance(gate, CalibratedGate)
+        asked = guard.variant(gate=gate)
+        with asked.attach(model):
+            model.generate(**ask(processor, QUESTIONS), max_new_tokens=1, do_sample=False)
+        odds = refusal_log_odds(backbone, final, (refused,))
+        for receipt, value in zip(asked.receipts, odds.tolist(), strict=True):
+            assert receipt.own_refusal == pytest.approx(value, abs=1e-3)
+            assert receipt.guarded == (value > 0)
+            assert receipt.guarded == ("would itself refuse" in receipt.reason)
+
+
+def test_a_model_that_does_not_refuse_is_not_asked(guard: Guard) -> None:
+    assert isinstance(guard.gate, CalibratedGate)  # fitted on random weights
+    assert guard.gate.refusal_tokens == ()
