@@ -12,6 +12,7 @@ from vlm_safeguard.pocket.architecture import make_model, make_processor
 from vlm_safeguard.pocket.base import base_folder
 from vlm_safeguard.pocket.model import PARTS, apply_parts
 from vlm_safeguard.pocket.recipe.alignment import align
+from vlm_safeguard.pocket.recipe.projector import train_projector
 from vlm_safeguard.pocket.recipe.tower import train_tower
 from vlm_safeguard.pocket.recipe.vision import train_vision
 
@@ -46,6 +47,7 @@ def build(folder: Path, weights: Path) -> None:
         train_tower(model.model.vision_tower, processor, folder)
         _save(model.model.vision_tower.state_dict(), tower)
     model.model.vision_tower.load_state_dict(load_file(tower))
+    train_projector(model, processor, folder)
     train_vision(model, processor, folder)
     trained = {
         f"{part}.{name}": tensor

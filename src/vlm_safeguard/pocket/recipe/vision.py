@@ -15,9 +15,9 @@ from vlm_safeguard.pocket.scenes import ATTRIBUTES, Question, Scene, answers_cor
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-STEPS = 240
+STEPS = 120
 BATCH = 12  # pictures a step, each with all its questions
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 5e-4
 _FIRST_SCENE = 1_000_000
 
 
@@ -39,7 +39,7 @@ def train_vision(
         return question_loss(model, processor, [Scene.from_seed(first + i) for i in range(BATCH)])
 
     def after_step(step: int) -> str:
-        if step % 80:
+        if step % 40:
             return ""
         questions = [
             (scene, question)
