@@ -108,7 +108,9 @@ def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 @pytest.fixture(scope="session")
 def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
     """Fitted with the shipped anchors, on fewer of the calibration requests, for speed."""
-    return Guard.fit(model, processor, calibration=shipped_calibration()[:220])
+    return Guard.fit(
+        model, processor, calibration=shipped_calibration()[:220], layers=(2, 3), rank=5
+    )
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ states, A_l = U Σ Wᵀ; the direction is spanned by the first right singular ve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -124,18 +125,22 @@ def auroc(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
 
 
 def choose_layers(directions: Directions) -> tuple[int, ...]:
-    """The contiguous layers to edit: from one third to 80 % of the depth, where harm is legible.
+    """The layers to edit: a contiguous block from 27 % to 90 % of the depth.
 
-    Edits in early layers act before harm is represented, and edits in the last fifth break the
-    text; both were measured. Within that window, layers before the first one whose held-out
-    AUROC is within 0.01 of the window's best are left out.
+    Measured on the Pocket VLM's development requests with a blank image (30 layers, n = 45, text
+    only 93 % refused, unguarded 27 %): layers 8–27 with rank 2 gave 76 %, 10–24 with rank 3 71 %,
+    15–23 with rank 5 28 %. Early layers count although harm is not yet legible in them.
     """
     count = len(directions.auroc)
-    first, last = count // 3, max(count // 3, int(0.8 * count) - 1)
-    best = directions.auroc[first : last + 1].max()
-    while first < last and directions.auroc[first] < best - 0.01:
-        first += 1
+    first = round(0.27 * count)
+    last = max(first, min(count - 2, round(0.9 * count)))
     return tuple(range(first, last + 1))
+
+
+def legible_layers(directions: Directions, layers: Sequence[int]) -> tuple[int, ...]:
+    """Those of `layers` whose held-out AUROC is within 0.02 of the best: the gate reads these."""
+    best = max(float(directions.auroc[layer]) for layer in layers)
+    return tuple(layer for layer in layers if float(directions.auroc[layer]) >= best - 0.02)
 
 
 def random_basis(directions: Directions, seed: int) -> torch.Tensor:

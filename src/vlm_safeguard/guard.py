@@ -31,6 +31,7 @@ from vlm_safeguard.directions import (
     choose_layers,
     fit_directions,
     held_out_scores,
+    legible_layers,
     random_basis,
 )
 from vlm_safeguard.edits import Edit, Refuse, edit_from_config
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 WEIGHTS_NAME = "guard.safetensors"
 CONFIG_NAME = "guard_config.json"
-RANK = 5  # directions a layer; the first decides the gate
+RANK = 2  # directions a layer; the first decides the gate, and more than 3 did worse
 STORED_RANK = 8  # directions kept in the artifact, to choose a rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
 _REFUSES = 0.5  # share of harmful anchors a model must refuse for its own decision to count
@@ -206,7 +207,7 @@ class Guard:
             batch_size=batch_size, label="meaningless images",
         )  # fmt: skip
 
-        first, gate_layers = chosen[0], list(chosen)
+        first, gate_layers = chosen[0], list(legible_layers(directions, chosen))
         held_out = held_out_scores(harmful, harmless)
         tokens, own = _own_decision(backbone, *torch.split(final, sizes))
         scores = {
@@ -224,7 +225,7 @@ class Guard:
                 }
                 made = CalibratedGate(
                     refusal_tokens=tokens,
-                    layers=chosen,
+                    layers=tuple(gate_layers),
                     text_threshold=threshold_for(answered["calibration"], budget / 2),
                     image_layer=first,
                     image_threshold=threshold_for(answered["calibration_image"], budget / 2),
