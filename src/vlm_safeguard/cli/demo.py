@@ -19,7 +19,7 @@ def demo(
         int, typer.Option(min=1, max=130, help="Held-out prompts of each kind.")
     ] = 100,
     questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 150,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 100,
     dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
