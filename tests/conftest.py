@@ -109,7 +109,7 @@ def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
     """Fitted with the shipped anchors, on fewer of the calibration requests, for speed."""
     return Guard.fit(
-        model, processor, calibration=shipped_calibration()[:220], layers=(2, 3), rank=5
+        model, processor, calibration=shipped_calibration()[:220], layers=(2, 3), rank=5, hold=True
     )
 
 

@@ -1056,3 +1056,21 @@ def test_receipts_are_of_the_latest_batch_and_a_copy(
         assert len(guard.receipts) == 1
     guard.receipts.clear()
     assert len(guard.receipts) == 1
+
+
+def test_a_guard_that_does_not_hold_leaves_the_answers_tokens_alone(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(len(QUESTIONS), 1).long()], dim=1)
+    token = torch.full((len(QUESTIONS), 1), 7)
+    with torch.no_grad():
+        with open_guard.attach(model):
+            held = model(**inputs, use_cache=True)
+        with open_guard.variant(hold=False).attach(model):
+            read = model(**inputs, use_cache=True)
+            plain_cache = copy.deepcopy(read.past_key_values)
+            step = model(input_ids=token, attention_mask=mask, past_key_values=read.past_key_values)
+        free = model(input_ids=token, attention_mask=mask, past_key_values=plain_cache)
+    assert torch.equal(held.logits, read.logits)
+    assert torch.equal(step.logits, free.logits)

@@ -25,7 +25,7 @@ from vlm_safeguard.directions import choose_layers, fit_directions, legible_laye
 from vlm_safeguard.edits import Project, Refuse, Restore
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate, OpenGate, PaperGate, threshold_for
-from vlm_safeguard.guard import CONFIG_NAME, FORMAT, RANK, STORED_RANK, WEIGHTS_NAME, Guard
+from vlm_safeguard.guard import CONFIG_NAME, FORMAT, RANK, WEIGHTS_NAME, Guard
 from vlm_safeguard.images import blank_image, noise_image
 
 Model = LlavaForConditionalGeneration
@@ -64,13 +64,14 @@ def test_fit_equals_its_definition(
 ) -> None:
     harmful = torch.stack([last_states(exact_model, processor, a.harmful) for a in ANCHORS])
     harmless = torch.stack([last_states(exact_model, processor, a.harmless) for a in ANCHORS])
-    expected = fit_directions(harmful, harmless, STORED_RANK)
+    expected = fit_directions(harmful, harmless, len(ANCHORS))
     for name in ("vectors", "spectrum", "harmful_mean", "harmless_mean", "auroc"):
         torch.testing.assert_close(
             getattr(small.directions, name), getattr(expected, name), rtol=1e-3, atol=1e-3
         )
     assert small.layers == choose_layers(expected)
-    assert small.rank == RANK
+    assert small.rank == min(RANK, len(ANCHORS))
+    assert not small.hold
     assert small.edit == Refuse()
     assert small.text_view == TextView.learn(processor, frozenset({processor.image_token_id}))
     assert small.random_seed is None

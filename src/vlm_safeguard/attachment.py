@@ -4,8 +4,8 @@ One forward pass goes through three kinds of hook:
 
 - before the model runs, a new request gets its text-only pass through the same decoder, which
   decides the gate and measures the edit's reference coordinates;
-- after each guarded layer, the rows whose gate is open are edited, at the last prompt token and
-  at every token generated after it; other rows are not touched;
+- after each guarded layer, the rows whose gate is open are edited at the last prompt token, and
+  if the guard holds at every token generated after it; other rows are not touched;
 - after the model has run, it is checked that every guarded layer took part.
 """
 
@@ -368,7 +368,7 @@ class Attachment:
         guard = self._guard
         if requests.prefill and layer == guard.layers[0]:
             self._settle(h.device, requests)
-        if layer not in requests.edits:
+        if layer not in requests.edits or not (requests.prefill or guard.hold):
             return None
         rows, at = requests.edits[layer]
         positions = requests.last.to(h.device)[rows] if requests.prefill else 0

@@ -127,9 +127,10 @@ def auroc(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
 def choose_layers(directions: Directions) -> tuple[int, ...]:
     """The layers to edit: a contiguous block from 27 % to 90 % of the depth.
 
-    Measured on the Pocket VLM's development requests with a blank image (30 layers, n = 45, text
-    only 93 % refused, unguarded 27 %): layers 8–27 with rank 2 gave 76 %, 10–24 with rank 3 71 %,
-    15–23 with rank 5 28 %. Early layers count although harm is not yet legible in them.
+    Measured on the Pocket VLM's development requests with a blank image (30 layers, n = 45; 93 %
+    refused without an image, 27 % unguarded), the last prompt token restored: layers 8–27 with
+    rank 32 gave 87 %, rank 5 73 %, rank 2 62 %; in all dimensions, 8–27 gave 91 %, 12–27 89 %,
+    15–27 80 %, 20–27 71 %. Early layers count although harm is not yet legible in them.
     """
     count = len(directions.auroc)
     first = round(0.27 * count)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 WEIGHTS_NAME = "guard.safetensors"
 CONFIG_NAME = "guard_config.json"
-RANK = 2  # directions a layer; the first decides the gate, and more than 3 did worse
+RANK = 32  # directions a layer, where there are as many anchors
 STORED_RANK = 8  # directions kept in the artifact, to choose a rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
 _REFUSES = 0.5  # share of harmful anchors a model must refuse for its own decision to count
@@ -89,6 +89,7 @@ class _Config(BaseModel):
     text_view_exact: bool
     layers: list[int]
     rank: int
+    hold: bool
     random_seed: int | None
     edit: dict[str, Any]
     gate: AnyGate
@@ -111,6 +112,8 @@ class Guard:
         scores: the gate's scores at fitting: `harmful` and `harmless` anchors, held out,
             `calibration` requests as text and `calibration_image` with an image.
         embedding_sample: some of the model's embeddings, to recognise it by.
+        hold: whether every token of the answer is edited, too; with many directions that breaks
+            the text.
         random_seed: where set, a random subspace takes the directions' place in the edit (a
             control); the gate keeps the true ones.
     """
@@ -125,6 +128,7 @@ class Guard:
     provenance: Provenance
     scores: dict[str, torch.Tensor]
     embedding_sample: torch.Tensor
+    hold: bool = False
     random_seed: int | None = None
     _receipts: list[Receipt] = field(default_factory=list, repr=False)
 
@@ -141,7 +145,8 @@ class Guard:
         edit: Edit | None = None,
         gate: str = "calibrated",
         layers: Sequence[int] | None = None,
-        rank: int = RANK,
+        rank: int | None = None,
+        hold: bool = False,
         budget: float = BUDGET,
         batch_size: int = 32,
     ) -> Self:
@@ -156,7 +161,8 @@ class Guard:
             gate: `calibrated` to the budget; `paper`, its uncentred one for each layer by itself;
                 or `open`, always.
             layers: layers to edit; `choose_layers` decides by default.
-            rank: directions a layer, m.
+            rank: directions a layer, m; 32 by default, or as many as there are anchors.
+            hold: also edit every token of the answer, not the last prompt token alone.
             budget: share of harmless requests that may open the gate, 0–1.
             batch_size: requests in one forward pass.
 
@@ -168,6 +174,7 @@ class Guard:
         backbone = Backbone.of(model)
         anchors = list(shipped_anchors() if anchors is None else anchors)
         calibration = list(shipped_calibration() if calibration is None else calibration)
+        rank = min(RANK, len(anchors), backbone.hidden_size) if rank is None else rank
         if len(anchors) < max(MINIMUM_PAIRS, rank):
             raise SafeguardError(
                 f"{len(anchors)} anchor pairs are too few for {rank} directions; give at least "
@@ -245,6 +252,7 @@ class Guard:
             drift=(blanks - plain).mean(0),
             layers=chosen,
             rank=rank,
+            hold=hold,
             edit=Refuse() if edit is None else edit,
             gate=made,
             text_view=view,
@@ -373,6 +381,7 @@ class Guard:
             text_view_exact=self.text_view.exact,
             layers=list(self.layers),
             rank=self.rank,
+            hold=self.hold,
             random_seed=self.random_seed,
             edit=self.edit.to_config(),
             gate=self.gate,
@@ -421,6 +430,7 @@ class Guard:
                 drift=tensors.pop("drift"),
                 layers=tuple(config.layers),
                 rank=config.rank,
+                hold=config.hold,
                 edit=edit_from_config(config.edit),
                 gate=config.gate,
                 text_view=TextView(

@@ -45,7 +45,7 @@ def fit(
     from vlm_safeguard.anchors import read_anchors, read_requests
     from vlm_safeguard.cli.inspect import summary
     from vlm_safeguard.edits import edit_from_config
-    from vlm_safeguard.guard import RANK, Guard
+    from vlm_safeguard.guard import Guard
     from vlm_safeguard.report.figures import guard_figure
     from vlm_safeguard.report.tables import facts_table
 
@@ -60,7 +60,7 @@ def fit(
         calibration=requests,
         edit=chosen,
         gate=gate,
-        rank=RANK if rank is None else rank,
+        rank=rank,
         layers=window,
         budget=budget,
     )
