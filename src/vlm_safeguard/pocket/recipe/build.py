@@ -25,7 +25,7 @@ _SEED = 0
 def build(folder: Path, weights: Path) -> None:
     """Train everything, with checkpoints in `folder`, and write the parts that ship to `weights`.
 
-    About 75 minutes on 2 cores that multiply bfloat16 natively.
+    An hour or more on 2 cores that multiply bfloat16 natively.
     """
     folder.mkdir(parents=True, exist_ok=True)
     base = base_folder()
