@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from inspect import signature
+from math import isfinite
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
@@ -224,17 +225,21 @@ class Attachment:
         requests, self._current = self._current, None
         if output is None or mode is None:
             return  # the pass failed; the error is on its way
-        if sorted(self._fired) != self._watched:
-            raise SafeguardError(
-                f"Of the guarded layers {self._watched}, only {sorted(self._fired)} took part in "
-                "this pass: a hook was removed or a layer replaced after attaching. Attach again."
-            )
+        self._check_all_took_part("this pass")
         cache = getattr(output, "past_key_values", None)
         if requests is not None and requests.prefill:
             requests.prefill = False
             if cache is not None:
                 self._continuing[cache] = requests
             self._guard._keep_receipts(self._make_receipts(requests))
+
+    def _check_all_took_part(self, where: str) -> None:
+        """Refuse a pass in which not every watched layer's hook ran exactly once."""
+        if sorted(self._fired) != self._watched:
+            raise SafeguardError(
+                f"Of the guarded layers {self._watched}, only {sorted(self._fired)} took part in "
+                f"{where}: a hook was removed or a layer replaced after attaching. Attach again."
+            )
 
     def _continued(self, cache: Any, ids: torch.Tensor) -> _Requests:
         """The requests whose answers go on in `cache`."""
@@ -296,11 +301,7 @@ class Attachment:
             final = self._backbone.run_text(texts)
         finally:
             self._mode = None
-        if sorted(self._fired) != self._watched:
-            raise SafeguardError(
-                f"Of the guarded layers {self._watched}, only {sorted(self._fired)} took part in "
-                "the text-only pass: a hook was removed or a layer replaced after attaching."
-            )
+        self._check_all_took_part("the text-only pass")
         self._fired = []
         states, self._text_states = self._text_states, {}
         requests.text = {
@@ -310,7 +311,7 @@ class Attachment:
         if guard.gate.needs_text:
             is_open, scores = guard.gate.text_open(states, self._directions, guard.layers)
             values = scores.tolist()
-            if not all(map(_is_finite, values)):
+            if not all(map(isfinite, values)):
                 raise SafeguardError(
                     "The text-only pass gave a score that is not a number; the request cannot be "
                     "judged, so nothing is generated."
@@ -382,7 +383,7 @@ class Attachment:
             for row, before, after in zip(rows.tolist(), *scores, strict=True):
                 if "harm_before" in requests.receipts[row]:
                     continue
-                if not (_is_finite(before) and _is_finite(after)):
+                if not (isfinite(before) and isfinite(after)):
                     raise SafeguardError(
                         f"Row {row}: the edit at layer {layer} gave a state that is not finite; "
                         "nothing is generated."
@@ -405,7 +406,7 @@ class Attachment:
         for row, (fact, score) in enumerate(zip(requests.receipts, scores, strict=True)):
             if not fact["images"]:
                 continue
-            if not _is_finite(score):
+            if not isfinite(score):
                 raise SafeguardError(
                     "The multimodal pass gave a score that is not a number; the request cannot "
                     "be judged, so nothing is generated."
@@ -481,7 +482,3 @@ class Attachment:
 
 def _with_states(output: Any, states: torch.Tensor) -> Any:
     return (states, *output[1:]) if isinstance(output, tuple) else states
-
-
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

@@ -48,7 +48,7 @@ FORMAT = 1
 WEIGHTS_NAME = "guard.safetensors"
 CONFIG_NAME = "guard_config.json"
 RANK = 32  # directions a layer, where there are as many anchors
-STORED_RANK = 8  # directions kept in the artifact, to choose a rank from
+STORED_RANK = 8  # directions kept in the artifact at least, to choose a smaller rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
 _REFUSES = 0.5  # share of harmful anchors a model must refuse for its own decision to count
 _OVER_REFUSES = 0.05  # share of calibration requests it may refuse
@@ -101,7 +101,7 @@ class Guard:
     """Everything needed to guard one model. Make it with `Guard.fit` or `Guard.from_pretrained`.
 
     Attributes:
-        directions: of every layer, `STORED_RANK` of them.
+        directions: of every layer, `STORED_RANK` or `rank` of them, whichever is more.
         drift: (layers, hidden) mean shift of the last token's state by a blank image.
         layers: indices of the layers that are edited, 0 being the first decoder layer.
         rank: directions of each layer that are used, m.

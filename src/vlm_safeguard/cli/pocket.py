@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -31,10 +32,8 @@ def train(
     ] = None,
 ) -> None:
     """Train the Pocket VLM from the base model (over an hour on 2 cores)."""
-    try:
-        import peft  # noqa: F401 - asked for before an hour of work, not after
-    except ImportError:
-        raise SafeguardError("Training needs peft: pip install 'vlm-safeguard[train]'.") from None
+    if find_spec("peft") is None:  # asked for before an hour of work, not after
+        raise SafeguardError("Training needs peft: pip install 'vlm-safeguard[train]'.")
     from vlm_safeguard.pocket.recipe.build import build
 
     weights = folder / "pocket.safetensors" if out is None else out

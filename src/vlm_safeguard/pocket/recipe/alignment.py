@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from vlm_safeguard.pocket.recipe.answers import conversation, own_answers
+from vlm_safeguard.backbone import render_chat
+from vlm_safeguard.pocket.recipe.answers import own_answers
 from vlm_safeguard.pocket.recipe.loop import train
 from vlm_safeguard.pocket.requests import (
     REFUSALS,
@@ -90,10 +92,7 @@ def refusal_rates(
     requests = [(phrase.harmful, phrase.request(rng)) for phrase in phrases]
     for start in range(0, len(requests), 64):
         rows = requests[start : start + 64]
-        prompts = [
-            processor.apply_chat_template(conversation(text), add_generation_prompt=True)
-            for _, text in rows
-        ]
+        prompts = [render_chat(processor, text) for _, text in rows]
         inputs = processor(text=prompts, return_tensors="pt", padding=True)
         with torch.autocast("cpu", torch.bfloat16):
             output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
@@ -102,6 +101,12 @@ def refusal_rates(
             refused[harmful].append(reply.startswith("I'm sorry"))
     rates = [sum(refused[kind]) / max(1, len(refused[kind])) for kind in (True, False)]
     return rates[0], rates[1]
+
+
+def conversation(request: str, system: str | None) -> list[dict[str, str]]:
+    """A one-turn conversation, with a system prompt if there is one."""
+    turns = [{"role": "system", "content": system}] if system else []
+    return [*turns, {"role": "user", "content": request}]
 
 
 def align(
@@ -140,6 +145,9 @@ def align(
             importance.append(1.0 if phrase.harmful else harmless_weight)
         return answer_loss(model, prompts, replies, importance)
 
+    def balanced_loss_at(first: int, harmless_weight: float, step: int) -> torch.Tensor:
+        return loss_at(first + step, harmless_weight)
+
     def after_step(step: int) -> str:
         if step % per_epoch:
             return ""
@@ -161,7 +169,7 @@ def align(
         train(
             f"balance-{number}",
             parameters,
-            lambda step, first=first, weight=weight: loss_at(first + step, weight),  # type: ignore[misc]
+            partial(balanced_loss_at, first, weight),
             steps=BALANCE_STEPS,
             learning_rate=BALANCE_LEARNING_RATE,
             folder=folder,

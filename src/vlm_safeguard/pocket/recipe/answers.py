@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.progress import track
 
+from vlm_safeguard.backbone import render_chat
 from vlm_safeguard.pocket.requests import Phrase
 
 if TYPE_CHECKING:
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 
 _NEW_TOKENS = 16
 _BATCH = 96
-
-
-def conversation(request: str, system: str | None = None) -> list[dict[str, str]]:
-    """A one-turn text conversation in the chat template's form."""
-    turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": request}]
 
 
 @torch.inference_mode()
@@ -42,10 +37,7 @@ def own_answers(
     found: dict[str, str] = {}
     for start in track(range(0, len(asked), _BATCH), "answering harmless requests"):
         rows = asked[start : start + _BATCH]
-        prompts = [
-            processor.apply_chat_template(conversation(request), add_generation_prompt=True)
-            for _, request in rows
-        ]
+        prompts = [render_chat(processor, request) for _, request in rows]
         inputs = processor(text=prompts, return_tensors="pt", padding=True)
         output = model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]

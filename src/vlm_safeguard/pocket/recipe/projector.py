@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
+from vlm_safeguard.pocket.model import PARTS
 from vlm_safeguard.pocket.recipe.loop import train
 from vlm_safeguard.pocket.recipe.tower import DEVELOPMENT_SEED, pixels
 from vlm_safeguard.pocket.scenes import Scene
@@ -26,18 +27,24 @@ _FIRST_SCENE = 2_000_000
 _SHARPNESS = 20.0  # of the softmax over words by cosine
 
 
+def trainable_parts(model: LlavaForConditionalGeneration) -> dict[str, torch.nn.Parameter]:
+    """Freeze the model but for its tower and projector; returns their parameters by name."""
+    model.requires_grad_(False)
+    trained = {
+        f"{part}.{name}": parameter
+        for part in PARTS
+        for name, parameter in getattr(model.model, part).named_parameters()
+    }
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    return trained
+
+
 def train_projector(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
 ) -> None:
     """Train tower and projector (float32) in place."""
-    parts = {name: getattr(model.model, name) for name in ("vision_tower", "multi_modal_projector")}
-    trained = {
-        f"{part}.{name}": parameter
-        for part, module in parts.items()
-        for name, parameter in module.named_parameters()
-    }
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
+    trained = trainable_parts(model)
     length = model.config.image_seq_length
     filler = processor.tokenizer.encode("\n")[0]
 
@@ -51,8 +58,8 @@ def train_projector(
 
     def image_tokens(scenes: list[Scene]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            states = parts["vision_tower"](pixels(processor, scenes)).last_hidden_state[:, 1:]
-            tokens: torch.Tensor = parts["multi_modal_projector"](states)
+            states = model.model.vision_tower(pixels(processor, scenes)).last_hidden_state[:, 1:]
+            tokens: torch.Tensor = model.model.multi_modal_projector(states)
         return tokens.float()
 
     def loss_at(step: int) -> torch.Tensor:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
+from vlm_safeguard.backbone import render_chat
 from vlm_safeguard.pocket.recipe.loop import train
+from vlm_safeguard.pocket.recipe.projector import trainable_parts
 from vlm_safeguard.pocket.recipe.tower import DEVELOPMENT_SEED, pixels
 from vlm_safeguard.pocket.scenes import ATTRIBUTES, Question, Scene, answers_correctly
 
@@ -25,14 +27,6 @@ def train_vision(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
 ) -> None:
     """Train tower and projector (float32) in place; the LLM's weights do not change."""
-    model.requires_grad_(False)
-    trained = {
-        f"{part}.{name}": parameter
-        for part in ("vision_tower", "multi_modal_projector")
-        for name, parameter in getattr(model.model, part).named_parameters()
-    }
-    for parameter in trained.values():
-        parameter.requires_grad_(True)
 
     def loss_at(step: int) -> torch.Tensor:
         first = _FIRST_SCENE + step * BATCH
@@ -51,7 +45,7 @@ def train_vision(
 
     train(
         "vision",
-        trained,
+        trainable_parts(model),
         loss_at,
         steps=STEPS,
         learning_rate=LEARNING_RATE,
@@ -124,14 +118,7 @@ def accuracy(
     right: dict[str, list[bool]] = {name: [] for name in ("overall", *ATTRIBUTES)}
     for start in range(0, len(questions), 64):
         rows = questions[start : start + 64]
-        prompts = [
-            processor.apply_chat_template(
-                [{"role": "user", "content": [{"type": "image"},
-                                              {"type": "text", "text": question.text}]}],
-                add_generation_prompt=True,
-            )
-            for _, question in rows
-        ]  # fmt: skip
+        prompts = [render_chat(processor, question.text, images=1) for _, question in rows]
         images = [scene.render() for scene, _ in rows]
         inputs = processor(text=prompts, images=images, return_tensors="pt", padding=True)
         with torch.autocast("cpu", torch.bfloat16):
