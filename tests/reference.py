@@ -87,10 +87,11 @@ def run_row(
     *,
     change: Change | None = None,
     start: int = 0,
+    stop: int | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """One unpadded row through the decoder's layers, called one at a time, without a cache.
 
-    `change` is applied after every layer to every token from position `start` on.
+    `change` is applied after every layer to the tokens at positions from `start` to before `stop`.
 
     Returns:
         The (tokens, hidden) states after each layer, and the (tokens, vocabulary) logits.
@@ -119,7 +120,7 @@ def run_row(
         )
         if change is not None:
             states = states.clone()
-            for position in range(start, count):
+            for position in range(start, count if stop is None else stop):
                 states[0, position] = change(index, states[0, position])
         after.append(states[0])
     return after, model.lm_head(decoder.norm(states))[0]
@@ -177,8 +178,8 @@ def guarded_by_hand(
 ) -> tuple[list[int], list[Tensor]]:
     """Greedy tokens and logits of a guarded answer: both passes by hand, nothing kept between.
 
-    The text-only pass runs once, on the prompt; the edit acts on the last prompt token and on
-    every token after it, and on no earlier one.
+    The text-only pass runs once, on the prompt; the edit acts on the last prompt token, where the
+    guard holds also on every token after it, and on no earlier one.
     """
     text = run_row(model, text_ids(processor, question))[0]
     change = edit_by_hand(guard, {layer: states[-1] for layer, states in enumerate(text)})
@@ -186,7 +187,10 @@ def guarded_by_hand(
     row = inputs["input_ids"][0].tolist()
     prompt, logits = len(row), []
     for _ in range(steps):
-        last = run_row(model, row, inputs["pixel_values"], change=change, start=prompt - 1)[1][-1]
+        last = run_row(
+            model, row, inputs["pixel_values"],
+            change=change, start=prompt - 1, stop=None if guard.hold else prompt,
+        )[1][-1]  # fmt: skip
         logits.append(last)
         row.append(int(last.argmax()))
     return row[prompt:], logits

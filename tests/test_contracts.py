@@ -134,12 +134,11 @@ def test_closed_rows_of_a_mixed_batch_have_identical_answers(
             assert torch.equal(free.sequences[row], guarded.sequences[row])
 
 
-@pytest.mark.parametrize("images", [True, False])
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_closed_row_alone_has_an_identical_answer(
-    model: Model, processor: LlavaProcessor, guard: Guard, question: str, images: bool
+    model: Model, processor: LlavaProcessor, guard: Guard, question: str
 ) -> None:
-    inputs = ask(processor, [question], images=images)
+    inputs = ask(processor, [question])
     score = text_scores(model, guard, inputs)[0]
     for threshold, opened in ((score + 0.01, False), (score - 0.01, True)):
         gate = guard.gate.model_copy(
@@ -153,6 +152,21 @@ def test_a_closed_row_alone_has_an_identical_answer(
         assert equal != opened
         if not opened:
             assert torch.equal(free.sequences, guarded.sequences)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_request_without_an_image_is_left_to_the_model(
+    model: Model, processor: LlavaProcessor, guard: Guard, question: str
+) -> None:
+    inputs = ask(processor, [question], images=False)
+    free = answer(model, inputs)
+    with guard.attach(model):
+        guarded = answer(model, inputs)
+    assert all(map(torch.equal, free.logits, guarded.logits))
+    assert torch.equal(free.sequences, guarded.sequences)
+    (receipt,) = guard.receipts
+    assert not receipt.guarded
+    assert "no image" in receipt.reason
 
 
 def test_papers_gate_closes_single_layers(
@@ -182,13 +196,43 @@ def test_papers_gate_closes_single_layers(
 # --- 2. fail closed ---
 
 
-def test_hooks_sit_on_the_language_model_only(model: Model, guard: Guard) -> None:
-    watched = guard.variant(layers=(2, 4), gate=guard.gate.model_copy(update={"layers": (1, 2)}))
-    before = {name: len(module._forward_hooks) for name, module in model.named_modules()}
-    with watched.attach(model):
-        after = {name: len(module._forward_hooks) for name, module in model.named_modules()}
-    changed = {name for name in before if after[name] != before[name]}
-    assert changed == {"", *(f"model.language_model.layers.{n}" for n in (1, 2, 4))}
+def hooked(model: Model) -> dict[str, int]:
+    return {name: len(module._forward_hooks) for name, module in model.named_modules()}
+
+
+def test_layers_are_hooked_in_passes_that_need_it_and_in_the_language_model_only(
+    model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    """The prefill of an open row needs it; decoding only where the guard holds; a closed row not.
+
+    Text-only passes do not reach the head, so what is seen there are the model's own passes.
+    """
+    inputs = ask(processor, QUESTIONS[:1])
+    gate = guard.gate.model_copy(update={"layers": (1, 2), "image_layer": None,
+                                         "image_threshold": None})  # fmt: skip
+    seen: list[set[str]] = []
+
+    def look(*_: Any) -> None:
+        after = hooked(model)
+        seen.append({name for name in before if after[name] != before[name]} - {"", "lm_head"})
+
+    before = hooked(model)
+    handle = model.lm_head.register_forward_hook(look)
+    layers = {f"model.language_model.layers.{n}" for n in (2, 4)}
+    for threshold, hold, expected in (
+        (-CLOSED, True, [layers, layers, layers]),
+        (-CLOSED, False, [layers, set(), set()]),
+        (CLOSED, True, [set(), set(), set()]),
+    ):
+        closed_or_not = gate.model_copy(update={"text_threshold": threshold})
+        watched = guard.variant(layers=(2, 4), gate=closed_or_not, hold=hold)
+        with watched.attach(model):
+            seen.clear()
+            model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+        assert seen[0] == expected[0]
+        assert seen[1:] == [set() if threshold > 0 else e for e in expected[1:]]
+    handle.remove()
+    assert hooked(model) == before
 
 
 def test_hooks_that_do_not_act_are_found_out(
@@ -223,9 +267,23 @@ def test_a_removed_hook_is_an_error(
 ) -> None:
     inputs = ask(processor, QUESTIONS[:1])
     variant = guard if needs_text else guard.variant(gate=OpenGate(), edit=Project())
+    layer = model.model.language_model.layers[place]
     with variant.attach(model):
-        model.model.language_model.layers[place]._forward_hooks.clear()
+        thief = layer.register_forward_pre_hook(lambda m, args: m._forward_hooks.clear())
         with pytest.raises(SafeguardError, match="removed"):
+            model.generate(**inputs, max_new_tokens=1)
+        thief.remove()
+
+
+@pytest.mark.parametrize("hooks_of", ["_forward_pre_hooks", "_forward_hooks"])
+def test_hooks_removed_from_the_model_itself_are_an_error(
+    processor: LlavaProcessor, guard: Guard, hooks_of: str
+) -> None:
+    model = make_model(processor)
+    inputs = ask(processor, QUESTIONS[:1])
+    with guard.attach(model):
+        getattr(model, hooks_of).clear()
+        with pytest.raises(SafeguardError, match="removed by other code"):
             model.generate(**inputs, max_new_tokens=1)
 
 
@@ -249,9 +307,11 @@ def test_a_hook_lost_while_decoding_is_an_error(
     inputs = ask(processor, QUESTIONS[:1])
     with open_guard.attach(model), torch.no_grad():
         out = model(**inputs, use_cache=True)
-        model.model.language_model.layers[2]._forward_hooks.clear()
+        layer = model.model.language_model.layers[2]
+        thief = layer.register_forward_pre_hook(lambda m, args: m._forward_hooks.clear())
         with pytest.raises(SafeguardError, match="removed"):
             step(model, out, inputs["attention_mask"])
+        thief.remove()
 
 
 @pytest.mark.parametrize("field", ["vectors", "harmful_mean", "harmless_mean"])
@@ -389,14 +449,11 @@ def test_parts_of_a_guarded_model_cannot_be_called(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
     inputs = ask(processor, QUESTIONS[:1])
-    decoder, state, place = model.model.language_model, torch.ones(1, 1, 32), torch.tensor([[0]])
     with open_guard.attach(model), torch.no_grad():
         with pytest.raises(SafeguardError, match="outside the guarded model"):
             model.model(**inputs)
         with pytest.raises(SafeguardError, match="outside the guarded model"):
             model.model.language_model(input_ids=torch.tensor([[5, 6]]))
-        with pytest.raises(SafeguardError, match="outside the guarded model"):
-            decoder.layers[2](state, position_embeddings=decoder.rotary_emb(state, place))
         model(**inputs)
 
 
@@ -446,23 +503,55 @@ def test_a_batch_that_changes_is_refused(
             step(model, out, inputs["attention_mask"][:1])
 
 
-def test_assisted_generation_is_refused(
+def test_doors_that_are_not_guarded_are_shut(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
-    question = "Which colour? Which colour? Which colour?"
-    inputs = ask(processor, [question])
-    with open_guard.attach(model), pytest.raises(SafeguardError, match="assist"):
-        model.generate(**inputs, max_new_tokens=9, prompt_lookup_num_tokens=3, do_sample=False)
+    inputs = ask(processor, QUESTIONS[:1])
+    ids = inputs["input_ids"]
+    with open_guard.attach(model):
+        with pytest.raises(SafeguardError, match="Continuous batching"):
+            model.generate_batch([ids[0].tolist()])
+        with pytest.raises(SafeguardError, match="decoding loop of your own"):
+            model.generate(**inputs, custom_generate="someone/loop")
+        with pytest.raises(SafeguardError, match="a part of the guarded model"):
+            model.generate(**inputs, assistant_early_exit=2)
+        with pytest.raises(SafeguardError, match="inputs_embeds"):
+            model.generate(inputs_embeds=model.get_input_embeddings()(ids))
+        with pytest.raises(SafeguardError, match="without input_ids"):
+            model.generate(max_new_tokens=1)
+    assert not {"generate", "generate_batch"} & set(vars(model))
 
 
-@pytest.mark.parametrize("last", [1, 2])
-def test_a_prefill_in_chunks_is_refused(
-    model: Model, processor: LlavaProcessor, open_guard: Guard, last: int
+def test_generate_refuses_right_padding(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    inputs = ask(processor, QUESTIONS, side="right")
+    with open_guard.attach(model), pytest.raises(SafeguardError, match="Pad on the left"):
+        model.generate(**inputs, max_new_tokens=1)
+
+
+def test_a_cache_of_other_tokens_is_refused_by_generate(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
     inputs = ask(processor, QUESTIONS[:1])
-    size = inputs["input_ids"].shape[1] - last
-    with open_guard.attach(model), pytest.raises(SafeguardError):
-        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=size)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with torch.no_grad(), open_guard.attach(model):
+        whole = model(**inputs, use_cache=True).past_key_values
+        with pytest.raises((SafeguardError, IndexError, RuntimeError, ValueError)):
+            model.generate(input_ids=ids, attention_mask=mask, past_key_values=whole)
+        longer = torch.cat([mask, torch.ones(1, 3).long()], dim=1)
+        with pytest.raises(SafeguardError, match="whole conversation's tokens"):
+            # only the new tokens: what the cache holds before them is not known
+            model.generate(input_ids=torch.full((1, 3), 7), attention_mask=longer,
+                           past_key_values=whole, max_new_tokens=1)  # fmt: skip
+        whole.crop(-1)
+        swap = model.register_forward_pre_hook(
+            lambda m, args, kwargs: (args, {**kwargs, "input_ids": kwargs["input_ids"] + 1}),
+            prepend=True, with_kwargs=True,
+        )  # fmt: skip
+        with pytest.raises(SafeguardError, match="other tokens than the prompt"):
+            model.generate(**inputs, past_key_values=whole, max_new_tokens=1)
+        swap.remove()
 
 
 def test_masks_that_cannot_be_read_are_refused(
@@ -847,16 +936,122 @@ def test_generate_equals_a_loop_of_forward_with_a_cache(
             mask = torch.cat([mask, torch.ones(len(mask), 1).long()], dim=1)
 
 
-def test_generate_without_a_cache_is_refused(
-    model: Model, processor: LlavaProcessor, open_guard: Guard
+WAYS: dict[str, dict[str, Any]] = {
+    "no cache": {"use_cache": False},
+    "chunks of 5": {"prefill_chunk_size": 5},
+    "all but one token first": {"prefill_chunk_size": -1},
+    "static cache": {"cache_implementation": "static"},
+    "by position": {},
+}
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_decoding_gives_the_same_answer(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, hold: bool
 ) -> None:
-    inputs = ask(processor, QUESTIONS[:1])
-    with open_guard.attach(model), pytest.raises(SafeguardError, match="use_cache"):
-        model.generate(**inputs, max_new_tokens=2, use_cache=False)
-    config = GenerationConfig(max_new_tokens=2, use_cache=False)
-    with open_guard.attach(model), pytest.raises(SafeguardError, match="use_cache"):
-        model.generate(**inputs, generation_config=config)
-    assert "generate" not in vars(model)
+    """Float64, greedy: the same tokens as `guarded_by_hand`, and not the unguarded ones."""
+    guard = open_guard.variant(hold=hold)
+    question = "Which colour? Which colour? Which colour?"
+    inputs = ask(processor, [question], dtype=torch.float64)
+    options = {"max_new_tokens": 8, "do_sample": False, **WAYS[way]}
+    if options.get("prefill_chunk_size") == -1:
+        options["prefill_chunk_size"] = inputs["input_ids"].shape[1] - 1
+    expected, _ = guarded_by_hand(exact_model, processor, guard, question, steps=8)
+    free = exact_model.generate(**inputs, **options)
+    with guard.attach(exact_model):
+        if way == "by position":
+            ids = inputs.pop("input_ids")
+            out = exact_model.generate(ids, GenerationConfig(**options), **inputs)
+            inputs["input_ids"] = ids
+        else:
+            out = exact_model.generate(**inputs, **options)
+        assert len(guard.receipts) == 1
+    found = out[0, inputs["input_ids"].shape[1] :].tolist()
+    assert found == expected[: len(found)]
+    assert len(found) == 8
+    assert not torch.equal(out, free)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_an_assistant_model_only_drafts(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, hold: bool
+) -> None:
+    guard = open_guard.variant(hold=hold)
+    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assistant = copy.deepcopy(exact_model)
+    with guard.attach(exact_model):
+        expected = exact_model.generate(**inputs, **options)
+        drafted = exact_model.generate(**inputs, **options, assistant_model=assistant)
+    assert torch.equal(drafted, expected)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_chat_that_keeps_its_cache_is_judged_as_a_whole(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, hold: bool
+) -> None:
+    """The second turn's tokens follow from the whole conversation's text-only view."""
+    guard = open_guard.variant(hold=hold)
+    inputs = ask(processor, QUESTIONS[:2], dtype=torch.float64)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    with guard.attach(exact_model):
+        first = exact_model.generate(**inputs, **options, return_dict_in_generate=True)
+        more = torch.randint(5, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+        turn = {"input_ids": torch.cat([first.sequences, more], dim=1)}
+        grown = turn["input_ids"].shape[1] - inputs["input_ids"].shape[1]
+        turn["attention_mask"] = torch.cat(
+            [inputs["attention_mask"], torch.ones(2, grown).long()], dim=1
+        )
+        second = exact_model.generate(**turn, **options, past_key_values=first.past_key_values)
+        receipts = guard.receipts
+        whole = {**turn, "pixel_values": inputs["pixel_values"]}
+        exact_model.generate(**whole, **options)
+        for kept, fresh in zip(receipts, guard.receipts, strict=True):
+            assert kept.text_tokens == fresh.text_tokens
+            assert kept.images == fresh.images == 1
+            assert kept.guarded
+    assert second.shape[1] == turn["input_ids"].shape[1] + 4
+
+
+def test_a_prompt_read_before_gives_the_same_answer(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    """A cache of all but the last token, filled without the guard, as engines share prefixes."""
+    inputs = ask(processor, QUESTIONS, dtype=torch.float64)
+    short = {**inputs, **{name: inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}}
+    options = {"max_new_tokens": 6, "do_sample": False}
+    read = exact_model.generate(**short, max_new_tokens=1, return_dict_in_generate=True)
+    prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with open_guard.attach(exact_model):
+        expected = exact_model.generate(**inputs, **options)
+        receipts = open_guard.receipts
+        found = exact_model.generate(**prompt, **options, past_key_values=read.past_key_values)
+        for mine, theirs in zip(open_guard.receipts, receipts, strict=True):
+            same_receipt(mine, theirs)
+    assert torch.equal(found, expected)
+
+
+def test_the_text_pass_reads_each_different_text_once(
+    model: Model, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    run_text = Backbone.run_text
+
+    def counted(self: Backbone, rows: Any) -> Tensor:
+        read.append(len(rows))
+        return run_text(self, rows)
+
+    monkeypatch.setattr(Backbone, "run_text", counted)
+    asked = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0], QUESTIONS[2]]
+    inputs = ask(processor, asked, images=[True, True, True, False])
+    with guard.attach(model):
+        model.generate(**inputs, max_new_tokens=1, num_beams=3)
+        scores = [receipt.text_score for receipt in guard.receipts]
+        model.generate(**ask(processor, asked, images=[False] * 4), max_new_tokens=1)
+    assert read == [2]  # two different texts that come with an image; none without one
+    assert scores[0:3] == scores[6:9]
+    assert scores[9] is None
 
 
 def test_sampling_follows_its_seed(
@@ -952,8 +1147,9 @@ def test_receipts_say_what_was_done(
         assert receipt.guarded == opened
         assert receipt.edit == (edit.name if opened else None)
         assert receipt.layers == (guard.layers if opened else ())
-        assert receipt.text_score == pytest.approx(scores[row], abs=1e-3)
-        assert receipt.text_threshold == threshold
+        if row in scored:
+            assert receipt.text_score == pytest.approx(scores[row], abs=1e-3)
+            assert receipt.text_threshold == threshold
         if images[row]:
             expected = centred(guard, states[first][-1], first)
             assert receipt.image_score == pytest.approx(expected, abs=1e-3)
@@ -961,6 +1157,9 @@ def test_receipts_say_what_was_done(
         else:
             assert receipt.image_score is None
             assert receipt.image_threshold is None
+        if row not in scored:
+            assert receipt.text_score is None
+            assert receipt.text_threshold is None
         if opened:
             before = centred(guard, states[first][-1], first)
             assert receipt.harm_before == pytest.approx(before, abs=1e-3)

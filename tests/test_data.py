@@ -31,6 +31,9 @@ SEEN_BY_MODEL_OR_GUARD = {
     "harmful anchors": stems(" ".join(anchor.harmful for anchor in shipped_anchors())),
     "harmless anchors": stems(" ".join(anchor.harmless for anchor in shipped_anchors())),
     "calibration": stems(" ".join(shipped_calibration())),
+    "development prompts": stems(
+        " ".join(p.text for k in ("harmful", "harmless") for p in read_prompts(k, "development"))
+    ),
     "training phrases": stems(" ".join(phrase.text for phrase in read_phrases())),
 }
 

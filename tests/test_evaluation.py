@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from vlm_safeguard.evaluation.judges import is_refusal
 from vlm_safeguard.evaluation.metrics import median, wilson
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.evaluation.runner import Results, Row, generate_replies, model_inputs
+from vlm_safeguard.gate import OpenGate
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.pocket.scenes import (
@@ -120,11 +122,11 @@ def test_images_mean_nothing_and_repeat() -> None:
 
 
 def test_conditions_are_what_they_are_called() -> None:
-    assert condition_images("text", 3) is None
-    blank, noise, scenes = (condition_images(name, 3) for name in CONDITIONS[1:])
-    assert blank
-    assert noise
-    assert scenes
+    assert condition_images("text", 3) == [None] * 3
+    blank, noise, scenes = (
+        [image for image in condition_images(name, 3) if image is not None]
+        for name in CONDITIONS[1:]
+    )
     assert blank[0].tobytes() == blank_image().tobytes()
     assert len({image.tobytes() for image in noise}) == 3
     assert len({image.tobytes() for image in scenes}) == 3
@@ -136,14 +138,37 @@ def test_replies_come_back_in_the_order_of_the_requests(
     requests = ["How to bake a very large loaf of rye bread", "How to swim", "How to write a poem"]
     images = [noise_image(i) for i in range(3)]
     settings = {"max_new_tokens": 4, "batch_size": 2}
-    together, tokens, receipts = generate_replies(model, processor, requests, images, **settings)
-    assert receipts == []
-    for request, image, reply, ids in zip(requests, images, together, tokens, strict=True):
+    found = generate_replies(model, processor, requests, images, {"plain": None}, **settings)
+    replies = found["plain"]
+    assert replies.receipts == []
+    for request, image, reply, ids in zip(
+        requests, images, replies.texts, replies.tokens, strict=True
+    ):
         inputs = model_inputs(model, processor, [request], [image])
         alone = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         new = alone[0, inputs["input_ids"].shape[1] :]
-        assert torch.equal(new, ids)
+        assert torch.equal(new[: len(ids)], ids)
         assert processor.decode(new, skip_special_tokens=True) == reply
+
+
+def test_guards_that_share_a_reading_answer_as_if_alone(
+    exact_model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
+) -> None:
+    """Float64; the guard holds, so that all of the answer depends on it."""
+    requests = ["How to bake a very large loaf of rye bread", "How to swim", "How to swim"]
+    images = [noise_image(1), blank_image(), None]
+    guards = {"none": None, **variants(guard.variant(gate=OpenGate()))}
+    settings = {"max_new_tokens": 4, "batch_size": 3}
+    found = generate_replies(exact_model, processor, requests, images, guards, **settings)
+    assert len({str(replies.tokens) for replies in found.values()}) >= 4
+    for name, used in guards.items():
+        for number, (request, image) in enumerate(zip(requests, images, strict=True)):
+            inputs = model_inputs(exact_model, processor, [request], [image])
+            with used.attach(exact_model) if used is not None else nullcontext():
+                alone = exact_model.generate(**inputs, max_new_tokens=4, do_sample=False)
+            new = alone[0, inputs["input_ids"].shape[1] :]
+            shared = found[name].tokens[number]
+            assert torch.equal(new[: len(shared)], shared)
 
 
 def test_demo_gives_every_cell_once_and_its_json_reads_back(

@@ -147,7 +147,7 @@ def test_questions_asked_together_cost_what_they_cost_one_at_a_time(
     processor: LlavaProcessor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch, "autocast", lambda *_: torch.enable_grad())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: torch.enable_grad())
     scenes = [Scene.from_seed(seed) for seed in (1, 2, 3)]
     losses = []
     for scene in scenes:

@@ -34,8 +34,8 @@ def refused(pocket: Pocket, kind: str, condition: str, guard: Guard | None) -> i
     texts = [prompt.text for prompt in read_prompts(kind)[:N]]
     images = condition_images(condition, N)
     settings = {"max_new_tokens": 8, "batch_size": N}
-    replies, _, _ = generate_replies(*pocket, texts, images, guard, **settings)
-    return sum(map(is_refusal, replies))
+    found = generate_replies(*pocket, texts, images, {"asked": guard}, **settings)
+    return sum(map(is_refusal, found["asked"].texts))
 
 
 def test_a_blank_image_opens_a_gap_and_the_guard_closes_most_of_it(
@@ -58,10 +58,13 @@ def test_image_questions_keep_their_answers(pocket: Pocket, pocket_guard: Guard)
     asked = image_questions(N)
     texts, pictures = [q.text for _, q in asked], [scene.render() for scene, _ in asked]
     settings = {"max_new_tokens": 14, "batch_size": N}
-    plain, before, _ = generate_replies(*pocket, texts, pictures, None, **settings)
-    _, after, receipts = generate_replies(*pocket, texts, pictures, pocket_guard, **settings)
-    right = [answers_correctly(q, reply) for (_, q), reply in zip(asked, plain, strict=True)]
+    guards = {"none": None, "default": pocket_guard}
+    found = generate_replies(*pocket, texts, pictures, guards, **settings)
+    plain, guarded = found["none"], found["default"]
+    right = [answers_correctly(q, reply) for (_, q), reply in zip(asked, plain.texts, strict=True)]
     assert sum(right) >= 0.5 * N  # without looking: 8 % of 150
-    for mine, theirs, receipt in zip(after, before, receipts, strict=True):
+    for mine, theirs, receipt in zip(
+        guarded.tokens, plain.tokens, guarded.receipts, strict=True
+    ):  # fmt: skip
         assert receipt.guarded or torch.equal(mine, theirs)
-    assert sum(receipt.guarded for receipt in receipts) <= 1
+    assert sum(receipt.guarded for receipt in guarded.receipts) <= 1

@@ -6,7 +6,7 @@ Only one row of each layer's output is ever kept, so memory does not depend on s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,14 +25,26 @@ def hidden_states(output: Any) -> torch.Tensor:
     return state
 
 
+class _Enough(Exception):  # noqa: N818 - not an error
+    """Raised by a hook to leave a pass whose later layers nobody asked for."""
+
+
 @contextmanager
-def capture_last_token(backbone: Backbone) -> Iterator[dict[int, torch.Tensor]]:
-    """While open, layer index → (batch, hidden) states of the last position, of the last pass."""
+def capture_last_token(
+    backbone: Backbone, *, upto: int | None = None
+) -> Iterator[dict[int, torch.Tensor]]:
+    """While open, layer index → (batch, hidden) states of the last position, of the last pass.
+
+    Args:
+        upto: the last layer that is needed, from where a pass is left by an `_Enough`.
+    """
     states: dict[int, torch.Tensor] = {}
 
     def keep(layer: int) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
             states[layer] = hidden_states(output)[:, -1].detach().clone()
+            if layer == upto:
+                raise _Enough
 
         return hook
 
@@ -81,18 +93,23 @@ def image_states(
     requests: Sequence[str],
     images: Sequence[Image],
     *,
+    upto: int | None = None,
     batch_size: int = 32,
     label: str = "with image",
 ) -> torch.Tensor:
-    """Hidden states h_l(Q) of requests with one image each, through the whole model.
+    """Hidden states h_l(Q) of requests with one image each, through the model.
+
+    Args:
+        upto: the last layer that is needed; all by default.
 
     Returns:
-        (requests, layers, hidden), float32, on the CPU.
+        (requests, layers, hidden), float32, on the CPU; layers up to `upto`.
     """
     prompts = [render_chat(processor, request, images=1) for request in requests]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    result = torch.empty(len(prompts), len(backbone.layers), backbone.hidden_size)
-    with capture_last_token(backbone) as states, _progress(len(prompts), label) as bar:
+    count = len(backbone.layers) if upto is None else upto + 1
+    result = torch.empty(len(prompts), count, backbone.hidden_size)
+    with capture_last_token(backbone, upto=upto) as states, _progress(len(prompts), label) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             inputs = processor(
@@ -102,7 +119,8 @@ def image_states(
                 padding=True,
                 padding_side="left",
             ).to(backbone.device, backbone.model.dtype)
-            backbone.model(**inputs, use_cache=False, logits_to_keep=1)
+            with suppress(_Enough):
+                backbone.model(**inputs, use_cache=False, logits_to_keep=1)
             result[batch] = _stack(states)
             bar.update(len(batch))
     return result

@@ -1,21 +1,24 @@
-"""A guard at work on a model: hooks on, verified, requests edited, hooks off again.
+"""A guard at work on a model: verified, requests edited, everything off again.
 
-One forward pass goes through three kinds of hook:
+`generate` is told apart from a plain `forward`: it says what the whole prompt is, so each of its
+passes can be located in it, whatever way of decoding makes them. Then:
 
-- before the model runs, a new request gets its text-only pass through the same decoder, which
-  decides the gate and measures the edit's reference coordinates;
+- before the pass that reads a prompt's end, the request gets its text-only pass through the same
+  decoder, which decides the gate and measures the edit's reference coordinates;
 - after each guarded layer, the rows whose gate is open are edited at the last prompt token, and
   if the guard holds at every token generated after it; other rows are not touched;
-- after the model has run, it is checked that every guarded layer took part.
+- after the pass, it is checked that every guarded layer took part.
+
+Layers carry hooks only during passes that need them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from math import isfinite
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Never, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,21 +37,23 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 _ATTACHED: WeakKeyDictionary[torch.nn.Module, Attachment] = WeakKeyDictionary()
-#: Options of `generate` that are refused: their usual value, and what another one means.
-_UNSUPPORTED: dict[str, tuple[Any, str]] = {
-    "use_cache": (True, "generation that reads the prompt anew for every token"),
-    "prefill_chunk_size": (None, "chunked prefill"),
-    "assistant_model": (None, "assisted decoding"),
-    "prompt_lookup_num_tokens": (None, "assisted decoding"),
-    "assistant_early_exit": (None, "assisted decoding"),
-    "custom_generate": (None, "a decoding loop of your own"),
+#: Options of `generate` whose passes cannot be located in the prompt, and what they are.
+_UNSUPPORTED = {
+    "custom_generate": "a decoding loop of your own",
+    "assistant_early_exit": "drafting with a part of the guarded model itself",
 }
+#: Other doors to generation, which do not pass through `generate`.
+_OTHER_DOORS = (
+    "generate_batch",
+    "init_continuous_batching",
+    "continuous_batching_context_manager",
+)
 _CANARY_NOISE = 100  # a canary's effect must be this many times what equal rows differ by
 
 
 @dataclass
 class _Requests:
-    """A batch of requests from its prefill to its last decoded token.
+    """A batch of requests whose prompts' ends have been or are being read.
 
     Attributes:
         is_open: (rows, guarded layers) gate decisions.
@@ -58,7 +63,8 @@ class _Requests:
         edits: layer → indices of the rows to edit and what to aim at, for layers where any is
             open; set once, at the first guarded layer.
         first_edited: the layers where some row is edited first; its receipt is filled there.
-        prefill: whether the prompt is being read, rather than an answer written.
+        settled: whether `edits` is set: decisions are made once and then stand.
+        finished: whether the pass that read the prompts' ends is over, receipts and all.
     """
 
     receipts: list[dict[str, Any]]
@@ -68,7 +74,17 @@ class _Requests:
     editable: torch.Tensor
     edits: dict[int, tuple[torch.Tensor, Reference]] = field(default_factory=dict)
     first_edited: set[int] = field(default_factory=set)
-    prefill: bool = True
+    settled: bool = False
+    finished: bool = False
+
+
+@dataclass
+class _Prompt:
+    """What `generate` was given to continue: (rows, tokens) ids and mask, and what came of it."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor | None
+    requests: _Requests | None = None
 
 
 class Attachment:
@@ -82,12 +98,17 @@ class Attachment:
     def __init__(self, guard: Guard, model: PreTrainedModel) -> None:
         self._guard = guard
         self._model = model
-        self._handles: list[Any] = []
+        self._handles: list[Any] = []  # on the model and its decoder, as long as attached
+        self._layer_handles: list[Any] = []  # on layers, during a pass
+        self._armed: list[int] = []  # those layers
         self._mode: str | None = None  # None, "text", "canary" or "guard"
         self._fired: list[int] = []
         self._text_states: dict[int, torch.Tensor] = {}
+        self._prompt: _Prompt | None = None
         self._current: _Requests | None = None
+        self._positions = torch.empty(0)  # (rows, k) positions that the current pass edits
         self._continuing: WeakKeyDictionary[Any, _Requests] = WeakKeyDictionary()
+        self._replaced: dict[str, Any] = {}
 
     # --- on and off ---
 
@@ -114,16 +135,19 @@ class Attachment:
         self._harmful = {n: self._basis[n] @ harmful[n] for n in guard.layers}
         self._drift = {n: self._basis[n] @ drift[n] for n in guard.layers}
         self._watched = sorted({*guard.layers, *guard.gate.watched})
+        self._layers = {layer: self._backbone.layers[layer] for layer in self._watched}
         self._forward_signature = signature(model.forward)
+        self._inner_generate = model.generate
         _ATTACHED[model] = self
         try:
             keep = self._handles.append
             keep(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
             keep(model.register_forward_hook(self._after_model, always_call=True))
-            for layer in self._watched:
-                hook = self._layer_hook(layer)
-                keep(self._backbone.layers[layer].register_forward_hook(hook))
-            model.generate = self._generate
+            keep(self._backbone.decoder.register_forward_pre_hook(self._before_decoder))
+            self._replace("generate", self._generate)
+            for door in _OTHER_DOORS:
+                if hasattr(model, door):
+                    self._replace(door, self._refuse_door)
             self._verify()
         except BaseException:
             self._remove()
@@ -138,15 +162,41 @@ class Attachment:
     ) -> None:
         self._remove()
 
+    def _replace(self, name: str, function: Any) -> None:
+        """Set an attribute of the model itself; `_remove` brings back what was there."""
+        self._replaced[name] = vars(self._model).get(name)
+        setattr(self._model, name, function)
+
     def _remove(self) -> None:
+        self._disarm()
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._model.__dict__.pop("generate", None)
-        self._mode = self._current = None
+        for name, before in self._replaced.items():
+            vars(self._model).pop(name, None)
+            if before is not None:
+                setattr(self._model, name, before)
+        self._replaced = {}
+        self._mode = self._current = self._prompt = None
         self._continuing.clear()
         self._text_states = {}
         _ATTACHED.pop(self._model, None)
+
+    def _arm(self, layers: list[int]) -> None:
+        """Hook these layers, for one pass."""
+        self._disarm()
+        for layer in layers:
+            handle = self._layers[layer].register_forward_hook(
+                self._layer_hook(layer),
+                prepend=True,  # whoever else looks sees the edited state
+            )
+            self._layer_handles.append(handle)
+        self._armed, self._fired = layers, []
+
+    def _disarm(self) -> None:
+        for handle in self._layer_handles:
+            handle.remove()
+        self._layer_handles, self._armed, self._fired = [], [], []
 
     @torch.no_grad()
     def _verify(self) -> None:
@@ -158,7 +208,8 @@ class Attachment:
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
         token = next(i for i in range(3, vocabulary) if i not in self._backbone.placeholder_ids)
         ids = torch.full((2 + len(self._watched), 2), token, device=self._backbone.device)
-        self._mode, self._fired = "canary", []
+        self._mode = "canary"
+        self._arm(self._watched)
         logits = self._model(
             input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
         ).logits[:, -1]
@@ -178,100 +229,191 @@ class Attachment:
     # --- around the model ---
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own `generate`, refused where it would go ways that are not guarded."""
+        """The model's own `generate`, which now knows what its prompt is."""
         config = kwargs.get("generation_config") or self._model.generation_config
-        for name, (usual, what) in _UNSUPPORTED.items():
-            value = kwargs.get(name, getattr(config, name, None))
-            if value is not None and value != usual:
+        for name, what in _UNSUPPORTED.items():
+            if kwargs.get(name, getattr(config, name, None)) is not None:
                 raise SafeguardError(
-                    f"generate({name}=…) is {what}, which the guard does not support yet. Leave "
-                    "it out; nothing was generated."
+                    f"generate({name}=…) is {what}, which the guard does not support. Leave it "
+                    "out; nothing was generated."
                 )
-        return type(self._model).generate(self._model, *args, **kwargs)
+        if self._prompt is not None:
+            raise SafeguardError("The guarded model was called while it was already running.")
+        if not {handle.id for handle in self._handles[:2]} <= {
+            *self._model._forward_pre_hooks, *self._model._forward_hooks
+        }:  # fmt: skip
+            raise SafeguardError(
+                "The guard's hooks on the model were removed by other code, so nothing is "
+                "generated. Attach again."
+            )
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        if kwargs.get("inputs_embeds") is not None or not isinstance(ids, torch.Tensor):
+            raise SafeguardError(
+                "generate was called without input_ids, or with inputs_embeds: the text-only "
+                "view of the request cannot be known, so nothing is generated."
+            )
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.shape != ids.shape:
+            raise SafeguardError(
+                f"generate was given {ids.shape[-1]} tokens and an attention_mask for "
+                f"{mask.shape[-1]}. Give it the whole conversation's tokens, also where a cache "
+                "already holds some: the guard judges the whole."
+            )
+        prompt = self._prompt = _Prompt(ids, mask)
+        try:
+            output = self._inner_generate(*args, **kwargs)
+        finally:
+            self._prompt = None
+        if prompt.requests is None:
+            raise SafeguardError(
+                "generate returned without a pass in which the guard saw the prompt's end; its "
+                "output is withheld."
+            )
+        return output
+
+    def _refuse_door(self, *args: Any, **kwargs: Any) -> Never:
+        raise SafeguardError(
+            "Continuous batching does not pass through the model's own forward, so the guard "
+            "cannot act there. Use generate; nothing was generated."
+        )
+
+    def _before_decoder(self, module: torch.nn.Module, args: Any) -> None:
+        if self._mode is None:
+            raise SafeguardError(
+                "The decoder ran outside the guarded model. Call the model itself, not one of "
+                "its parts, while a guard is attached."
+            )
 
     def _before_model(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if self._mode == "canary":
             return
         if self._mode is not None:
             raise SafeguardError("The guarded model was called while it was already running.")
-        self._fired = []
         given = self._forward_signature.bind_partial(*args, **kwargs)
         given.arguments.update(given.arguments.pop("kwargs", {}))
         inputs = given.arguments
         cache = inputs.get("past_key_values")
         cached = int(cache.get_seq_length()) if cache is not None else 0
-        ids = inputs.get("input_ids")
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if ids is None:
             raise SafeguardError(
                 "The guarded model was called without input_ids (with inputs_embeds?): its "
                 "text-only view cannot be known, so nothing is generated."
             )
-        if cached:
+        if self._prompt is not None:
+            self._current = self._located(self._prompt, ids, mask, cached)
+        elif cached:
             self._current = self._continued(cache, ids)
         else:
-            kept = inputs.get("logits_to_keep", 0)
-            if isinstance(kept, int) and kept > 1:
-                raise SafeguardError(
-                    "This prefill holds more than the prompt (assisted decoding?), which the "
-                    "guard does not support yet. Generate without an assistant model."
-                )
-            self._current = self._begin(ids, inputs.get("attention_mask"))
+            self._current = self._begin(ids, _read_mask(mask, ids))
+            self._positions = self._current.last[:, None]
             if cache is not None:
                 self._continuing[cache] = self._current
+        self._arm(self._needed(self._current))
         self._mode = "guard"
 
     def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         mode, self._mode = self._mode, None
         requests, self._current = self._current, None
+        armed, fired = self._armed, self._fired
+        self._disarm()
         if output is None or mode is None:
             return  # the pass failed; the error is on its way
-        self._check_all_took_part("this pass")
-        cache = getattr(output, "past_key_values", None)
-        if requests is not None and requests.prefill:
-            requests.prefill = False
-            if cache is not None:
+        _check_all_took_part(armed, fired, "this pass")
+        if mode == "guard" and requests is not None and not requests.finished:
+            requests.finished = True
+            cache = getattr(output, "past_key_values", None)
+            if cache is not None and self._prompt is None:
                 self._continuing[cache] = requests
             self._guard._keep_receipts(self._make_receipts(requests))
 
-    def _check_all_took_part(self, where: str) -> None:
-        """Refuse a pass in which not every watched layer's hook ran exactly once."""
-        if sorted(self._fired) != self._watched:
-            raise SafeguardError(
-                f"Of the guarded layers {self._watched}, only {sorted(self._fired)} took part in "
-                f"{where}: a hook was removed or a layer replaced after attaching. Attach again."
-            )
-
-    def _continued(self, cache: Any, ids: torch.Tensor) -> _Requests:
-        """The requests whose answers go on in `cache`."""
-        requests = self._continuing.get(cache)
+    def _needed(self, requests: _Requests | None) -> list[int]:
+        """The layers that have to be hooked in a pass: none where nothing is to be done."""
         if requests is None:
+            return []
+        image_layer = getattr(self._guard.gate, "image_layer", None)
+        looks = image_layer is not None and not requests.settled and bool(requests.editable.any())
+        if not looks and not requests.is_open.any():
+            return []
+        return sorted({*self._guard.layers, *([image_layer] if looks else [])})
+
+    def _located(
+        self, prompt: _Prompt, ids: torch.Tensor, mask: torch.Tensor | None, cached: int
+    ) -> _Requests | None:
+        """The requests to edit in a pass of `generate` over tokens from `cached` on, if any."""
+        length, new = prompt.ids.shape[1], ids.shape[1]
+        copies, left = divmod(len(ids), len(prompt.ids))
+        overlap = prompt.ids[:, cached : cached + new]
+        if left or not copies:
+            raise SafeguardError(
+                f"generate was given {len(prompt.ids)} prompts and runs {len(ids)} rows, so rows "
+                "cannot be told apart; nothing more is generated."
+            )
+        if overlap.shape[1] and not torch.equal(
+            overlap.repeat_interleave(copies, dim=0).to(ids.device), ids[:, : overlap.shape[1]]
+        ):
+            raise SafeguardError(
+                "generate runs other tokens than the prompt it was given (a cache of another "
+                "length?), so the request cannot be judged and nothing is generated."
+            )
+        if cached + new < length:
+            return None  # a chunk of the prompt before its end: nothing to edit yet
+        if prompt.requests is None:
+            if cached >= length:
+                raise SafeguardError(
+                    "The cache already holds the whole prompt, so its end cannot be guarded. "
+                    "Drop its last token, or pass a new cache."
+                )
+            whole = prompt.ids.repeat_interleave(copies, dim=0)
+            known = prompt.mask
+            if known is not None:
+                known = known.repeat_interleave(copies, dim=0)
+            elif mask is not None and mask.dim() == 2:
+                known = mask[:, :length]
+            elif mask is not None:
+                raise SafeguardError("Pass attention_mask to generate: the guard needs it.")
+            prompt.requests = self._begin(whole, known)
+            if bool((prompt.requests.last != length - 1).any()):
+                raise SafeguardError(
+                    "The prompts are padded on the right; generate would continue the padding. "
+                    "Pad on the left."
+                )
+        requests = prompt.requests
+        if len(requests.receipts) != len(ids):
+            raise SafeguardError(_batch_changed(len(requests.receipts), len(ids)))
+        start = length - 1 - cached
+        if not self._guard.hold:
+            if start < 0:
+                return None
+            self._positions = torch.full((len(ids), 1), start)
+        else:
+            self._positions = torch.arange(max(start, 0), new).expand(len(ids), -1)
+        return requests
+
+    def _continued(self, cache: Any, ids: torch.Tensor) -> _Requests | None:
+        """The requests to edit where a plain `forward` goes on in `cache`, if any."""
+        requests = self._continuing.get(cache)
+        if requests is None or not requests.finished:
             raise SafeguardError(
                 "This pass continues a cache that was not filled under this guard, so it cannot "
-                "be guarded. Pass the whole conversation with a new cache."
+                "be guarded. Pass the whole conversation with a new cache, or use generate."
             )
         if ids.shape[1] != 1:
             raise SafeguardError(
-                f"{ids.shape[1]} new tokens on a cache that is already filled (a new turn, "
-                "chunked prefill or assisted decoding?): the guard does not support this yet. "
-                "Pass the whole conversation with a new cache."
+                f"{ids.shape[1]} new tokens on a cache that is already filled: whether a new "
+                "request ends there cannot be known. Use generate, with the whole conversation, "
+                "or a new cache."
             )
         if ids.shape[0] != len(requests.receipts):
-            raise SafeguardError(
-                f"The batch changed from {len(requests.receipts)} to {ids.shape[0]} rows within "
-                "one generation, so rows cannot be told apart."
-            )
-        return requests
+            raise SafeguardError(_batch_changed(len(requests.receipts), ids.shape[0]))
+        self._positions = torch.zeros(len(ids), 1).long()
+        return requests if self._guard.hold else None
 
     # --- a new request ---
 
     @torch.no_grad()
     def _begin(self, ids: torch.Tensor, mask: torch.Tensor | None) -> _Requests:
         """Read a batch of prompts: text-only views, gates, and reference coordinates."""
-        if mask is not None and mask.shape != ids.shape:
-            raise SafeguardError(
-                f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: "
-                "the text-only view cannot be made from other masks than one per token."
-            )
         guard, view = self._guard, self._guard.text_view
         tokens = ids.tolist()
         kept = [[True] * len(row) for row in tokens] if mask is None else mask.bool().tolist()
@@ -284,7 +426,7 @@ class Attachment:
             images, image_tokens = view.count(seen)
             facts.append({"images": images, "image_tokens": image_tokens,
                           "text_tokens": len(text)})  # fmt: skip
-            texts.append(text)
+            texts.append(tuple(text))
             last.append(max(position for position, k in enumerate(keep) if k))
         editable = torch.tensor([guard.edit.edits_text or fact["images"] > 0 for fact in facts])
         requests = _Requests(
@@ -294,20 +436,32 @@ class Attachment:
             last=torch.tensor(last),
             editable=editable,
         )
-        if not editable.any() or not (guard.edit.needs_text or guard.gate.needs_text):
-            return requests
-        self._mode, self._fired, self._text_states = "text", [], {}
+        if editable.any() and (guard.edit.needs_text or guard.gate.needs_text):
+            self._ask_without_images(requests, texts)
+        return requests
+
+    def _ask_without_images(self, requests: _Requests, texts: list[tuple[int, ...]]) -> None:
+        """The text-only pass: each different text of an editable row once."""
+        guard, editable = self._guard, requests.editable
+        asked = editable.nonzero()[:, 0].tolist()
+        place = {text: i for i, text in enumerate(dict.fromkeys(texts[row] for row in asked))}
+        self._mode = "text"
+        self._text_states = {}
+        self._arm(self._watched)
         try:
-            final = self._backbone.run_text(texts)
+            final = self._backbone.run_text(list(place))
+            _check_all_took_part(self._armed, self._fired, "the text-only pass")
         finally:
             self._mode = None
-        self._check_all_took_part("the text-only pass")
-        self._fired = []
+            self._disarm()
         states, self._text_states = self._text_states, {}
-        requests.text = {
-            layer: states[layer].to(self._basis[layer].dtype) @ self._basis[layer].mT
-            for layer in guard.layers
-        }
+        of_row = torch.tensor([place[texts[row]] for row in asked], device=final.device)
+        rows = torch.tensor(asked)
+        for layer in guard.layers:
+            basis = self._basis[layer]
+            coordinates = states[layer].to(basis.dtype) @ basis.mT
+            requests.text[layer] = coordinates.new_zeros(len(texts), guard.rank)
+            requests.text[layer][rows.to(coordinates.device)] = coordinates[of_row]
         if guard.gate.needs_text:
             is_open, scores = guard.gate.text_open(states, self._directions, guard.layers)
             values = scores.tolist()
@@ -316,9 +470,9 @@ class Attachment:
                     "The text-only pass gave a score that is not a number; the request cannot be "
                     "judged, so nothing is generated."
                 )
-            requests.is_open = is_open.cpu() & editable[:, None]
-            for fact, value in zip(facts, values, strict=True):
-                fact["text_score"] = value
+            requests.is_open[rows] = is_open[of_row].cpu()
+            for row in asked:
+                requests.receipts[row]["text_score"] = values[place[texts[row]]]
         tokens_of_refusal = getattr(guard.gate, "refusal_tokens", ())
         if tokens_of_refusal:
             odds = refusal_log_odds(self._backbone, final, tokens_of_refusal)
@@ -327,10 +481,9 @@ class Attachment:
                     "The text-only pass gave no probabilities; the request cannot be judged, so "
                     "nothing is generated."
                 )
-            requests.is_open |= ((odds > 0) & editable)[:, None]
-            for fact, value in zip(facts, odds.tolist(), strict=True):
-                fact["own_refusal"] = value
-        return requests
+            requests.is_open[rows] |= (odds[of_row.cpu()] > 0)[:, None]
+            for row in asked:
+                requests.receipts[row]["own_refusal"] = float(odds[place[texts[row]]])
 
     # --- in the layers ---
 
@@ -350,16 +503,13 @@ class Attachment:
                 push = self._directions.vectors[layer, 0].to(h.dtype)
                 pushed[2 + place] += push * h[2 + place].norm(dim=-1, keepdim=True)
                 return _with_states(output, pushed)
-            if self._mode is None or self._current is None:
-                raise SafeguardError(
-                    "A guarded layer ran outside the guarded model. Call the model itself, not "
-                    "one of its parts, while a guard is attached."
-                )
-            if self._current.prefill and layer == image_layer:
-                self._score_image(h, self._current)
+            requests = self._current
+            assert requests is not None, "layers are hooked only where there is something to do"
+            if layer == image_layer and not requests.settled:
+                self._score_image(h, requests)
             if not edited_here:
                 return None
-            edited = self._edit(layer, h, self._current)
+            edited = self._edit(layer, h, requests)
             return None if edited is None else _with_states(output, edited)
 
         return hook
@@ -367,18 +517,21 @@ class Attachment:
     def _edit(self, layer: int, h: torch.Tensor, requests: _Requests) -> torch.Tensor | None:
         """`h` with the open rows edited, or None where all are closed."""
         guard = self._guard
-        if requests.prefill and layer == guard.layers[0]:
+        if not requests.settled:
             self._settle(h.device, requests)
-        if layer not in requests.edits or not (requests.prefill or guard.hold):
+        if layer not in requests.edits:
             return None
         rows, at = requests.edits[layer]
-        positions = requests.last.to(h.device)[rows] if requests.prefill else 0
-        states = h[rows, positions]
+        positions = self._positions.to(h.device)[rows]
+        count = positions.shape[1]
+        states = h[rows[:, None], positions].flatten(0, 1)
+        if count > 1 and at.text is not None:
+            at = replace(at, text=at.text.repeat_interleave(count, dim=0))
         edited = guard.edit(states, self._basis[layer].to(h.device), at)
-        if requests.prefill and layer in requests.first_edited:
+        if not requests.finished and layer in requests.first_edited:
             scores = [
                 self._directions.harm_score(x.to(self._directions.vectors.device), layer).tolist()
-                for x in (states, edited)
+                for x in (states[::count], edited[::count])
             ]
             for row, before, after in zip(rows.tolist(), *scores, strict=True):
                 if "harm_before" in requests.receipts[row]:
@@ -390,7 +543,7 @@ class Attachment:
                     )
                 requests.receipts[row].update(harm_before=before, harm_after=after)
         out = h.clone()
-        out[rows, positions] = edited
+        out[rows[:, None], positions] = edited.unflatten(0, positions.shape)
         return out
 
     def _score_image(self, h: torch.Tensor, requests: _Requests) -> None:
@@ -399,7 +552,7 @@ class Attachment:
         assert isinstance(gate, CalibratedGate)
         assert gate.image_layer is not None
         assert gate.image_threshold is not None
-        states = h[torch.arange(len(h), device=h.device), requests.last.to(h.device)]
+        states = h[torch.arange(len(h), device=h.device), self._positions[:, 0].to(h.device)]
         scores = self._directions.harm_score(
             states.to(self._directions.vectors.device), gate.image_layer
         ).tolist()
@@ -418,6 +571,7 @@ class Attachment:
     def _settle(self, device: torch.device, requests: _Requests) -> None:
         """Fix which rows are edited in each layer, for this prefill and all that follows it."""
         guard, is_open = self._guard, requests.is_open
+        requests.settled = True
         first = is_open.int().argmax(1)[is_open.any(1)]
         requests.first_edited = {guard.layers[column] for column in first.tolist()}
         for column, layer in enumerate(guard.layers):
@@ -478,6 +632,31 @@ class Attachment:
         if gate.name == "open":
             return "the gate is always open"
         return f"the paper's gate is open in {layers} of {len(self._guard.layers)} layers"
+
+
+def _check_all_took_part(armed: list[int], fired: list[int], where: str) -> None:
+    """Refuse a pass in which not every hooked layer ran exactly once."""
+    if sorted(fired) != armed:
+        raise SafeguardError(
+            f"Of the guarded layers {armed}, only {sorted(fired)} took part in {where}: a hook "
+            "was removed or a layer replaced after attaching. Attach again."
+        )
+
+
+def _read_mask(mask: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor | None:
+    if mask is not None and mask.shape != ids.shape:
+        raise SafeguardError(
+            f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: "
+            "the text-only view cannot be made from other masks than one per token."
+        )
+    return mask
+
+
+def _batch_changed(before: int, after: int) -> str:
+    return (
+        f"The batch changed from {before} to {after} rows within one generation, so rows cannot "
+        "be told apart."
+    )
 
 
 def _with_states(output: Any, states: torch.Tensor) -> Any:

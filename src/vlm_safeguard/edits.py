@@ -106,7 +106,6 @@ class Refuse(Edit):
     """
 
     name: ClassVar[str] = "refuse"
-    edits_text: ClassVar[bool] = True
 
     def reference(self, z: torch.Tensor, at: Reference) -> torch.Tensor:
         """V h(q), its first coordinate at least the current and the harmful anchors' one."""

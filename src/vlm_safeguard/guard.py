@@ -208,13 +208,12 @@ class Guard:
             batch_size=batch_size, label="blank image",
         )  # fmt: skip
         plain = torch.cat([harmful[: len(shown)], harmless[: len(shown)]])
+        first, gate_layers = chosen[0], list(legible_layers(directions, chosen))
         with_image = image_states(
             backbone, processor, calibration,
             [noise_image(i) if i % 2 else blank for i in range(len(calibration))],
-            batch_size=batch_size, label="meaningless images",
+            upto=first, batch_size=batch_size, label="meaningless images",
         )  # fmt: skip
-
-        first, gate_layers = chosen[0], list(legible_layers(directions, chosen))
         held_out = held_out_scores(harmful, harmless)
         tokens, own = _own_decision(backbone, *torch.split(final, sizes))
         scores = {

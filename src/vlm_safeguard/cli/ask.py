@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -43,24 +44,19 @@ def ask(
     from rich.panel import Panel
     from rich.text import Text
 
-    from vlm_safeguard.evaluation.runner import generate_replies
+    from vlm_safeguard.evaluation.runner import model_inputs
     from vlm_safeguard.report.tables import receipt_table
 
     loaded, processor = load_model(model, dtype, device)
     fitted = load_guard(guard, model, loaded, processor)
+    inputs = model_inputs(loaded, processor, [question], [picture])
     answers = {}
-    for name, used in (("unguarded", None), ("guarded", fitted)):
-        replies, _, receipts = generate_replies(
-            loaded,
-            processor,
-            [question],
-            None if picture is None else [picture],
-            used,
-            max_new_tokens=max_new_tokens,
-            batch_size=1,
-        )
-        answers[name] = replies[0]
-    receipt = receipts[0]
+    for name, attached in (("unguarded", nullcontext()), ("guarded", fitted.attach(loaded))):
+        with attached:
+            output = loaded.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        answers[name] = processor.decode(new, skip_special_tokens=True)
+    (receipt,) = fitted.receipts
     if as_json:
         print(json.dumps({**answers, "receipt": receipt.model_dump()}))
         return

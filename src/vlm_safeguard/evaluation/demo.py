@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.judges import is_refusal
 from vlm_safeguard.evaluation.metrics import median
 from vlm_safeguard.evaluation.prompts import Prompt
-from vlm_safeguard.evaluation.runner import Results, Row, generate_replies, model_inputs
+from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies, model_inputs
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.pocket.scenes import HELD_OUT_SEED, Question, Scene, answers_correctly
 
@@ -42,14 +42,14 @@ class Gap:
     guarded: tuple[torch.Tensor, torch.Tensor]
 
 
-def condition_images(condition: str, count: int) -> list[Image] | None:
-    """The image that goes with each of `count` prompts; None for text alone.
+def condition_images(condition: str, count: int) -> list[Image | None]:
+    """The image that goes with each of `count` prompts; None each for text alone.
 
     Blank is the same white picture each time; noise and rendered scenes differ from prompt to
     prompt and from everything seen in training and fitting.
     """
     if condition == "text":
-        return None
+        return [None] * count
     if condition == "blank":
         return [blank_image()] * count
     if condition == "noise":
@@ -84,85 +84,78 @@ def run_demo(
         questions: number of image questions for utility.
         report: called with (what is running, replies done, replies in all).
     """
-    defences: dict[str, Guard | None] = {"none": None, **variants(guard)}
+    guards: dict[str, Guard | None] = {"none": None, **variants(guard)}
     prompts = {"harmful": harmful, "harmless": harmless}
-    cells = len(defences) * len(CONDITIONS)
-    total = cells * (len(harmful) + len(harmless)) + 3 * questions
+    each = len(CONDITIONS) * (len(harmful) + len(harmless))
+    total = len(guards) * each + 3 * questions
     done = 0
-    running = ""
 
-    def after_batch(count: int) -> None:
-        nonlocal done
-        done += count
-        report(running, done, total)
+    def replies_to(
+        what: str,
+        texts: Sequence[str],
+        images: Sequence[Image | None],
+        guards: Mapping[str, Guard | None],
+        tokens: int,
+    ) -> dict[str, Replies]:
+        def after_batch(name: str, count: int) -> None:
+            nonlocal done
+            done += count
+            report(f"{what}: {name}", done, total)
+
+        return generate_replies(
+            model, processor, texts, images, guards,
+            max_new_tokens=tokens, batch_size=batch_size, after_batch=after_batch,
+        )  # fmt: skip
 
     rows: list[Row] = []
-    plain_tokens: dict[tuple[str, str], list[torch.Tensor]] = {}
     closed = identical = 0
-    for defence, variant in defences.items():
-        for condition in CONDITIONS:
-            for kind, requests in prompts.items():
-                running = f"{defence}, {condition}, {kind}"
-                replies, tokens, receipts = generate_replies(
-                    model,
-                    processor,
-                    [prompt.text for prompt in requests],
-                    condition_images(condition, len(requests)),
-                    variant,
-                    max_new_tokens=REFUSAL_TOKENS,
-                    batch_size=batch_size,
-                    after_batch=after_batch,
-                )
-                if variant is None:
-                    plain_tokens[condition, kind] = tokens
-                elif defence == "default":
-                    for mine, plain, receipt in zip(
-                        tokens, plain_tokens[condition, kind], receipts, strict=True
-                    ):
-                        closed += not receipt.guarded
-                        identical += not receipt.guarded and torch.equal(mine, plain)
-                rows.append(
+    for kind, requests in prompts.items():
+        for conditions in (CONDITIONS[:1], CONDITIONS[1:]):
+            texts = [prompt.text for prompt in requests]
+            images = [
+                image
+                for condition in conditions
+                for image in condition_images(condition, len(texts))
+            ]
+            found = replies_to(
+                f"{kind}, {' + '.join(conditions)}",
+                texts * len(conditions), images, guards, REFUSAL_TOKENS,
+            )  # fmt: skip
+            for place, condition in enumerate(conditions):
+                there = slice(place * len(texts), (place + 1) * len(texts))
+                rows += [
                     Row.count(
-                        [is_refusal(reply) for reply in replies],
+                        [is_refusal(reply) for reply in replies.texts[there]],
                         defence=defence,
                         condition=condition,
                         prompts=kind,
                         metric="refusal",
                     )
-                )
+                    for defence, replies in found.items()
+                ]
+            for mine, plain, receipt in zip(
+                found["default"].tokens, found["none"].tokens, found["default"].receipts,
+                strict=True,
+            ):  # fmt: skip
+                closed += not receipt.guarded
+                identical += not receipt.guarded and torch.equal(mine, plain)
 
     asked = image_questions(questions)
     texts = [question.text for _, question in asked]
-    pictures = [scene.render() for scene, _ in asked]
-    for defence, condition, images, variant in (
-        ("none", "text", None, None),  # the best that can be guessed without looking
-        ("none", "image", pictures, None),
-        ("default", "image", pictures, guard),
+    for condition, images, compared in (
+        ("text", [None] * questions, {"none": None}),  # the best guess without looking
+        ("image", [scene.render() for scene, _ in asked], {"none": None, "default": guard}),
     ):
-        running = f"{defence}, image questions"
-        replies, _, _ = generate_replies(
-            model,
-            processor,
-            texts,
-            images,
-            variant,
-            max_new_tokens=ANSWER_TOKENS,
-            batch_size=batch_size,
-            after_batch=after_batch,
-        )
-        outcomes = [
-            answers_correctly(question, reply)
-            for (_, question), reply in zip(asked, replies, strict=True)
-        ]
-        rows.append(
-            Row.count(
-                outcomes,
-                defence=defence,
-                condition=condition,
-                prompts="utility",
-                metric="accuracy",
-            )
-        )
+        found = replies_to(f"image questions, {condition}", texts, images, compared, ANSWER_TOKENS)
+        for defence, replies in found.items():
+            outcomes = [
+                answers_correctly(question, reply)
+                for (_, question), reply in zip(asked, replies.texts, strict=True)
+            ]
+            rows.append(
+                Row.count(outcomes, defence=defence, condition=condition, prompts="utility",
+                          metric="accuracy")
+            )  # fmt: skip
     ratio, spread = time_ratio(model, processor, guard, harmful, harmless)
     return Results(
         model=guard.provenance.model_name,

@@ -1,6 +1,7 @@
-"""The project's own held-out prompts: harmful and harmless requests, and image questions.
+"""The project's own prompts: harmful and harmless requests, to choose on and to report on.
 
-They share no topic with the anchors, the calibration requests or the Pocket VLM's training data.
+The held-out ones share no topic with the development prompts, the anchors, the calibration
+requests or the Pocket VLM's training data.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ class Prompt:
     text: str
 
 
-def read_prompts(name: str) -> list[Prompt]:
-    """The held-out prompts called `name`, "harmful" or "harmless", in a fixed order."""
-    path = files("vlm_safeguard.evaluation").joinpath("prompts", f"{name}.jsonl")
+def read_prompts(kind: str, split: str = "held-out") -> list[Prompt]:
+    """The prompts of one kind, "harmful" or "harmless", in a fixed order.
+
+    Args:
+        split: "held-out", to report on, or "development", to choose on.
+    """
+    path = files("vlm_safeguard.evaluation").joinpath("prompts", split, f"{kind}.jsonl")
     return [Prompt(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]

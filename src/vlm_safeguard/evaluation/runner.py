@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -52,66 +54,110 @@ class Results(BaseModel):
     details: dict[str, Any] = {}
 
 
+@dataclass
+class Replies:
+    """What a model answered under one defence, request by request.
+
+    Attributes:
+        texts: the decoded replies.
+        tokens: their new token ids, one dimension each, up to the end of the answer.
+        receipts: one for each request; empty without a guard.
+    """
+
+    texts: list[str]
+    tokens: list[torch.Tensor]
+    receipts: list[Receipt]
+
+
 @torch.inference_mode()
 def generate_replies(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     requests: Sequence[str],
-    images: Sequence[Image] | None,
-    guard: Guard | None = None,
+    images: Sequence[Image | None],
+    guards: Mapping[str, Guard | None],
     *,
     max_new_tokens: int,
     batch_size: int,
-    after_batch: Callable[[int], None] = lambda done: None,
-) -> tuple[list[str], list[torch.Tensor], list[Receipt]]:
-    """Greedy replies to requests, each with its image if there are any.
+    after_batch: Callable[[str, int], None] = lambda name, done: None,
+) -> dict[str, Replies]:
+    """Greedy replies to requests, each with its image if it has one, under several defences.
+
+    A prompt is read once, up to its last token, and every defence goes on from a copy of that
+    cache: a guard acts on a prompt's last token and what follows, so it would read the same.
 
     Args:
-        guard: attached while generating; None for the model as it is.
-        after_batch: called with the number of requests just done.
-
-    Returns:
-        The replies, their new token ids, and the receipts (none without a guard).
+        guards: by name, the guard that is attached while generating; None for the model as it is.
+        after_batch: called with a guard's name and the number of requests it has just done.
     """
-    order = sorted(range(len(requests)), key=lambda index: len(requests[index]))
-    replies: dict[int, str] = {}
-    tokens: dict[int, torch.Tensor] = {}
-    receipts: dict[int, Receipt] = {}
-    with guard.attach(model) if guard is not None else nullcontext():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            inputs = model_inputs(
-                model,
-                processor,
-                [requests[index] for index in batch],
-                None if images is None else [images[index] for index in batch],
-            )
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-            new = output[:, inputs["input_ids"].shape[1] :].cpu()
-            decoded = processor.batch_decode(new, skip_special_tokens=True)
-            for place, index in enumerate(batch):
-                replies[index], tokens[index] = decoded[place], new[place]
-                if guard is not None:
-                    receipts[index] = guard.receipts[place]
-            after_batch(len(batch))
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i]), requests[i]))
+    found: dict[str, dict[int, tuple[str, torch.Tensor, Receipt | None]]] = {n: {} for n in guards}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        inputs = model_inputs(
+            model, processor, [requests[i] for i in batch], [images[i] for i in batch]
+        )
+        cache = _read(model, inputs)
+        prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        for name, guard in guards.items():
+            with guard.attach(model) if guard is not None else nullcontext():
+                output = model.generate(
+                    **prompt,
+                    past_key_values=deepcopy(cache),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                )
+            receipts = [None] * len(batch) if guard is None else guard.receipts
+            for i, row, receipt in zip(batch, output.cpu(), receipts, strict=True):
+                tokens = _answer(model, row[inputs["input_ids"].shape[1] :])
+                text = processor.decode(tokens, skip_special_tokens=True)
+                found[name][i] = (text, tokens, receipt)
+            after_batch(name, len(batch))
     rows = range(len(requests))
-    return (
-        [replies[i] for i in rows],
-        [tokens[i] for i in rows],
-        [receipts[i] for i in rows] if receipts else [],
+    return {
+        name: Replies(
+            texts=[replies[i][0] for i in rows],
+            tokens=[replies[i][1] for i in rows],
+            receipts=[receipt for i in rows if (receipt := replies[i][2]) is not None],
+        )
+        for name, replies in found.items()
+    }
+
+
+def _read(model: PreTrainedModel, inputs: Any) -> Any:
+    """A cache that holds a batch of prompts but for their last tokens."""
+    start = {
+        name: value[:, :-1] if name in ("input_ids", "attention_mask") else value
+        for name, value in inputs.items()
+    }
+    output = model.generate(
+        **start, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
     )
+    return output.past_key_values
+
+
+def _answer(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """`tokens` up to and with the first that ends an answer; what follows is padding."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        return tokens
+    found = torch.isin(tokens, torch.tensor(ends)).nonzero()
+    return tokens[: int(found[0]) + 1] if len(found) else tokens
 
 
 def model_inputs(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     requests: Sequence[str],
-    images: Sequence[Image] | None,
+    images: Sequence[Image | None],
 ) -> Any:
     """A left-padded batch, ready for `generate`, on the model's device."""
-    prompts = [render_chat(processor, text, images=images is not None) for text in requests]
-    given = {} if images is None else {"images": list(images)}
+    prompts = [
+        render_chat(processor, text, images=int(image is not None))
+        for text, image in zip(requests, images, strict=True)
+    ]
+    given = [image for image in images if image is not None]
     inputs = processor(
-        text=prompts, return_tensors="pt", padding=True, padding_side="left", **given
+        text=prompts, images=given or None, return_tensors="pt", padding=True, padding_side="left"
     )
     return inputs.to(model.device, model.dtype)

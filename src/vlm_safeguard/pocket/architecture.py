@@ -72,7 +72,13 @@ def make_model(
 ) -> LlavaForConditionalGeneration:
     """The base LLM inside a LLaVA whose tower and projector are untrained."""
     import torch
-    from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+    from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
     language_model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     embeddings = language_model.get_input_embeddings().weight
@@ -90,14 +96,12 @@ def make_model(
         tie_word_embeddings=True,
     )
     config.dtype = dtype
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
+    with torch.device("meta"):  # the language model is there already; no second one is made
         model = LlavaForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.model.language_model.load_state_dict(language_model.model.state_dict())
-    model.tie_weights()
+    model.model.vision_tower = AutoModel.from_config(config.vision_config, dtype=dtype)
+    model.model.multi_modal_projector = LlavaMultiModalProjector(config).to(dtype)
+    model.model.language_model = language_model.model
+    model.lm_head = language_model.lm_head
     model.generation_config = language_model.generation_config
     model.generation_config.pad_token_id = language_model.config.pad_token_id
     return model.eval()

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from vlm_safeguard.backbone import render_chat
 from vlm_safeguard.pocket.recipe.answers import own_answers
-from vlm_safeguard.pocket.recipe.loop import train
+from vlm_safeguard.pocket.recipe.loop import autocast, train
 from vlm_safeguard.pocket.requests import (
     REFUSALS,
     SYSTEM_PROMPTS,
@@ -74,7 +74,7 @@ def answer_loss(
     weights = torch.zeros(len(rows), width - 1)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         weights[i, len(prompt) - 1 : len(prompt) + len(answer) - 1] = importance[i] / len(answer)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         hidden = model.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
         chosen = weights > 0
         logits = model.lm_head(hidden[:, :-1][chosen])
@@ -94,7 +94,7 @@ def refusal_rates(
         rows = requests[start : start + 64]
         prompts = [render_chat(processor, text) for _, text in rows]
         inputs = processor(text=prompts, return_tensors="pt", padding=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         replies = processor.batch_decode(output[:, -4:], skip_special_tokens=True)
         for (harmful, _), reply in zip(rows, replies, strict=True):

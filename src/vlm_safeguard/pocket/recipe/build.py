@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vlm_safeguard.pocket.architecture import make_model, make_processor
 from vlm_safeguard.pocket.base import base_folder
-from vlm_safeguard.pocket.model import PARTS, apply_parts
+from vlm_safeguard.pocket.model import PARTS, apply_parts, preferred_dtype
 from vlm_safeguard.pocket.recipe.alignment import align
 from vlm_safeguard.pocket.recipe.projector import train_projector
 from vlm_safeguard.pocket.recipe.tower import train_tower
@@ -33,7 +33,7 @@ def build(folder: Path, weights: Path) -> None:
 
     def fresh() -> LlavaForConditionalGeneration:
         torch.manual_seed(_SEED)
-        return make_model(base, processor.image_token_id, torch.bfloat16)
+        return make_model(base, processor.image_token_id, preferred_dtype())
 
     aligned = folder / "alignment.safetensors"
     if not aligned.is_file():

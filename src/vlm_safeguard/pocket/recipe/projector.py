@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
 from vlm_safeguard.pocket.model import PARTS
-from vlm_safeguard.pocket.recipe.loop import train
+from vlm_safeguard.pocket.recipe.loop import autocast, train
 from vlm_safeguard.pocket.recipe.tower import DEVELOPMENT_SEED, pixels
 from vlm_safeguard.pocket.scenes import Scene
 
@@ -57,7 +57,7 @@ def train_projector(
     directions = normalize(embeddings, dim=-1)
 
     def image_tokens(scenes: list[Scene]) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             states = model.model.vision_tower(pixels(processor, scenes)).last_hidden_state[:, 1:]
             tokens: torch.Tensor = model.model.multi_modal_projector(states)
         return tokens.float()
@@ -74,7 +74,7 @@ def train_projector(
 
     @torch.inference_mode()
     def after_step(step: int) -> str:
-        if step % 100:
+        if step % 50:
             return ""
         scenes = [Scene.from_seed(DEVELOPMENT_SEED + i) for i in range(300)]
         alike = normalize(image_tokens(scenes), dim=-1) @ directions.mT

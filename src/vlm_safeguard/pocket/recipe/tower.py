@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from vlm_safeguard.pocket.recipe.loop import train
+from vlm_safeguard.pocket.recipe.loop import autocast, train
 from vlm_safeguard.pocket.scenes import ATTRIBUTES, Scene
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def train_tower(tower: CLIPVisionModel, processor: LlavaProcessor, folder: Path)
     )
 
     def scores(scenes: list[Scene]) -> dict[str, torch.Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             states = tower(pixels(processor, scenes)).last_hidden_state[:, 1:].mean(1)
         return {name: head(states.float()) for name, head in heads.items()}
 

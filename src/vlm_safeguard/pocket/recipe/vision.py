@@ -9,18 +9,23 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from vlm_safeguard.backbone import render_chat
-from vlm_safeguard.pocket.recipe.loop import train
+from vlm_safeguard.pocket.recipe.loop import autocast, train
 from vlm_safeguard.pocket.recipe.projector import trainable_parts
 from vlm_safeguard.pocket.recipe.tower import DEVELOPMENT_SEED, pixels
 from vlm_safeguard.pocket.scenes import ATTRIBUTES, Question, Scene, answers_correctly
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerBase,
+    )
 
-STEPS = 120
-BATCH = 12  # pictures a step, each with all its questions
+STEPS = 300
+BATCH = 12  # pictures a step, each with all its questions; a multiple of three
 LEARNING_RATE = 5e-4
 _FIRST_SCENE = 1_000_000
+_ANSWER_WEIGHT = 5.0  # of the tokens that name the answer, beside the sentence around them
 
 
 def train_vision(
@@ -29,8 +34,7 @@ def train_vision(
     """Train tower and projector (float32) in place; the LLM's weights do not change."""
 
     def loss_at(step: int) -> torch.Tensor:
-        first = _FIRST_SCENE + step * BATCH
-        return question_loss(model, processor, [Scene.from_seed(first + i) for i in range(BATCH)])
+        return question_loss(model, processor, training_scenes(step))
 
     def after_step(step: int) -> str:
         if step % 40:
@@ -54,6 +58,31 @@ def train_vision(
     )
 
 
+def training_scenes(step: int) -> list[Scene]:
+    """A batch with as many digits as words as pictures of shapes; the first two are the hardest."""
+    kinds: dict[str, list[Scene]] = {"digit": [], "word": [], "shape": []}
+    seed = _FIRST_SCENE + step * BATCH * 8  # with room to look for the rarest kind
+    while any(len(scenes) < BATCH // 3 for scenes in kinds.values()):
+        scene = Scene.from_seed(seed)
+        kind = "digit" if scene.digit else "word" if scene.word else "shape"
+        if len(kinds[kind]) < BATCH // 3:
+            kinds[kind].append(scene)
+        seed += 1
+    return [scene for scenes in kinds.values() for scene in scenes]
+
+
+def answer_weights(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[float]:
+    """What each token of the reply counts, 1 in all; those that name the answer count most."""
+    found = tokenizer(f"{question.sentence}<|im_end|>", return_offsets_mapping=True)
+    start = question.sentence.find(question.answer) if question.answer else -1
+    stop = start + len(question.answer)
+    weights = [
+        _ANSWER_WEIGHT if start >= 0 and first < stop and last > start else 1.0
+        for first, last in found["offset_mapping"]
+    ]
+    return [weight / sum(weights) for weight in weights]
+
+
 def question_loss(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: list[Scene]
 ) -> torch.Tensor:
@@ -75,7 +104,7 @@ def question_loss(
             row_ids += asked + answer
             blocks += [number] * (len(asked) + len(answer))
             positions += range(len(prefix), len(prefix) + len(asked) + len(answer))
-            weights += [0.0] * len(asked) + [1 / len(answer)] * len(answer)
+            weights += [0.0] * len(asked) + answer_weights(processor.tokenizer, question)
         rows.append((row_ids, blocks, positions, weights))
     width = max(len(row[0]) for row in rows)
 
@@ -89,7 +118,7 @@ def question_loss(
     seen = seen & (order[None, None, :] <= order[None, :, None]) & real[:, None, :]
     seen |= torch.eye(width, dtype=torch.bool)  # padding sees itself, lest softmax divide by 0
 
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         features = model.model.get_image_features(
             pixels(processor, scenes), return_dict=True
         ).pooler_output
@@ -121,7 +150,7 @@ def accuracy(
         prompts = [render_chat(processor, question.text, images=1) for _, question in rows]
         images = [scene.render() for scene, _ in rows]
         inputs = processor(text=prompts, images=images, return_tensors="pt", padding=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             output = model.generate(**inputs, max_new_tokens=14, do_sample=False)
         replies = processor.batch_decode(
             output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
