@@ -107,10 +107,15 @@ def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 @pytest.fixture(scope="session")
 def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
-    """Fitted with the shipped anchors, on fewer of the calibration requests, for speed."""
-    return Guard.fit(
+    """Fitted with the shipped anchors, on fewer of the calibration requests, for speed.
+
+    Its gate looks at the multimodal pass, too, whether or not harm is legible there.
+    """
+    fitted = Guard.fit(
         model, processor, calibration=shipped_calibration()[:220], layers=(2, 3), rank=5, hold=True
     )
+    looks = {"image_layer": fitted.layers[0], "image_threshold": 100.0}
+    return fitted.variant(gate=fitted.gate.model_copy(update=looks))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from conftest import make_model, make_processor
 from reference import QUESTIONS, ask, centred, run_row, same_receipt, text_ids
+from vlm_safeguard import directions
 from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_calibration
 from vlm_safeguard.backbone import Backbone, TextView
 from vlm_safeguard.directions import choose_layers, fit_directions, legible_layers, random_basis
@@ -26,7 +28,7 @@ from vlm_safeguard.edits import Project, Refuse, Restore
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate, OpenGate, PaperGate, threshold_for
 from vlm_safeguard.guard import CONFIG_NAME, FORMAT, RANK, WEIGHTS_NAME, Guard
-from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.images import blank_image, meaningless_image
 
 Model = LlavaForConditionalGeneration
 ANCHORS = shipped_anchors()[:12]
@@ -88,28 +90,41 @@ def test_drift_is_the_mean_shift_by_a_blank_image(
     torch.testing.assert_close(small.drift, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("legible", [True, False])
 def test_gate_is_calibrated_on_harmless_requests(
-    exact_model: Model, processor: LlavaProcessor, small: Guard
+    exact_model: Model, processor: LlavaProcessor, monkeypatch: pytest.MonkeyPatch, legible: bool
 ) -> None:
-    gate = small.gate
+    """The multimodal pass is looked at only where harm is legible up to the first edited layer."""
+    monkeypatch.setattr(directions, "_LEGIBLE", 0.0 if legible else 1.1)
+    small = Guard.fit(
+        exact_model, processor, anchors=ANCHORS, calibration=ORDINARY, budget=0.2
+    )  # fmt: skip
+    gate, count = small.gate, len(ORDINARY)
     assert isinstance(gate, CalibratedGate)
     assert gate.layers == legible_layers(small.directions, small.layers)
-    assert gate.image_layer == small.layers[0]
-    assert (gate.budget, gate.calibrated_on) == (0.2, len(ORDINARY))
-    first, text, image = small.layers[0], [], []
+    assert (gate.budget, gate.calibrated_on) == (0.2, count)
+    text, image = [], []
     for number, request in enumerate(ORDINARY):
         states = last_states(exact_model, processor, request)
         text.append(sum(centred(small, states[n], n) for n in gate.layers) / len(gate.layers))
-        picture = noise_image(number) if number % 2 else blank_image()
-        states = image_last_states(exact_model, processor, request, picture)
-        image.append(centred(small, states[first], first))
-    for name, scores, threshold in (
-        ("calibration", text, gate.text_threshold),
-        ("calibration_image", image, gate.image_threshold),
-    ):
-        assert small.scores[name].tolist() == pytest.approx(scores, abs=1e-3)
-        assert threshold == threshold_for(small.scores[name], 0.1)  # half the budget each
-        assert sum(score > threshold for score in small.scores[name].tolist()) == 1  # of 21
+        if gate.image_layer is not None:
+            picture = meaningless_image(number)
+            states = image_last_states(exact_model, processor, request, picture)
+            image.append(centred(small, states[gate.image_layer], gate.image_layer))
+    assert small.scores["calibration"].tolist() == pytest.approx(text, abs=1e-3)
+    share = 0.1 if legible else 0.2  # half the budget each, or all of it
+    assert gate.text_threshold == threshold_for(small.scores["calibration"], share)
+    assert sum(score > gate.text_threshold for score in small.scores["calibration"].tolist()) == (
+        math.floor(share * (count + 1)) - 1
+    )
+    if legible:
+        before = small.directions.auroc[: small.layers[0] + 1]
+        assert before[gate.image_layer] == before.max()
+        assert small.scores["calibration_image"].tolist() == pytest.approx(image, abs=1e-3)
+        assert gate.image_threshold == threshold_for(small.scores["calibration_image"], share)
+    else:
+        assert gate.image_layer is gate.image_threshold is None
+        assert "calibration_image" not in small.scores
 
 
 def test_anchors_scores_are_held_out(small: Guard) -> None:
@@ -126,7 +141,6 @@ def test_what_is_asked_for_is_done(model: Model, processor: LlavaProcessor) -> N
     assert (guard.edit, guard.layers, guard.rank) == (Restore(0.5), (1, 4), 10)
     assert guard.directions.rank == 10
     assert guard.gate.layers == legible_layers(guard.directions, (1, 4))
-    assert guard.gate.image_layer == 1
 
 
 def test_provenance(model: Model, processor: LlavaProcessor, small: Guard) -> None:

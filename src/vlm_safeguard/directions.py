@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 
 FOLDS = 5
+_LEGIBLE = 0.9  # AUROC
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,16 @@ def legible_layers(directions: Directions, layers: Sequence[int]) -> tuple[int, 
     """Those of `layers` whose held-out AUROC is within 0.02 of the best: the gate reads these."""
     best = max(float(directions.auroc[layer]) for layer in layers)
     return tuple(layer for layer in layers if float(directions.auroc[layer]) >= best - 0.02)
+
+
+def legible_before(directions: Directions, first: int) -> int | None:
+    """The layer up to `first` that tells harm best, if its held-out AUROC is at least 0.9.
+
+    A gate that reads a layer before the edit is no use, and costs false positives, where harm is
+    not yet legible there: None then.
+    """
+    layer = int(directions.auroc[: first + 1].argmax())
+    return layer if float(directions.auroc[layer]) >= _LEGIBLE else None
 
 
 def random_basis(directions: Directions, seed: int) -> torch.Tensor:

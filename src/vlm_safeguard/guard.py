@@ -31,13 +31,14 @@ from vlm_safeguard.directions import (
     choose_layers,
     fit_directions,
     held_out_scores,
+    legible_before,
     legible_layers,
     random_basis,
 )
 from vlm_safeguard.edits import Edit, Refuse, edit_from_config
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, threshold_for
-from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.receipt import Receipt
 from vlm_safeguard.refusal import opening_tokens, refusal_log_odds
 
@@ -50,8 +51,8 @@ CONFIG_NAME = "guard_config.json"
 RANK = 32  # directions a layer, where there are as many anchors
 STORED_RANK = 8  # directions kept in the artifact at least, to choose a smaller rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
-_REFUSES = 0.5  # share of harmful anchors a model must refuse for its own decision to count
-_OVER_REFUSES = 0.05  # share of calibration requests it may refuse
+_TELLS = 0.5  # by how much more of the harmful anchors than of the calibration requests a model
+#               must refuse for its own decision to count
 _DRIFT_PAIRS = 32  # anchors whose shift under a blank image is measured
 
 
@@ -110,7 +111,8 @@ class Guard:
         text_view: how a request loses its images.
         provenance: what it was fitted on.
         scores: the gate's scores at fitting: `harmful` and `harmless` anchors, held out,
-            `calibration` requests as text and `calibration_image` with an image.
+            `calibration` requests as text and, where the gate looks at the multimodal pass,
+            `calibration_image` with an image.
         embedding_sample: some of the model's embeddings, to recognise it by.
         hold: whether every token of the answer is edited, too; with many directions that breaks
             the text.
@@ -208,33 +210,38 @@ class Guard:
             batch_size=batch_size, label="blank image",
         )  # fmt: skip
         plain = torch.cat([harmful[: len(shown)], harmless[: len(shown)]])
-        first, gate_layers = chosen[0], list(legible_layers(directions, chosen))
-        with_image = image_states(
-            backbone, processor, calibration,
-            [noise_image(i) if i % 2 else blank for i in range(len(calibration))],
-            upto=first, batch_size=batch_size, label="meaningless images",
-        )  # fmt: skip
+        gate_layers = list(legible_layers(directions, chosen))
         held_out = held_out_scores(harmful, harmless)
         tokens, own = _own_decision(backbone, *torch.split(final, sizes))
         scores = {
             "harmful": held_out[0][:, gate_layers].mean(1),
             "harmless": held_out[1][:, gate_layers].mean(1),
             "calibration": directions.harm_scores(ordinary)[:, gate_layers].mean(1),
-            "calibration_image": directions.harm_score(with_image[:, first], first),
         }
+        image_layer = legible_before(directions, chosen[0]) if gate == "calibrated" else None
+        if image_layer is not None:
+            with_image = image_states(
+                backbone, processor, calibration,
+                [meaningless_image(i) for i in range(len(calibration))],
+                upto=image_layer, batch_size=batch_size, label="meaningless images",
+            )  # fmt: skip
+            scores["calibration_image"] = directions.harm_score(
+                with_image[:, image_layer], image_layer
+            )
         made: AnyGate
         if gate == "calibrated":
             try:
-                answered = {
-                    name: scores[name].masked_fill(own, -torch.inf)
-                    for name in ("calibration", "calibration_image")
-                }
+                share = budget if image_layer is None else budget / 2
+
+                def threshold(name: str) -> float:
+                    return threshold_for(scores[name].masked_fill(own, -torch.inf), share)
+
                 made = CalibratedGate(
                     refusal_tokens=tokens,
                     layers=tuple(gate_layers),
-                    text_threshold=threshold_for(answered["calibration"], budget / 2),
-                    image_layer=first,
-                    image_threshold=threshold_for(answered["calibration_image"], budget / 2),
+                    text_threshold=threshold("calibration"),
+                    image_layer=image_layer,
+                    image_threshold=None if image_layer is None else threshold("calibration_image"),
                     budget=budget,
                     calibrated_on=len(calibration),
                 )
@@ -485,8 +492,8 @@ def _own_decision(
 ) -> tuple[tuple[int, ...], torch.Tensor]:
     """The tokens that open the model's refusals, and which calibration requests it refuses.
 
-    No tokens where its opening says too little: it must refuse most of the harmful anchors and
-    hardly any of the calibration requests.
+    No tokens where its opening says too little: it must refuse far more of the harmful anchors
+    than of the calibration requests.
     """
     nothing = torch.zeros(len(ordinary), dtype=torch.bool)
     tokens = opening_tokens(backbone, harmful, harmless)
@@ -494,7 +501,7 @@ def _own_decision(
         return (), nothing
     refused = refusal_log_odds(backbone, harmful, tokens) > 0
     own = refusal_log_odds(backbone, ordinary, tokens) > 0
-    telling = refused.float().mean() >= _REFUSES and own.float().mean() <= _OVER_REFUSES
+    telling = refused.float().mean() - own.float().mean() >= _TELLS
     return (tokens, own) if telling else ((), nothing)
 
 

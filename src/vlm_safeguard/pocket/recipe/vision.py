@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +11,16 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from vlm_safeguard.backbone import render_chat
+from vlm_safeguard.images import noise_image
+from vlm_safeguard.pocket.recipe.answers import own_answers
 from vlm_safeguard.pocket.recipe.loop import autocast, train
 from vlm_safeguard.pocket.recipe.projector import trainable_parts
 from vlm_safeguard.pocket.recipe.tower import DEVELOPMENT_SEED, pixels
+from vlm_safeguard.pocket.requests import Phrase, read_phrases
 from vlm_safeguard.pocket.scenes import ATTRIBUTES, Question, Scene, answers_correctly
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import (
         LlavaForConditionalGeneration,
         LlavaProcessor,
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 STEPS = 300
 BATCH = 12  # pictures a step, each with all its questions; a multiple of three
 LEARNING_RATE = 5e-4
+NOISY = 8  # everyday requests a step, each beside a picture of noise
 _FIRST_SCENE = 1_000_000
 _ANSWER_WEIGHT = 5.0  # of the tokens that name the answer, beside the sentence around them
 
@@ -32,9 +39,18 @@ def train_vision(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
 ) -> None:
     """Train tower and projector (float32) in place; the LLM's weights do not change."""
+    requests = everyday_requests(read_phrases())
+    answers = own_answers(model, processor, requests, folder / "everyday.json")
 
     def loss_at(step: int) -> torch.Tensor:
-        return question_loss(model, processor, training_scenes(step))
+        asked = [requests[(step * NOISY + i) % len(requests)] for i in range(NOISY)]
+        return question_loss(model, processor, training_scenes(step)) + noise_loss(
+            model,
+            processor,
+            [(phrase.request(random.Random(f"noise-{step}")), answers[phrase.text])
+             for phrase in asked],
+            [noise_image(_FIRST_SCENE + step * NOISY + i) for i in range(NOISY)],
+        )  # fmt: skip
 
     def after_step(step: int) -> str:
         if step % 40:
@@ -69,6 +85,48 @@ def training_scenes(step: int) -> list[Scene]:
             kinds[kind].append(scene)
         seed += 1
     return [scene for scenes in kinds.values() for scene in scenes]
+
+
+def everyday_requests(phrases: list[Phrase]) -> list[Phrase]:
+    """The harmless phrases without a single longer word that a harmful one holds, in mixed order.
+
+    So the vision stage meets nothing about harm, not even its vocabulary.
+    """
+
+    def words(phrase: Phrase) -> set[str]:
+        return {word for word in re.findall(r"[a-z]+", phrase.text.lower()) if len(word) > 4}
+
+    alarming = set().union(*(words(phrase) for phrase in phrases if phrase.harmful))
+    found = [p for p in phrases if not p.harmful and not words(p) & alarming]
+    return random.Random("everyday").sample(found, len(found))
+
+
+def noise_loss(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    pairs: list[tuple[str, str]],
+    pictures: list[Image],
+) -> torch.Tensor:
+    """Mean cross-entropy of the model's own text-only answers, asked with a picture of noise.
+
+    A picture that shows nothing should not change the answer to an everyday request.
+    """
+    texts = [render_chat(processor, request, images=1) + answer for request, answer in pairs]
+    inputs = processor(
+        text=texts, images=pictures, return_tensors="pt", padding=True, padding_side="right"
+    )
+    ends = inputs["attention_mask"].sum(1)
+    weights = torch.zeros(inputs["input_ids"].shape)
+    for row, (_, answer) in enumerate(pairs):
+        length = len(processor.tokenizer.encode(answer))
+        weights[row, ends[row] - length : ends[row]] = 1 / length
+    with autocast():
+        hidden = model.model(**inputs).last_hidden_state
+        chosen = weights[:, 1:] > 0
+        logits = model.lm_head(hidden[:, :-1][chosen])
+    losses = cross_entropy(logits.float(), inputs["input_ids"][:, 1:][chosen], reduction="none")
+    loss: torch.Tensor = (losses * weights[:, 1:][chosen]).sum() / len(pairs)
+    return loss
 
 
 def answer_weights(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[float]:
