@@ -63,7 +63,7 @@ def demo(
             ),
         )
     screen.print("[bold]4/4[/bold] Figures")
-    gap = gap_states(model, processor, guard, harmful[:50], harmless[:50])
+    gap = gap_states(model, processor, guard, harmful[:40], harmless[:40])
     gap_figure(gap.text, gap.unguarded, gap.guarded, out / "gap.png",
                f"The safety alignment gap, layer {gap.layer}: last-token states")  # fmt: skip
     refusal_figure(results.rows, out / "refusal.png",

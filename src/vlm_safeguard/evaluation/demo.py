@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 CONDITIONS = ("text", "blank", "noise", "image")
-REFUSAL_TOKENS = 8  # enough to read an opening such as "I'm sorry, but I can't help"
+REFUSAL_TOKENS = 6  # enough to read an opening such as "I'm sorry, but I can't"
 ANSWER_TOKENS = 14  # enough for the longest right answer to an image question
 TIMED_TOKENS = 16
 TIMED_PAIRS = 5

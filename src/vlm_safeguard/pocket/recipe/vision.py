@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
     )
 
-STEPS = 300
-BATCH = 12  # pictures a step, each with all its questions; a multiple of three
+STEPS = 440
+BATCH = 12  # pictures a step, each with all its questions; a multiple of six
 LEARNING_RATE = 5e-4
-NOISY = 8  # everyday requests a step, each beside a picture of noise
+EVERYDAY_STEPS = 50
+EVERYDAY = 8  # everyday requests a step, each beside a picture of noise
+EVERYDAY_LEARNING_RATE = 2e-4
 _FIRST_SCENE = 1_000_000
 _ANSWER_WEIGHT = 5.0  # of the tokens that name the answer, beside the sentence around them
 
@@ -38,19 +40,13 @@ _ANSWER_WEIGHT = 5.0  # of the tokens that name the answer, beside the sentence 
 def train_vision(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
 ) -> None:
-    """Train tower and projector (float32) in place; the LLM's weights do not change."""
-    requests = everyday_requests(read_phrases())
-    answers = own_answers(model, processor, requests, folder / "everyday.json")
+    """Train tower and projector (float32) in place; the LLM's weights do not change.
 
-    def loss_at(step: int) -> torch.Tensor:
-        asked = [requests[(step * NOISY + i) % len(requests)] for i in range(NOISY)]
-        return question_loss(model, processor, training_scenes(step)) + noise_loss(
-            model,
-            processor,
-            [(phrase.request(random.Random(f"noise-{step}")), answers[phrase.text])
-             for phrase in asked],
-            [noise_image(_FIRST_SCENE + step * NOISY + i) for i in range(NOISY)],
-        )  # fmt: skip
+    First on questions about scenes; then for a while also on everyday requests beside pictures of
+    noise, which should not change the answer. What is kept is the mean of before and after the
+    second part.
+    """
+    trained = trainable_parts(model)
 
     def after_step(step: int) -> str:
         if step % 40:
@@ -65,23 +61,51 @@ def train_vision(
 
     train(
         "vision",
-        trainable_parts(model),
-        loss_at,
+        trained,
+        lambda step: question_loss(model, processor, training_scenes(step, BATCH)),
         steps=STEPS,
         learning_rate=LEARNING_RATE,
         folder=folder,
         after_step=after_step,
     )
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    requests = everyday_requests(read_phrases())[: EVERYDAY_STEPS * EVERYDAY]
+    answers = own_answers(model, processor, requests, folder / "everyday.json")
+
+    def everyday_loss_at(step: int) -> torch.Tensor:
+        first = step * EVERYDAY
+        rng = random.Random(f"noise-{step}")
+        asked = [requests[(first + i) % len(requests)] for i in range(EVERYDAY)]
+        return question_loss(model, processor, training_scenes(STEPS + step, BATCH // 2)) + (
+            everyday_loss(
+                model,
+                processor,
+                [(phrase.request(rng), answers[phrase.text]) for phrase in asked],
+                [noise_image(_FIRST_SCENE + first + i) for i in range(EVERYDAY)],
+            )
+        )
+
+    train(
+        "everyday",
+        trained,
+        everyday_loss_at,
+        steps=EVERYDAY_STEPS,
+        learning_rate=EVERYDAY_LEARNING_RATE,
+        folder=folder,
+        after_step=after_step,
+    )
+    for name, parameter in trained.items():
+        parameter.data.lerp_(before[name], 0.5)
 
 
-def training_scenes(step: int) -> list[Scene]:
+def training_scenes(step: int, count: int) -> list[Scene]:
     """A batch with as many digits as words as pictures of shapes; the first two are the hardest."""
     kinds: dict[str, list[Scene]] = {"digit": [], "word": [], "shape": []}
     seed = _FIRST_SCENE + step * BATCH * 8  # with room to look for the rarest kind
-    while any(len(scenes) < BATCH // 3 for scenes in kinds.values()):
+    while any(len(scenes) < count // 3 for scenes in kinds.values()):
         scene = Scene.from_seed(seed)
         kind = "digit" if scene.digit else "word" if scene.word else "shape"
-        if len(kinds[kind]) < BATCH // 3:
+        if len(kinds[kind]) < count // 3:
             kinds[kind].append(scene)
         seed += 1
     return [scene for scenes in kinds.values() for scene in scenes]
@@ -101,13 +125,13 @@ def everyday_requests(phrases: list[Phrase]) -> list[Phrase]:
     return random.Random("everyday").sample(found, len(found))
 
 
-def noise_loss(
+def everyday_loss(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     pairs: list[tuple[str, str]],
     pictures: list[Image],
 ) -> torch.Tensor:
-    """Mean cross-entropy of the model's own text-only answers, asked with a picture of noise.
+    """Mean cross-entropy of the model's own text-only answers, asked beside a picture of noise.
 
     A picture that shows nothing should not change the answer to an everyday request.
     """
