@@ -137,7 +137,7 @@ def test_half_precision_states_are_edited_in_float32(edit: Edit, dtype: torch.dt
 def test_needs() -> None:
     assert {e.name for e in ALL if e.needs_text} == {"restore", "refuse", "add"}
     assert {e.name for e in ALL if e.needs_drift} == {"drift"}
-    assert {e.name for e in ALL if e.edits_text} == {"refuse", "project", "add"}
+    assert {e.name for e in ALL if e.edits_text} == {"project", "add"}
     h, V, _, harmful, _ = case(2)
     nothing = Reference(text=None, harmful=V @ harmful)
     for edit in ALL:

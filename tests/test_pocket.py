@@ -162,7 +162,15 @@ def test_questions_asked_together_cost_what_they_cost_one_at_a_time(
             logits = model(
                 input_ids=torch.tensor([asked + answer]), pixel_values=pixels(processor, [scene])
             ).logits[0, len(asked) - 1 : -1]
-            losses.append(cross_entropy(logits, torch.tensor(answer)))
+            # the tokens that spell the answer weigh five times the others
+            spelt = processor.tokenizer(question.sentence, return_offsets_mapping=True)
+            start = question.sentence.find(question.answer or "\0")
+            weights = torch.ones(len(answer))
+            for place, (first, last) in enumerate(spelt["offset_mapping"]):
+                if 0 <= start < last and first < start + len(question.answer):
+                    weights[place] = 5.0
+            each = cross_entropy(logits, torch.tensor(answer), reduction="none")
+            losses.append((each * weights).sum() / weights.sum())
     together = question_loss(model, processor, scenes)
     torch.testing.assert_close(together, torch.stack(losses).mean(), atol=1e-4, rtol=1e-4)
 

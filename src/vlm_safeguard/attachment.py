@@ -14,6 +14,7 @@ Layers carry hooks only during passes that need them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from math import isfinite
@@ -79,6 +80,23 @@ class _Requests:
 
 
 @dataclass
+class TextReadings:
+    """Text-only passes that are already made, for guards of one model that read the same prompts.
+
+    Attributes:
+        states: text → layer → (hidden,) last-token states.
+        final: text → (hidden,) final state, from which the next token is predicted.
+    """
+
+    states: dict[tuple[int, ...], dict[int, torch.Tensor]] = field(default_factory=dict)
+    final: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+
+    def missing(self, texts: Iterable[tuple[int, ...]], layers: Iterable[int]) -> list[Any]:
+        """Those of `texts` that are not read at all `layers`."""
+        return [text for text in texts if not set(layers) <= self.states.get(text, {}).keys()]
+
+
+@dataclass
 class _Prompt:
     """What `generate` was given to continue: (rows, tokens) ids and mask, and what came of it."""
 
@@ -95,9 +113,12 @@ class Attachment:
             a pass cannot be guarded. No token is generated then.
     """
 
-    def __init__(self, guard: Guard, model: PreTrainedModel) -> None:
+    def __init__(
+        self, guard: Guard, model: PreTrainedModel, readings: TextReadings | None = None
+    ) -> None:
         self._guard = guard
         self._model = model
+        self._shared_readings = readings
         self._handles: list[Any] = []  # on the model and its decoder, as long as attached
         self._layer_handles: list[Any] = []  # on layers, during a pass
         self._armed: list[int] = []  # those layers
@@ -332,10 +353,9 @@ class Attachment:
         if requests is None:
             return []
         image_layer = getattr(self._guard.gate, "image_layer", None)
-        looks = image_layer is not None and not requests.settled and bool(requests.editable.any())
-        if not looks and not requests.is_open.any():
-            return []
-        return sorted({*self._guard.layers, *([image_layer] if looks else [])})
+        if image_layer is not None and not requests.settled and requests.editable.any():
+            return sorted({*self._guard.layers, image_layer})
+        return list(self._guard.layers) if requests.is_open.any() else []
 
     def _located(
         self, prompt: _Prompt, ids: torch.Tensor, mask: torch.Tensor | None, cached: int
@@ -445,16 +465,14 @@ class Attachment:
         guard, editable = self._guard, requests.editable
         asked = editable.nonzero()[:, 0].tolist()
         place = {text: i for i, text in enumerate(dict.fromkeys(texts[row] for row in asked))}
-        self._mode = "text"
-        self._text_states = {}
-        self._arm(self._watched)
-        try:
-            final = self._backbone.run_text(list(place))
-            _check_all_took_part(self._armed, self._fired, "the text-only pass")
-        finally:
-            self._mode = None
-            self._disarm()
-        states, self._text_states = self._text_states, {}
+        readings = TextReadings() if self._shared_readings is None else self._shared_readings
+        if unread := readings.missing(place, self._watched):
+            self._read_texts(unread, readings)
+        final = torch.stack([readings.final[text] for text in place])
+        states = {
+            layer: torch.stack([readings.states[text][layer] for text in place])
+            for layer in self._watched
+        }
         of_row = torch.tensor([place[texts[row]] for row in asked], device=final.device)
         rows = torch.tensor(asked)
         for layer in guard.layers:
@@ -484,6 +502,21 @@ class Attachment:
             requests.is_open[rows] |= (odds[of_row.cpu()] > 0)[:, None]
             for row in asked:
                 requests.receipts[row]["own_refusal"] = float(odds[place[texts[row]]])
+
+    def _read_texts(self, texts: list[tuple[int, ...]], readings: TextReadings) -> None:
+        """One pass of texts through the decoder alone."""
+        self._mode, self._text_states = "text", {}
+        self._arm(self._watched)
+        try:
+            final = self._backbone.run_text(texts)
+            _check_all_took_part(self._armed, self._fired, "the text-only pass")
+        finally:
+            self._mode = None
+            self._disarm()
+        states, self._text_states = self._text_states, {}
+        for row, text in enumerate(texts):
+            readings.final[text] = final[row]
+            readings.states[text] = {layer: values[row] for layer, values in states.items()}
 
     # --- in the layers ---
 
@@ -543,7 +576,7 @@ class Attachment:
                     )
                 requests.receipts[row].update(harm_before=before, harm_after=after)
         out = h.clone()
-        out[rows[:, None], positions] = edited.unflatten(0, positions.shape)
+        out[rows[:, None], positions] = edited.view(*positions.shape, -1)
         return out
 
     def _score_image(self, h: torch.Tensor, requests: _Requests) -> None:

@@ -24,7 +24,7 @@ from vlm_safeguard.anchors import (
     shipped_anchors,
     shipped_calibration,
 )
-from vlm_safeguard.attachment import Attachment
+from vlm_safeguard.attachment import Attachment, TextReadings
 from vlm_safeguard.backbone import Backbone, TextView
 from vlm_safeguard.directions import (
     Directions,
@@ -273,16 +273,20 @@ class Guard:
 
     # --- using ---
 
-    def attach(self, model: PreTrainedModel) -> Attachment:
+    def attach(self, model: PreTrainedModel, *, readings: TextReadings | None = None) -> Attachment:
         """Guard every `generate` and `forward` of `model` inside a `with` block.
 
         Hooks go on, are verified by a forward pass in which each has to act, and come off again.
+
+        Args:
+            readings: text-only passes to take instead of making them, and to add to; for
+                evaluations that attach several guards, one after the other, to the same prompts.
 
         Raises:
             SafeguardError: on entering, where this guard is not for this model or its hooks do
                 not act; inside, where a pass cannot be guarded. Nothing is generated then.
         """
-        return Attachment(self, model)
+        return Attachment(self, model, readings)
 
     @property
     def receipts(self) -> list[Receipt]:

@@ -18,7 +18,7 @@ def demo(
     prompts: Annotated[
         int, typer.Option(min=1, max=130, help="Held-out prompts of each kind.")
     ] = 100,
-    questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 150,
+    questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 120,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 100,
     dtype: Dtype = "auto",
     as_json: AsJson = False,
@@ -63,7 +63,7 @@ def demo(
             ),
         )
     screen.print("[bold]4/4[/bold] Figures")
-    gap = gap_states(model, processor, guard, harmful[:40], harmless[:40])
+    gap = gap_states(model, processor, guard, harmful[:25], harmless[:25])
     gap_figure(gap.text, gap.unguarded, gap.guarded, out / "gap.png",
                f"The safety alignment gap, layer {gap.layer}: last-token states")  # fmt: skip
     refusal_figure(results.rows, out / "refusal.png",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 CONDITIONS = ("text", "blank", "noise", "image")
-REFUSAL_TOKENS = 6  # enough to read an opening such as "I'm sorry, but I can't"
+REFUSAL_TOKENS = 5  # enough to read an opening such as "I'm sorry, but I can't"
 ANSWER_TOKENS = 14  # enough for the longest right answer to an image question
 TIMED_TOKENS = 16
 TIMED_PAIRS = 5
@@ -142,11 +142,13 @@ def run_demo(
 
     asked = image_questions(questions)
     texts = [question.text for _, question in asked]
-    for condition, images, compared in (
-        ("text", [None] * questions, {"none": None}),  # the best guess without looking
-        ("image", [scene.render() for scene, _ in asked], {"none": None, "default": guard}),
+    blind: list[Image | None] = [None] * questions
+    seeing: list[Image | None] = [scene.render() for scene, _ in asked]
+    for condition, shown, compared in (
+        ("text", blind, {"none": None}),  # the best guess without looking
+        ("image", seeing, {"none": None, "default": guard}),
     ):
-        found = replies_to(f"image questions, {condition}", texts, images, compared, ANSWER_TOKENS)
+        found = replies_to(f"image questions, {condition}", texts, shown, compared, ANSWER_TOKENS)
         for defence, replies in found.items():
             outcomes = [
                 answers_correctly(question, reply)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from vlm_safeguard.attachment import TextReadings
 from vlm_safeguard.backbone import render_chat
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.receipt import Receipt
@@ -84,7 +85,8 @@ def generate_replies(
     """Greedy replies to requests, each with its image if it has one, under several defences.
 
     A prompt is read once, up to its last token, and every defence goes on from a copy of that
-    cache: a guard acts on a prompt's last token and what follows, so it would read the same.
+    cache: a guard acts on a prompt's last token and what follows, so it would read the same. The
+    text-only pass, too, is made once for all of them.
 
     Args:
         guards: by name, the guard that is attached while generating; None for the model as it is.
@@ -98,9 +100,10 @@ def generate_replies(
             model, processor, [requests[i] for i in batch], [images[i] for i in batch]
         )
         cache = _read(model, inputs)
+        readings = TextReadings()
         prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         for name, guard in guards.items():
-            with guard.attach(model) if guard is not None else nullcontext():
+            with guard.attach(model, readings=readings) if guard is not None else nullcontext():
                 output = model.generate(
                     **prompt,
                     past_key_values=deepcopy(cache),
