@@ -16,7 +16,7 @@ import torch
 from jinja2 import TemplateError
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.families import FAMILIES, REFUSED, Family
+from vlm_safeguard.families import FAMILIES, REFUSED
 from vlm_safeguard.images import noise_image
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Backbone:
         layers: those decoder layers that a text token passes, in order; a layer's index is its
             place here. (Cross-attention layers, which text without images skips, are not among
             them.)
+        hidden_size: of a layer's output, all its residual streams together.
     """
 
     model: PreTrainedModel
@@ -47,11 +48,8 @@ class Backbone:
     placeholder_ids: frozenset[int]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, family: Family | None = None) -> Backbone:
+    def of(cls, model: PreTrainedModel) -> Backbone:
         """Find the decoder layers of `model`.
-
-        Args:
-            family: what to take its type to be; by default what `families` says of it.
 
         Raises:
             SafeguardError: not a verified family, or its structure is not what its config says.
@@ -63,11 +61,11 @@ class Backbone:
                 f"{type(model).__name__} is not a transformers model: it has no config. "
                 "Load it with AutoModelForImageTextToText.from_pretrained."
             )
-        if model_type in REFUSED:
+        family = FAMILIES.get(model_type)
+        if family is None and model_type in REFUSED:
             raise SafeguardError(
                 f"Models of type '{model_type}' are refused: {REFUSED[model_type]}."
             )
-        family = family or FAMILIES.get(model_type)
         if family is None and getattr(config, "vision_config", None) is None:
             raise SafeguardError(
                 f"{type(model).__name__} ({model_type}) is not a vision-language model: its "
@@ -76,7 +74,7 @@ class Backbone:
         if family is None:
             raise SafeguardError(
                 f"Model type '{model_type}' is not verified, so it is not guarded. "
-                "`vlm-safeguard families` lists those that are."
+                "`vlm-safeguard families` lists those that are; `vlm-safeguard doctor` checks yours."
             )
         placeholder_ids = frozenset(
             int(token)
@@ -106,12 +104,13 @@ class Backbone:
                 f"{len(found)} such lists of layers."
             )
         skipped = set(getattr(text_config, family.skipped, ()) or ()) if family.skipped else set()
+        streams = getattr(text_config, family.streams) if family.streams else 1
         return cls(
             model=model,
             decoder=decoder,
             decoder_path=paths[0],
             layers=tuple(layer for i, layer in enumerate(layers) if i not in skipped),
-            hidden_size=int(text_config.hidden_size),
+            hidden_size=int(text_config.hidden_size) * streams,
             placeholder_ids=placeholder_ids,
         )
 
@@ -167,7 +166,10 @@ class TextView:
         glue_ids: ordinary tokens (a line break, a tile's number) that it writes inside an image.
         glue_length: the longest run of them inside an image.
         before: ordinary tokens the chat template puts right before an image, dropped with it.
+        number_ids: tokens made of digits, if `before` numbers the image: any number stands there.
         after: tokens it puts right after one, dropped with it.
+        instead: tokens that stand there without an image (a line break that the tokenizer fuses
+            with those around the image).
         exact: whether the view equals the template's own rendering without the image, token for
             token. False for tokenizers that fuse the image's neighbours with the text.
     """
@@ -177,7 +179,9 @@ class TextView:
     glue_ids: frozenset[int] = frozenset()
     glue_length: int = 0
     before: tuple[int, ...] = ()
+    number_ids: frozenset[int] = frozenset()
     after: tuple[int, ...] = ()
+    instead: tuple[int, ...] = ()
     exact: bool = True
 
     @classmethod
@@ -222,6 +226,8 @@ class TextView:
             )
             singles = [(plain, ids) for count, plain, ids in shown if count == 1]
             view = view._with_wrapper([singles[0], singles[-1]])
+            numbers = _number_ids(processor)
+            view = replace(view, number_ids=numbers if numbers & set(view.before) else frozenset())
             view = replace(view, exact=all(view(ids) == plain for _, plain, ids in shown))
             if view.exact:
                 break
@@ -232,7 +238,7 @@ class TextView:
 
         Where the tokenizer fuses text with its neighbours, the wrapper is what both share.
         """
-        befores, afters = [], []
+        befores, afters, insteads = [], [], []
         for plain, ids in shown:
             images = list(self._images(ids))
             start, stop = images[0][0], images[-1][1]
@@ -241,12 +247,14 @@ class TextView:
             suffix = _common(ids[::-1], plain[::-1], limit=room)
             befores.append(ids[prefix:start])
             afters.append(ids[stop : len(ids) - suffix])
+            insteads.append(plain[prefix : len(plain) - suffix])
         before = _common(befores[0][::-1], befores[1][::-1], limit=min(map(len, befores)))
         after = _common(*afters, limit=min(map(len, afters)))
         return replace(
             self,
             before=tuple(befores[0][len(befores[0]) - before :]),
             after=tuple(afters[0][:after]),
+            instead=tuple(insteads[0]) if insteads[0] == insteads[1] else (),
         )
 
     def __call__(self, row: Sequence[int]) -> list[int]:
@@ -255,13 +263,25 @@ class TextView:
         position = 0
         for start, stop in self._images(row):
             kept += row[position:start]
-            if self.before and tuple(kept[-len(self.before) :]) == self.before:
-                del kept[-len(self.before) :]
+            del kept[self._wrapper_start(kept) :]
+            kept += self.instead
             position = stop
             if self.after and tuple(row[stop : stop + len(self.after)]) == self.after:
                 position += len(self.after)
         kept += row[position:]
         return kept
+
+    def _wrapper_start(self, kept: Sequence[int]) -> int:
+        """Where `before` starts at the end of `kept`, whatever number it has; else its end."""
+        start = len(kept)
+        for token in reversed(self.before):
+            wanted = self.number_ids if token in self.number_ids else {token}
+            if not start or kept[start - 1] not in wanted:
+                return len(kept)
+            start -= 1
+            while token in self.number_ids and start and kept[start - 1] in self.number_ids:
+                start -= 1
+        return start
 
     def count(self, row: Sequence[int]) -> tuple[int, int]:
         """(images, placeholder tokens) in `row`."""
@@ -312,10 +332,8 @@ def encode_messages(
     rendered = render_messages(processor, messages)
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     special = {"add_special_tokens": _adds_bos(tokenizer, rendered)}
-    if not pictures:
-        ids: list[int] = tokenizer(rendered, **special)["input_ids"]
-        return ids
-    batch = processor(text=[rendered], images=[list(pictures)], return_tensors="pt", **special)
+    images = {"images": [list(pictures)]} if pictures else {}
+    batch = processor(text=[rendered], return_tensors="pt", **images, **special)
     row: list[int] = batch["input_ids"][0].tolist()
     return row
 
@@ -350,6 +368,14 @@ def _special_ids(processor: ProcessorMixin) -> frozenset[int]:
     """Tokens that stand for more than their text: special and added ones."""
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+
+
+def _number_ids(processor: ProcessorMixin) -> frozenset[int]:
+    """Tokens that write digits and nothing else."""
+    vocabulary: dict[str, int] = getattr(processor, "tokenizer", processor).get_vocab()
+    return frozenset(
+        index for token, index in vocabulary.items() if token.strip("\u0120\u2581 ").isdigit()
+    )
 
 
 def _adds_bos(tokenizer: Any, rendered: str) -> bool:

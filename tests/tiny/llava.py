@@ -25,10 +25,10 @@ from tiny import make, make_tokenizer, tiny
 SIDE, PATCH = 32, 16
 #: Content in order; `<image>` stands for an image.
 CHAT = (
-    "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n"
-    "{%- for c in m['content'] -%}{%- if c['type'] == 'image' -%}<image>\n"
-    "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}<|im_end|>\n{%- endfor -%}"
-    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
