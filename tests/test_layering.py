@@ -16,7 +16,7 @@ import vlm_safeguard
 
 ROOT = Path(vlm_safeguard.__file__).parent
 ORDER = (
-    "errors", "images", "backbone", "anchors", "activations", "refusal", "directions", "edits",
+    "errors", "images", "families", "backbone", "anchors", "activations", "refusal", "directions", "edits",
     "gate", "receipt", "attachment", "guard", "pocket", "defences", "evaluation", "report",
     "serving", "cli",
 )  # fmt: skip

@@ -76,7 +76,7 @@ def text_states(
     rows = [encode_chat(processor, request) for request in requests]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     result = torch.empty(len(rows), len(backbone.layers), backbone.hidden_size)
-    final = torch.empty(len(rows), backbone.hidden_size)
+    final = torch.empty(len(rows), backbone.model.config.get_text_config().hidden_size)
     with capture_last_token(backbone) as states, _progress(len(rows), label) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
@@ -114,7 +114,7 @@ def image_states(
             batch = order[start : start + batch_size]
             inputs = processor(
                 text=[prompts[index] for index in batch],
-                images=[images[index] for index in batch],
+                images=[[images[index]] for index in batch],
                 return_tensors="pt",
                 padding=True,
                 padding_side="left",

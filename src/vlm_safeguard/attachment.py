@@ -128,6 +128,7 @@ class Attachment:
         self._prompt: _Prompt | None = None
         self._current: _Requests | None = None
         self._positions = torch.empty(0)  # (rows, k) positions that the current pass edits
+        self._width = 0  # tokens in a row of the current pass
         self._continuing: WeakKeyDictionary[Any, _Requests] = WeakKeyDictionary()
         self._replaced: dict[str, Any] = {}
 
@@ -321,6 +322,7 @@ class Attachment:
                 "The guarded model was called without input_ids (with inputs_embeds?): its "
                 "text-only view cannot be known, so nothing is generated."
             )
+        self._width = ids.shape[1]
         if self._prompt is not None:
             self._current = self._located(self._prompt, ids, mask, cached)
         elif cached:
@@ -555,7 +557,7 @@ class Attachment:
         if layer not in requests.edits:
             return None
         rows, at = requests.edits[layer]
-        positions = self._positions.to(h.device)[rows]
+        positions = self._positions_in(h)[rows]
         count = positions.shape[1]
         states = h[rows[:, None], positions].flatten(0, 1)
         if count > 1 and at.text is not None:
@@ -579,13 +581,28 @@ class Attachment:
         out[rows[:, None], positions] = edited.view(*positions.shape, -1)
         return out
 
+    def _positions_in(self, h: torch.Tensor) -> torch.Tensor:
+        """The current pass's positions in `h`, of which a layer may hold the last ones only.
+
+        Gemma 4's layers with shared keys and values drop the tokens that need no logits.
+        """
+        dropped = max(self._width - h.shape[1], 0)
+        positions = self._positions.to(h.device) - dropped
+        if dropped and bool((positions < 0).any()):
+            raise SafeguardError(
+                f"A guarded layer was given only the last {h.shape[1]} of {self._width} tokens, "
+                "so a request's end cannot be guarded there. Pad on the left, and leave "
+                "logits_to_keep out."
+            )
+        return positions
+
     def _score_image(self, h: torch.Tensor, requests: _Requests) -> None:
         """Let the multimodal pass open the gate, too, of requests that have an image."""
         gate = self._guard.gate
         assert isinstance(gate, CalibratedGate)
         assert gate.image_layer is not None
         assert gate.image_threshold is not None
-        states = h[torch.arange(len(h), device=h.device), self._positions[:, 0].to(h.device)]
+        states = h[torch.arange(len(h), device=h.device), self._positions_in(h)[:, 0]]
         scores = self._directions.harm_score(
             states.to(self._directions.vectors.device), gate.image_layer
         ).tolist()

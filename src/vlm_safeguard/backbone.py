@@ -1,47 +1,49 @@
 """The backbone: a VLM's own language model, found by structure, and its text-only view.
 
-The families known to work are data (`FAMILIES`). Everything else is read from the model itself:
-`get_decoder()`, the text config's layer count and hidden size, the config's image token.
+What has to be known about a model type is data (`families`). Everything else is read from the
+model itself (`get_decoder()`, the text config's layer count and hidden size, the config's image
+tokens) and from its processor (what a picture becomes in a prompt).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.families import FAMILIES, REFUSED
+from vlm_safeguard.images import noise_image
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
 
 _PROBES = ("What is shown here?", "Describe it in one word.")
-
-
-@dataclass(frozen=True)
-class Family:
-    """What has to be known about a model type beyond its structure."""
-
-    placeholders: tuple[str, ...]  # config attributes that hold the ids standing for an image
-
-
-#: Verified model types. A type that is not listed is refused.
-FAMILIES: dict[str, Family] = {
-    "llava": Family(placeholders=("image_token_id",)),
-}
+#: Pictures to show: how many, and their width and height; large ones may be cut into tiles.
+_PICTURES = ((1, (64, 64)), (1, (300, 100)), (1, (500, 700)), (2, (64, 64)), (3, (64, 64)))
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """The decoder inside a VLM. Build it with `Backbone.of(model)`."""
+    """The decoder inside a VLM. Build it with `Backbone.of(model)`.
+
+    Attributes:
+        layers: those decoder layers that a text token passes, in order; a layer's index is its
+            place here. (Cross-attention layers, which text without images skips, are not among
+            them.)
+        hidden_size: of a layer's output, all its residual streams together.
+    """
 
     model: PreTrainedModel
     decoder: torch.nn.Module
     decoder_path: str
-    layers: torch.nn.ModuleList
+    layers: tuple[torch.nn.Module, ...]
     hidden_size: int
     placeholder_ids: frozenset[int]
 
@@ -59,47 +61,56 @@ class Backbone:
                 f"{type(model).__name__} is not a transformers model: it has no config. "
                 "Load it with AutoModelForImageTextToText.from_pretrained."
             )
-        if getattr(config, "vision_config", None) is None:
+        family = FAMILIES.get(model_type)
+        if family is None and model_type in REFUSED:
+            raise SafeguardError(
+                f"Models of type '{model_type}' are refused: {REFUSED[model_type]}."
+            )
+        if family is None and getattr(config, "vision_config", None) is None:
             raise SafeguardError(
                 f"{type(model).__name__} ({model_type}) is not a vision-language model: its "
                 "config has no vision part, so there is nothing to guard against."
             )
-        if model_type not in FAMILIES:
+        if family is None:
             raise SafeguardError(
-                f"Model type '{model_type}' is not verified yet, so it is not guarded. "
-                f"Verified: {', '.join(sorted(FAMILIES))}."
+                f"Model type '{model_type}' is not verified, so it is not guarded. "
+                "`vlm-safeguard families` lists those that are; `vlm-safeguard doctor` checks yours."
             )
         placeholder_ids = frozenset(
             int(token)
-            for name in FAMILIES[model_type].placeholders
+            for name in family.placeholders
             if (token := getattr(config, name, None)) is not None
         )
         if not placeholder_ids:
             raise SafeguardError(f"The config of this {model_type} model names no image token.")
 
         text_config = config.get_text_config()
-        decoder = model.get_decoder()
-        paths = [name for name, module in model.named_modules() if module is decoder]
+        wanted = text_config.num_hidden_layers
+        given = model.get_decoder()
         found = [
-            module
-            for module in decoder.children()
-            if isinstance(module, torch.nn.ModuleList)
-            and len(module) == text_config.num_hidden_layers
+            (module, child)
+            for module in given.modules()
+            for child in module.children()
+            if isinstance(child, torch.nn.ModuleList) and len(child) == wanted
         ]
+        decoder, layers = found[0] if found else (given, ())
+        paths = [name for name, module in model.named_modules() if module is decoder]
         embeddings = model.get_input_embeddings()
         inside = any(module is embeddings for module in decoder.modules())
         if decoder is model or not paths or len(found) != 1 or not inside:
             raise SafeguardError(
-                f"Could not find the language model's {text_config.num_hidden_layers} decoder "
-                f"layers in {type(model).__name__}: get_decoder() gives a "
-                f"{type(decoder).__name__} with {len(found)} such lists of layers."
+                f"Could not find the language model's {wanted} decoder layers in "
+                f"{type(model).__name__}: get_decoder() gives a {type(given).__name__} with "
+                f"{len(found)} such lists of layers."
             )
+        skipped = set(getattr(text_config, family.skipped, ()) or ()) if family.skipped else set()
+        streams = getattr(text_config, family.streams) if family.streams else 1
         return cls(
             model=model,
             decoder=decoder,
             decoder_path=paths[0],
-            layers=found[0],
-            hidden_size=int(text_config.hidden_size),
+            layers=tuple(layer for i, layer in enumerate(layers) if i not in skipped),
+            hidden_size=int(text_config.hidden_size) * streams,
             placeholder_ids=placeholder_ids,
         )
 
@@ -133,8 +144,14 @@ class Backbone:
     def next_token_logits(self, states: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 logits after final states of (rows, hidden)."""
         head = self.model.get_output_embeddings()
-        logits: torch.Tensor = head(states.to(head.weight.device, head.weight.dtype))
-        return logits.float()
+        logits: torch.Tensor = head(states.to(head.weight.device, head.weight.dtype)).float()
+        config = self.model.config.get_text_config()
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
+        scale = getattr(config, "logit_scale", None)  # Cohere
+        divisor = getattr(config, "logits_scaling", None)  # Granite
+        return logits * (scale or 1.0) / (divisor or 1.0)
 
 
 @dataclass(frozen=True)
@@ -142,100 +159,223 @@ class TextView:
     """How to turn a request with images into the same request without them.
 
     Attributes:
-        placeholder_ids: tokens that stand for an image; a run of them is one image.
-        before: tokens the chat template puts right before an image, dropped with it.
+        placeholder_ids: tokens that stand for an image's patches.
+        frame_ids: special tokens that the processor writes between and around patches (row
+            breaks, tiles, start and end of an image). A run of these and placeholders is one
+            image, if it holds a placeholder.
+        glue_ids: ordinary tokens (a line break, a tile's number) that it writes inside an image.
+        glue_length: the longest run of them inside an image.
+        before: ordinary tokens the chat template puts right before an image, dropped with it.
+        number_ids: tokens made of digits, if `before` numbers the image: any number stands there.
         after: tokens it puts right after one, dropped with it.
+        instead: tokens that stand there without an image (a line break that the tokenizer fuses
+            with those around the image).
         exact: whether the view equals the template's own rendering without the image, token for
             token. False for tokenizers that fuse the image's neighbours with the text.
     """
 
     placeholder_ids: frozenset[int]
+    frame_ids: frozenset[int] = frozenset()
+    glue_ids: frozenset[int] = frozenset()
+    glue_length: int = 0
     before: tuple[int, ...] = ()
+    number_ids: frozenset[int] = frozenset()
     after: tuple[int, ...] = ()
+    instead: tuple[int, ...] = ()
     exact: bool = True
 
     @classmethod
     def learn(cls, processor: ProcessorMixin, placeholder_ids: frozenset[int]) -> TextView:
-        """Read off what the chat template adds for an image, by rendering two questions twice.
+        """Read off what an image becomes in a prompt, by asking questions with and without one.
 
         Raises:
             SafeguardError: the template puts no image token into a conversation with an image.
         """
-        befores, afters, exact = [], [], True
-        for question in _PROBES:
-            with_image = encode_chat(processor, question, images=1)
-            without = encode_chat(processor, question)
-            runs = list(_runs(with_image, placeholder_ids))
-            if not runs:
-                raise SafeguardError(
-                    "The processor's chat template puts no image token into a conversation that "
-                    f"has an image (looked for ids {sorted(placeholder_ids)}): processor and "
-                    "model do not belong together."
-                )
-            start, stop = runs[0][0], runs[-1][1]
-            prefix = _common(with_image, without, limit=min(start, len(without)))
-            room = min(len(with_image) - stop, len(without) - prefix)
-            suffix = _common(with_image[::-1], without[::-1], limit=room)
-            befores.append(with_image[prefix:start])
-            afters.append(with_image[stop : len(with_image) - suffix])
-            exact = exact and prefix + suffix == len(without)
-        # where the tokenizer fuses text with its neighbours, the wrapper is what both share
+        shown = [
+            (count, encode_chat(processor, question),
+             encode_chat(processor, question, images=count, size=size))
+            for question in _PROBES
+            for count, size in _PICTURES
+        ]  # fmt: skip
+        if not all(placeholder_ids & set(ids) for _, _, ids in shown):
+            raise SafeguardError(
+                "The processor's chat template puts no image token into a conversation that "
+                f"has an image (looked for ids {sorted(placeholder_ids)}): processor and "
+                "model do not belong together."
+            )
+        special = _special_ids(processor).difference(*(plain for _, plain, _ in shown))
+        chunks = []
+        for count, plain, ids in shown:
+            prefix = _common(plain, ids, limit=len(plain))
+            suffix = _common(plain[::-1], ids[::-1], limit=len(plain) - prefix)
+            chunks.append((count, ids[prefix : len(ids) - suffix]))
+        frame = special.intersection(token for _, chunk in chunks for token in chunk)
+        view = cls(placeholder_ids, frame - placeholder_ids)
+        # what stands inside one image; if that does not explain several (numbered ones), in all
+        for most in (1, max(count for count, _ in chunks)):
+            gaps = [
+                chunk[stop:start]
+                for count, chunk in chunks
+                if count <= most
+                for (_, stop), (start, _) in pairwise(view._marks(chunk))
+            ]
+            view = replace(
+                view,
+                glue_ids=frozenset(token for gap in gaps for token in gap),
+                glue_length=max(map(len, gaps), default=0),
+            )
+            singles = [(plain, ids) for count, plain, ids in shown if count == 1]
+            view = view._with_wrapper([singles[0], singles[-1]])
+            numbers = _number_ids(processor)
+            view = replace(view, number_ids=numbers if numbers & set(view.before) else frozenset())
+            view = replace(view, exact=all(view(ids) == plain for _, plain, ids in shown))
+            if view.exact:
+                break
+        return view
+
+    def _with_wrapper(self, shown: Sequence[tuple[list[int], list[int]]]) -> TextView:
+        """This view, with the ordinary tokens around one image as two different questions show it.
+
+        Where the tokenizer fuses text with its neighbours, the wrapper is what both share.
+        """
+        befores, afters, insteads = [], [], []
+        for plain, ids in shown:
+            images = list(self._images(ids))
+            start, stop = images[0][0], images[-1][1]
+            prefix = _common(ids, plain, limit=min(start, len(plain)))
+            room = min(len(ids) - stop, len(plain) - prefix)
+            suffix = _common(ids[::-1], plain[::-1], limit=room)
+            befores.append(ids[prefix:start])
+            afters.append(ids[stop : len(ids) - suffix])
+            insteads.append(plain[prefix : len(plain) - suffix])
         before = _common(befores[0][::-1], befores[1][::-1], limit=min(map(len, befores)))
         after = _common(*afters, limit=min(map(len, afters)))
-        return cls(
-            placeholder_ids=placeholder_ids,
+        return replace(
+            self,
             before=tuple(befores[0][len(befores[0]) - before :]),
             after=tuple(afters[0][:after]),
-            exact=exact,
+            instead=tuple(insteads[0]) if insteads[0] == insteads[1] else (),
         )
 
     def __call__(self, row: Sequence[int]) -> list[int]:
         """`row` (unpadded token ids) without its images and what wraps them."""
         kept: list[int] = []
         position = 0
-        for start, stop in _runs(row, self.placeholder_ids):
+        for start, stop in self._images(row):
             kept += row[position:start]
-            if self.before and tuple(kept[-len(self.before) :]) == self.before:
-                del kept[-len(self.before) :]
+            del kept[self._wrapper_start(kept) :]
+            kept += self.instead
             position = stop
             if self.after and tuple(row[stop : stop + len(self.after)]) == self.after:
                 position += len(self.after)
         kept += row[position:]
         return kept
 
+    def _wrapper_start(self, kept: Sequence[int]) -> int:
+        """Where `before` starts at the end of `kept`, whatever number it has; else its end."""
+        start = len(kept)
+        for token in reversed(self.before):
+            wanted = self.number_ids if token in self.number_ids else {token}
+            if not start or kept[start - 1] not in wanted:
+                return len(kept)
+            start -= 1
+            while token in self.number_ids and start and kept[start - 1] in self.number_ids:
+                start -= 1
+        return start
+
     def count(self, row: Sequence[int]) -> tuple[int, int]:
         """(images, placeholder tokens) in `row`."""
-        runs = list(_runs(row, self.placeholder_ids))
-        return len(runs), sum(stop - start for start, stop in runs)
+        spans = list(self._images(row))
+        tokens = sum(token in self.placeholder_ids for token in row)
+        return len(spans), tokens
+
+    def _marks(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(start, stop) of every maximal run of placeholders and frame tokens."""
+        return _runs(row, self.placeholder_ids | self.frame_ids)
+
+    def _images(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(start, stop) of every image: marks with nothing but glue between them."""
+        current: tuple[int, int] | None = None
+        for start, stop in self._marks(row):
+            if current is not None:
+                gap = row[current[1] : start]
+                if len(gap) <= self.glue_length and set(gap) <= self.glue_ids:
+                    current = (current[0], stop)
+                    continue
+                if self.placeholder_ids & set(row[current[0] : current[1]]):
+                    yield current
+            current = (start, stop)
+        if current is not None and self.placeholder_ids & set(row[current[0] : current[1]]):
+            yield current
 
 
-def encode_chat(processor: ProcessorMixin, text: str, *, images: int = 0) -> list[int]:
+def encode_chat(
+    processor: ProcessorMixin, text: str, *, images: int = 0, size: tuple[int, int] = (64, 64)
+) -> list[int]:
     """Token ids of one user turn in the chat template, ready for the answer.
 
-    Images come before the text and stand for themselves: one placeholder token each where the
-    processor has not expanded them.
+    Args:
+        images: pictures of noise that come before the text, as the processor expands them.
+        size: of the pictures, width and height in pixels.
 
     Raises:
         SafeguardError: the processor has no chat template.
     """
-    rendered = render_chat(processor, text, images=images)
+    pictures = [noise_image(number).resize(size) for number in range(images)]
+    return encode_messages(processor, [user_turn(text, images=images)], pictures)
+
+
+def encode_messages(
+    processor: ProcessorMixin, messages: list[dict[str, Any]], pictures: Sequence[Image] = ()
+) -> list[int]:
+    """Token ids of a conversation in the chat template, its images expanded by the processor."""
+    rendered = render_messages(processor, messages)
     tokenizer: Any = getattr(processor, "tokenizer", processor)
-    ids: list[int] = tokenizer(rendered, add_special_tokens=_adds_bos(tokenizer, rendered))[
-        "input_ids"
-    ]
-    return ids
+    special = {"add_special_tokens": _adds_bos(tokenizer, rendered)}
+    images = {"images": [list(pictures)]} if pictures else {}
+    batch = processor(text=[rendered], return_tensors="pt", **images, **special)
+    row: list[int] = batch["input_ids"][0].tolist()
+    return row
 
 
 def render_chat(processor: ProcessorMixin, text: str, *, images: int = 0) -> str:
     """One user turn as the chat template writes it, images first, ready for the answer."""
-    content: list[dict[str, str]] = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    return render_messages(processor, [user_turn(text, images=images)])
+
+
+def render_messages(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> str:
+    """A conversation as the chat template writes it, ready for the answer.
+
+    Raises:
+        SafeguardError: the processor cannot render it.
+    """
     try:
         rendered: str = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            messages, add_generation_prompt=True, tokenize=False
         )
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TemplateError) as error:
         raise SafeguardError(f"The processor cannot render a conversation: {error}") from error
     return rendered
+
+
+def user_turn(text: str, *, images: int = 0) -> dict[str, Any]:
+    """A message of the user: images, then text."""
+    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    return {"role": "user", "content": content}
+
+
+def _special_ids(processor: ProcessorMixin) -> frozenset[int]:
+    """Tokens that stand for more than their text: special and added ones."""
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+
+
+def _number_ids(processor: ProcessorMixin) -> frozenset[int]:
+    """Tokens that write digits and nothing else."""
+    vocabulary: dict[str, int] = getattr(processor, "tokenizer", processor).get_vocab()
+    return frozenset(
+        index for token, index in vocabulary.items() if token.strip("\u0120\u2581 ").isdigit()
+    )
 
 
 def _adds_bos(tokenizer: Any, rendered: str) -> bool:

@@ -84,10 +84,7 @@ class _Config(BaseModel):
 
     format: int
     provenance: Provenance
-    placeholder_ids: list[int]
-    tokens_before_image: list[int]
-    tokens_after_image: list[int]
-    text_view_exact: bool
+    text_view: TextView
     layers: list[int]
     rank: int
     hold: bool
@@ -385,10 +382,7 @@ class Guard:
         config = _Config(
             format=FORMAT,
             provenance=self.provenance,
-            placeholder_ids=sorted(self.text_view.placeholder_ids),
-            tokens_before_image=list(self.text_view.before),
-            tokens_after_image=list(self.text_view.after),
-            text_view_exact=self.text_view.exact,
+            text_view=self.text_view,
             layers=list(self.layers),
             rank=self.rank,
             hold=self.hold,
@@ -443,12 +437,7 @@ class Guard:
                 hold=config.hold,
                 edit=edit_from_config(config.edit),
                 gate=config.gate,
-                text_view=TextView(
-                    placeholder_ids=frozenset(config.placeholder_ids),
-                    before=tuple(config.tokens_before_image),
-                    after=tuple(config.tokens_after_image),
-                    exact=config.text_view_exact,
-                ),
+                text_view=config.text_view,
                 provenance=config.provenance,
                 embedding_sample=tensors.pop("embedding_sample"),
                 scores={name.removeprefix("scores."): tensors[name] for name in tensors},

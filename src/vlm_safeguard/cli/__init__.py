@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vlm_safeguard.cli import ask, demo, fit, inspect, pocket
+from vlm_safeguard.cli import ask, demo, doctor, families, fit, inspect, pocket
 from vlm_safeguard.errors import SafeguardError
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app.command("demo")(demo.demo)
 app.command("fit")(fit.fit)
 app.command("ask")(ask.ask)
 app.command("inspect")(inspect.inspect)
+app.command("families")(families.families)
+app.command("doctor")(doctor.doctor)
 app.add_typer(pocket.app, name="pocket")
 
 

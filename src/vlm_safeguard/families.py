@@ -1,0 +1,118 @@
+"""Model types that are known: what they are called, and which are verified or refused.
+
+A type is verified where the tests ran every check on a small model of it; see `tests/families`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+#: Attributes by which configs name the tokens that stand for an image.
+PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What has to be known about a model type beyond its structure.
+
+    Attributes:
+        placeholders: config attributes that hold the ids standing for an image's patches.
+        skipped: attribute of the text config that lists layers which text without images does
+            not pass (cross-attention); None where there are none.
+        streams: attribute of the text config that says how many residual streams, each of the
+            hidden size, a layer's output holds side by side; None where there is one.
+    """
+
+    placeholders: tuple[str, ...] = ("image_token_id",)
+    skipped: str | None = None
+    streams: str | None = None
+
+
+_VIDEO = Family(placeholders=("image_token_id", "video_token_id"))
+
+#: Verified model types: a small model of each passes every check of the doctor, in the tests.
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(
+        (
+            *("aria", "aya_vision", "cohere2_vision", "deepseek_ocr2", "deepseek_vl"),
+            *("deepseek_vl_hybrid", "fast_vlm", "gemma3", "granite4_vision", "hunyuan_vl"),
+            *("idefics2", "idefics3", "internvl", "janus", "lfm2_vl", "lighton_ocr", "llama4"),
+            *("llava", "llava_next", "mistral3", "molmo2", "ovis2", "qianfan_ocr", "smolvlm"),
+            *("step3p7", "unlimited_ocr", "vipllava"),
+        ),
+        Family(),
+    ),
+    **dict.fromkeys(
+        (
+            *("cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "gemma4", "glm46v"),
+            *("glm4v", "glm4v_moe", "glm_ocr", "glmga", "hyperclovax_vision_v2", "kimi_k25"),
+            *("lfm3_vl", "llava_next_video", "llava_onevision", "minicpmv4_6", "minicpmv4_7"),
+            *("paddleocr_vl", "perception_lm", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl"),
+            *("qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe"),
+            *("video_llama_3", "video_llava"),
+        ),
+        _VIDEO,
+    ),
+    "mllama": Family(skipped="cross_attention_layers"),
+    "qwen4_exp": replace(_VIDEO, streams="hc_count"),
+}
+
+_ENCODER_DECODER = "an encoder-decoder: its language model reads no prompt of text and images"
+_NO_CHAT = "not a chat model: it has no conversation to take the image out of"
+_UNCHECKED = "no small model of it has been checked yet; `vlm-safeguard doctor MODEL` checks yours"
+
+#: Model types that are not guarded, and why.
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop"),
+            "vision-encoder-decoder",
+        ),
+        _ENCODER_DECODER,
+    ),
+    **dict.fromkeys(
+        (
+            *("blip", "blip-2", "fuyu", "git", "instructblip", "instructblipvideo", "kosmos-2"),
+            "kosmos-2.5",
+        ),
+        _NO_CHAT,
+    ),
+    **dict.fromkeys(
+        (
+            *("chameleon", "cohere_compass", "dots3_note", "emu3", "gemma4_unified", "glm5_next"),
+            *("granite_docling", "inkling2", "inkling_mm_model", "minicpm_ocr", "minimax_m3_vl"),
+            *("mistral4", "mistral_large4", "muse_glimmer", "muse_spark", "nemotron_h_omni"),
+        ),
+        _UNCHECKED,
+    ),
+    "diffusion_gemma": "it generates by diffusion, not token after token",
+    "evolla": "it reads proteins, not pictures",
+    "gemma3n": "its vision tower needs timm, so no small model of it has been checked",
+    "got_ocr2": "its processor refuses a request without an image, so there is no text-only view",
+    "idefics": "images enter by cross-attention after every layer, which is not checked",
+    "paligemma": "its processor refuses a request without an image, so there is no text-only view",
+    "pi0": "it steers robots; it is not a language model",
+    "pp_chart2table": "it reads charts and has no conversation to take the image out of",
+    "shieldgemma2": "a classifier of images, not a chat model",
+}
+
+
+def every_family() -> list[dict[str, Any]]:
+    """Every vision-language type that the installed transformers knows, with its status."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
+    )
+
+    rows = []
+    for name in sorted({*KNOWN, *FAMILIES}):
+        family = FAMILIES.get(name)
+        rows.append(
+            {
+                "type": name,
+                "status": "refused" if family is None else "verified",
+                "reason": None if family else REFUSED.get(name, _UNCHECKED),
+                "placeholders": list(family.placeholders) if family else [],
+            }
+        )
+    return rows

@@ -1,0 +1,103 @@
+"""Gemma and its relatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4Processor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+from tiny import make, make_tokenizer, tiny
+from tiny.others import NoVideos, unchecked
+
+SIDE, PATCH = 32, 8
+VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+          "num_attention_heads": 2, "patch_size": PATCH, "image_size": SIDE}  # fmt: skip
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+
+GEMMA3 = (
+    "{{ bos_token }}{%- set first = '' -%}{%- if messages[0]['role'] == 'system' -%}"
+    "{%- set first = messages[0]['content'][0]['text'] + '\\n\\n' -%}"
+    "{%- set messages = messages[1:] -%}{%- endif -%}{%- for m in messages -%}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n'"
+    " + (first if loop.first else '') }}"
+    "{%- for c in m['content'] -%}{%- if c['type'] == 'image' -%}<start_of_image>"
+    "{%- else -%}{{ c['text'] | trim }}{%- endif -%}{%- endfor -%}{{ '<end_of_turn>\\n' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}"
+)
+
+
+GEMMA4 = (
+    "{{ bos_token }}{%- for m in messages -%}"
+    "{{ '<|turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n' }}"
+    "{%- for c in m['content'] -%}{%- if c['type'] == 'image' -%}IMAGE"
+    "{%- else -%}{{ c['text'] | trim }}{%- endif -%}{%- endfor -%}{{ '<turn|>\\n' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|turn>model\\n' }}{%- endif -%}"
+)
+
+
+def gemma_tokenizer(start: str, end: str, **named: str) -> PreTrainedTokenizerFast:
+    """With one token for every run of line breaks, as Gemma's has."""
+    tokenizer = make_tokenizer([start, end], bos="<bos>", eos=end, **named)
+    tokenizer.add_tokens(["\n" * count for count in range(1, 7)])
+    return tokenizer
+
+
+@tiny("gemma3")
+def gemma3() -> tuple[PreTrainedModel, Any]:
+    tokenizer = gemma_tokenizer(
+        "<start_of_turn>", "<end_of_turn>", image_token="<image_soft_token>",
+        boi_token="<start_of_image>", eoi_token="<end_of_image>",
+    )  # fmt: skip
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE}),
+        tokenizer=tokenizer, image_seq_length=4, chat_template=GEMMA3,
+    )  # fmt: skip
+    config = Gemma3Config(
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        text_config={**TEXT, "vocab_size": len(tokenizer), "query_pre_attn_scalar": 8},
+        mm_tokens_per_image=4, image_token_index=tokenizer.image_token_id,
+        boi_token_index=tokenizer.boi_token_id, eoi_token_index=tokenizer.eoi_token_id,
+    )  # fmt: skip
+    return make(Gemma3ForConditionalGeneration, config), processor
+
+
+@tiny("gemma4")
+def gemma4() -> tuple[PreTrainedModel, Any]:
+    tokenizer = gemma_tokenizer(
+        "<|turn>", "<turn|>", image_token="<|image|>", boi_token="<|image>", eoi_token="<image|>",
+        audio_token="<|audio|>", boa_token="<|audio>", eoa_token="<audio|>",
+    )  # fmt: skip
+    processor = unchecked(Gemma4Processor)(
+        Gemma4AudioFeatureExtractor(),
+        Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
+        tokenizer, NoVideos(), chat_template=GEMMA4.replace("IMAGE", "<|image|>"),
+    )  # fmt: skip
+    config = Gemma4Config(
+        vision_config={**VISION, "patch_size": 4, "num_key_value_heads": 2, "head_dim": 8,
+                       "position_embedding_size": 256},
+        text_config={
+            **TEXT, "vocab_size": len(tokenizer), "vocab_size_per_layer_input": len(tokenizer),
+            "hidden_size_per_layer_input": 8, "global_head_dim": 16, "num_kv_shared_layers": 2,
+        },
+        audio_config=None, image_token_id=tokenizer.image_token_id,
+        boi_token_id=tokenizer.boi_token_id, eoi_token_id=tokenizer.eoi_token_id,
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
+        audio_token_id=tokenizer.audio_token_id, boa_token_id=tokenizer.boa_token_id,
+        eoa_token_index=tokenizer.eoa_token_id,
+    )  # fmt: skip
+    return make(Gemma4ForConditionalGeneration, config), processor
