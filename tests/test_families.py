@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
+)
 
 from tiny import load_makers
+from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.doctor import examine
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.families import FAMILIES, REFUSED, every_family
 
 MAKERS = load_makers()
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.parametrize("model_type", MAKERS)
@@ -16,3 +27,36 @@ def test_a_small_model_passes_every_check(model_type: str) -> None:
     assert model.config.model_type == model_type
     checks = examine(model.double(), processor)
     assert all(check.passed for check in checks), "\n".join(map(str, checks))
+
+
+def test_every_verified_family_has_a_small_model_here() -> None:
+    assert set(MAKERS) == set(FAMILIES)
+
+
+def test_every_type_of_transformers_is_verified_or_refused_with_a_reason() -> None:
+    assert not set(FAMILIES) & set(REFUSED)
+    assert set(KNOWN) <= {*FAMILIES, *REFUSED}
+    rows = every_family()
+    assert len(rows) == len({row["type"] for row in rows}) >= len(KNOWN)
+    assert all((row["status"] == "refused") == bool(row["reason"]) for row in rows)
+
+
+def test_the_readme_lists_the_verified_families() -> None:
+    section = README.read_text("utf-8").partition("## Families")[2].partition("\n## ")[0]
+    assert re.findall(r"`([a-z0-9_\-]+)`[,\n]", section.split("\n\n")[2] + "\n") == sorted(FAMILIES)
+
+
+def test_a_refused_type_says_why() -> None:
+    with pytest.raises(SafeguardError, match=r"diffusion_gemma.*diffusion, not token after token"):
+        Backbone.of(SimpleNamespace(config=SimpleNamespace(model_type="diffusion_gemma")))  # type: ignore[arg-type]
+
+
+def test_the_doctor_finds_what_is_wrong() -> None:
+    model, processor = MAKERS["llava"]()
+    layers = model.model.language_model.layers
+    layers[2].register_forward_hook(lambda m, args, out: args[0])  # undoes the layer and its hook
+    found = {check.name: check for check in examine(model, processor)}
+    assert found["decoder layers"].passed
+    assert not found["hooks act"].passed
+    assert "[2]" in found["hooks act"].detail
+    assert set(FAMILIES) == set(MAKERS)  # nothing stays on trial

@@ -74,7 +74,8 @@ class Backbone:
         if family is None:
             raise SafeguardError(
                 f"Model type '{model_type}' is not verified, so it is not guarded. "
-                "`vlm-safeguard families` lists those that are; `vlm-safeguard doctor` checks yours."
+                "`vlm-safeguard families` lists those that are; "
+                "`vlm-safeguard doctor` checks yours."
             )
         placeholder_ids = frozenset(
             int(token)

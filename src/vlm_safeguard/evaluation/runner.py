@@ -159,8 +159,12 @@ def model_inputs(
         render_chat(processor, text, images=int(image is not None))
         for text, image in zip(requests, images, strict=True)
     ]
-    given = [image for image in images if image is not None]
+    given = [[image] if image is not None else [] for image in images]
     inputs = processor(
-        text=prompts, images=given or None, return_tensors="pt", padding=True, padding_side="left"
+        text=prompts,
+        images=given if any(given) else None,
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
     )
     return inputs.to(model.device, model.dtype)

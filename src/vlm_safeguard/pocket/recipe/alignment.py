@@ -30,7 +30,7 @@ BATCH = 32
 LEARNING_RATE = 1e-3
 BALANCE_STEPS = 50  # rounds at the end in which harmless requests weigh more
 BALANCE_LEARNING_RATE = 3e-4
-BALANCE_WEIGHTS = (2.0, 4.0)  # one for each round
+BALANCE_WEIGHTS = (2.0, 4.0, 6.0)  # one for each round
 SYSTEM_SHARE = 0.15  # share of examples that carry a system prompt
 _TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
@@ -164,7 +164,9 @@ def align(
         folder=folder,
         after_step=after_step,
     )
+    before = {}
     for number, weight in enumerate(BALANCE_WEIGHTS):
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         first = steps + number * BALANCE_STEPS
         train(
             f"balance-{number}",
@@ -175,4 +177,6 @@ def align(
             folder=folder,
             after_step=lambda step: after_step(0) if step == BALANCE_STEPS else "",
         )
+    for name, parameter in parameters.items():  # half of the last round is enough
+        parameter.data.lerp_(before[name], 0.5)
     return low_rank_updates(model)
