@@ -171,9 +171,8 @@ class FusingProcessor:
         row = [self.ids.setdefault(word, 100 + len(self.ids)) for word in words]
         return {"input_ids": torch.tensor([row])}
 
-    def decode(self, ids: list[int]) -> str:
-        words = {token: word for word, token in self.ids.items()}
-        return "".join(words[token] for token in ids)
+    def get_vocab(self) -> dict[str, int]:
+        return self.ids
 
 
 def test_learn_finds_the_wrapper_where_the_tokenizer_fuses_text_with_it() -> None:
@@ -191,8 +190,13 @@ def test_learn_finds_the_wrapper_where_the_tokenizer_fuses_text_with_it() -> Non
 
 def test_learn_refuses_a_template_without_images() -> None:
     processor = make_processor("{{ messages[0]['content'][-1]['text'] }}")
-    with pytest.raises((SafeguardError, ValueError), match=r"no image token|images passed"):
+    with pytest.raises(SafeguardError, match=r"cannot read a conversation with 1 pictures"):
         TextView.learn(processor, frozenset({IMAGE}))
+
+
+def test_learn_refuses_the_processor_of_another_model(processor: Processor) -> None:
+    with pytest.raises(SafeguardError, match=r"no image token .*looked for ids \[9999\]"):
+        TextView.learn(processor, frozenset({9999}))
 
 
 def test_chat_without_a_template_is_refused() -> None:

@@ -329,12 +329,22 @@ def encode_chat(
 def encode_messages(
     processor: ProcessorMixin, messages: list[dict[str, Any]], pictures: Sequence[Image] = ()
 ) -> list[int]:
-    """Token ids of a conversation in the chat template, its images expanded by the processor."""
+    """Token ids of a conversation in the chat template, its images expanded by the processor.
+
+    Raises:
+        SafeguardError: the processor cannot read it.
+    """
     rendered = render_messages(processor, messages)
     tokenizer: Any = getattr(processor, "tokenizer", processor)
     special = {"add_special_tokens": _adds_bos(tokenizer, rendered)}
     images = {"images": [list(pictures)]} if pictures else {}
-    batch = processor(text=[rendered], return_tensors="pt", **images, **special)
+    try:
+        batch = processor(text=[rendered], return_tensors="pt", **images, **special)
+    except (ValueError, TypeError) as error:
+        raise SafeguardError(
+            f"The processor cannot read a conversation with {len(pictures)} pictures, so its "
+            f"text-only view cannot be learnt: {str(error).splitlines()[0]}"
+        ) from error
     row: list[int] = batch["input_ids"][0].tolist()
     return row
 
