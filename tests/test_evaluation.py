@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.demo import CONDITIONS, condition_images, majority_accuracy, run_demo
 from vlm_safeguard.evaluation.judges import is_refusal
-from vlm_safeguard.evaluation.metrics import median, wilson
+from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.evaluation.runner import Results, Row, generate_replies, model_inputs
 from vlm_safeguard.gate import OpenGate
@@ -73,11 +73,6 @@ def test_wilson_solves_its_defining_equation(successes: int, n: int) -> None:
 def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
     with pytest.raises(ValueError, match="not a proportion"):
         wilson(successes, n)
-
-
-def test_median() -> None:
-    assert median([3.0, 1.0, 2.0]) == 2.0
-    assert median([4.0, 1.0, 2.0, 3.0]) == 2.5
 
 
 def test_scenes_depend_on_their_seed_alone_and_cover_every_value() -> None:

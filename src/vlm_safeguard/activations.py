@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from vlm_safeguard.backbone import Backbone, encode_chat, render_chat
+from vlm_safeguard.backbone import Backbone, encode_batch, encode_chat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +23,11 @@ def hidden_states(output: Any) -> torch.Tensor:
     """The residual stream in a decoder layer's output, (batch, tokens, hidden)."""
     state: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return state
+
+
+def with_hidden_states(output: Any, states: torch.Tensor) -> Any:
+    """A decoder layer's output with another residual stream in it."""
+    return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
 class _Enough(Exception):  # noqa: N818 - not an error
@@ -105,19 +110,16 @@ def image_states(
     Returns:
         (requests, layers, hidden), float32, on the CPU; layers up to `upto`.
     """
-    prompts = [render_chat(processor, request, images=1) for request in requests]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    order = sorted(range(len(requests)), key=lambda index: len(requests[index]))
     count = len(backbone.layers) if upto is None else upto + 1
-    result = torch.empty(len(prompts), count, backbone.hidden_size)
-    with capture_last_token(backbone, upto=upto) as states, _progress(len(prompts), label) as bar:
+    result = torch.empty(len(requests), count, backbone.hidden_size)
+    with capture_last_token(backbone, upto=upto) as states, _progress(len(requests), label) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = processor(
-                text=[prompts[index] for index in batch],
-                images=[[images[index]] for index in batch],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
+            inputs = encode_batch(
+                processor,
+                [requests[index] for index in batch],
+                [[images[index]] for index in batch],
             ).to(backbone.device, backbone.model.dtype)
             with suppress(_Enough):
                 backbone.model(**inputs, use_cache=False, logits_to_keep=1)

@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from vlm_safeguard.activations import hidden_states
+from vlm_safeguard.activations import hidden_states, with_hidden_states
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.edits import Reference
 from vlm_safeguard.errors import SafeguardError
@@ -91,9 +91,12 @@ class TextReadings:
     states: dict[tuple[int, ...], dict[int, torch.Tensor]] = field(default_factory=dict)
     final: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
-    def missing(self, texts: Iterable[tuple[int, ...]], layers: Iterable[int]) -> list[Any]:
+    def missing(
+        self, texts: Iterable[tuple[int, ...]], layers: Iterable[int]
+    ) -> list[tuple[int, ...]]:
         """Those of `texts` that are not read at all `layers`."""
-        return [text for text in texts if not set(layers) <= self.states.get(text, {}).keys()]
+        needed = set(layers)
+        return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
 
 
 @dataclass
@@ -537,7 +540,7 @@ class Attachment:
                 pushed = h.clone()
                 push = self._directions.vectors[layer, 0].to(h.dtype)
                 pushed[2 + place] += push * h[2 + place].norm(dim=-1, keepdim=True)
-                return _with_states(output, pushed)
+                return with_hidden_states(output, pushed)
             requests = self._current
             assert requests is not None, "layers are hooked only where there is something to do"
             if layer == image_layer and not requests.settled:
@@ -545,7 +548,7 @@ class Attachment:
             if not edited_here:
                 return None
             edited = self._edit(layer, h, requests)
-            return None if edited is None else _with_states(output, edited)
+            return None if edited is None else with_hidden_states(output, edited)
 
         return hook
 
@@ -707,7 +710,3 @@ def _batch_changed(before: int, after: int) -> str:
         f"The batch changed from {before} to {after} rows within one generation, so rows cannot "
         "be told apart."
     )
-
-
-def _with_states(output: Any, states: torch.Tensor) -> Any:
-    return (states, *output[1:]) if isinstance(output, tuple) else states

@@ -21,7 +21,12 @@ from vlm_safeguard.images import noise_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import (
+        BatchFeature,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+    )
 
 
 _PROBES = ("What is shown here?", "Describe it in one word.")
@@ -335,11 +340,8 @@ def encode_messages(
         SafeguardError: the processor cannot read it.
     """
     rendered = render_messages(processor, messages)
-    tokenizer: Any = getattr(processor, "tokenizer", processor)
-    special = {"add_special_tokens": _adds_bos(tokenizer, rendered)}
-    images = {"images": [list(pictures)]} if pictures else {}
     try:
-        batch = processor(text=[rendered], return_tensors="pt", **images, **special)
+        batch = _encode(processor, [rendered], [pictures])
     except (ValueError, TypeError) as error:
         raise SafeguardError(
             f"The processor cannot read a conversation with {len(pictures)} pictures, so its "
@@ -347,6 +349,34 @@ def encode_messages(
         ) from error
     row: list[int] = batch["input_ids"][0].tolist()
     return row
+
+
+def encode_batch(
+    processor: ProcessorMixin, questions: Sequence[str], images: Sequence[Sequence[Image]]
+) -> BatchFeature:
+    """Questions of one turn each, behind their images, as a left-padded batch for `generate`."""
+    rendered = [
+        render_chat(processor, question, images=len(shown))
+        for question, shown in zip(questions, images, strict=True)
+    ]
+    return _encode(processor, rendered, images, padding=True, padding_side="left")
+
+
+def _encode(
+    processor: ProcessorMixin,
+    rendered: list[str],
+    images: Sequence[Sequence[Image]],
+    **options: Any,
+) -> BatchFeature:
+    """Rendered conversations as the processor encodes them; none gets a second bos token."""
+    bos = getattr(tokenizer_of(processor), "bos_token", None)
+    return processor(
+        text=rendered,
+        images=[list(shown) for shown in images] if any(images) else None,
+        return_tensors="pt",
+        add_special_tokens=not (bos and rendered[0].startswith(bos)),
+        **options,
+    )
 
 
 def render_chat(processor: ProcessorMixin, text: str, *, images: int = 0) -> str:
@@ -375,24 +405,24 @@ def user_turn(text: str, *, images: int = 0) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
+def tokenizer_of(processor: ProcessorMixin) -> PreTrainedTokenizerBase:
+    """The processor's tokenizer, which is the processor itself where it has no other part."""
+    tokenizer: PreTrainedTokenizerBase = getattr(processor, "tokenizer", processor)
+    return tokenizer
+
+
 def _special_ids(processor: ProcessorMixin) -> frozenset[int]:
     """Tokens that stand for more than their text: special and added ones."""
-    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    tokenizer = tokenizer_of(processor)
     return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
 
 
 def _number_ids(processor: ProcessorMixin) -> frozenset[int]:
     """Tokens that write digits and nothing else."""
-    vocabulary: dict[str, int] = getattr(processor, "tokenizer", processor).get_vocab()
+    vocabulary = tokenizer_of(processor).get_vocab()
     return frozenset(
         index for token, index in vocabulary.items() if token.strip("\u0120\u2581 ").isdigit()
     )
-
-
-def _adds_bos(tokenizer: Any, rendered: str) -> bool:
-    """Whether the tokenizer should add its own special tokens to a rendered conversation."""
-    bos = getattr(tokenizer, "bos_token", None)
-    return not (bos and rendered.startswith(bos))
 
 
 def _runs(row: Sequence[int], ids: frozenset[int]) -> Iterator[tuple[int, int]]:

@@ -505,7 +505,6 @@ def _provenance(
     calibration: Sequence[str],
 ) -> Provenance:
     config = backbone.model.config
-    template = json.dumps(getattr(processor, "chat_template", None), sort_keys=True)
     return Provenance(
         model_name=str(config._name_or_path or type(backbone.model).__name__),
         model_revision=getattr(config, "_commit_hash", None),
@@ -514,7 +513,7 @@ def _provenance(
         hidden_size=backbone.hidden_size,
         num_layers=len(backbone.layers),
         decoder_path=backbone.decoder_path,
-        chat_template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+        chat_template_sha256=template_sha256(processor),
         estimator="paired-svd",
         anchor_pairs=len(anchors),
         anchors_sha256=fingerprint(anchors),
@@ -522,6 +521,12 @@ def _provenance(
         calibration_sha256=fingerprint(calibration),
         versions={name: version(name) for name in ("vlm-safeguard", "torch", "transformers")},
     )
+
+
+def template_sha256(processor: ProcessorMixin) -> str:
+    """SHA-256, in hex, of a processor's chat template, by which a guard tells it again."""
+    template = json.dumps(getattr(processor, "chat_template", None), sort_keys=True)
+    return hashlib.sha256(template.encode()).hexdigest()
 
 
 def _check_layers(layers: Sequence[int], count: int) -> None:

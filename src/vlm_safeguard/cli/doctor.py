@@ -3,50 +3,88 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console, load_model
+from vlm_safeguard.cli.loading import (
+    AsJson,
+    Device,
+    Dtype,
+    ModelName,
+    console,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from vlm_safeguard.doctor import Check
 
+_FLOAT32_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1  # of the logits' spread
+
 
 def doctor(
     model: ModelName = "pocket",
+    guard: Annotated[
+        str | None, typer.Option(help="Check this guard, too: a folder or Hugging Face Hub id.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use no network: only what is on this machine.")
+    ] = False,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Check a model, verified family or not: layers, text-only view, hooks, contracts.
 
-    Exit code 1 where a check fails.
+    With --guard, also whether that guard is for this model. Exit code 1 where a check fails.
     """
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, further down
     import torch
     from rich.table import Table
 
-    from vlm_safeguard.doctor import examine
+    from vlm_safeguard.doctor import TIMED_TOKENS, Examination
+    from vlm_safeguard.guard import Guard
 
     screen = console(as_json)
     loaded, processor = load_model(model, dtype, device)
-    tolerance = 1e-3 if loaded.dtype in (torch.float32, torch.float64) else 0.1
+    whole = loaded.dtype in (torch.float32, torch.float64)
+    examination = Examination(
+        loaded,
+        processor,
+        given=None if guard is None else Guard.from_pretrained(guard),
+        tolerance=_FLOAT32_TOLERANCE if whole else _HALF_TOLERANCE,
+    )
 
-    def report(check: Check) -> None:
-        screen.print(f"{'[green]pass' if check.passed else '[red]FAIL'}[/] {check.name}")
+    def mark(check: Check) -> str:
+        return "[green]pass[/]" if check.passed else "[red]FAIL[/]"
 
-    checks = examine(loaded, processor, tolerance=tolerance, report=report)
+    checks = examination.run(lambda check: screen.print(mark(check), check.name))
+    passed = all(check.passed for check in checks)
+    facts: dict[str, Any] = examination.facts() if checks[0].passed else {}
+    ratio = examination.time_ratio() if passed else None
     if as_json:
-        print(json.dumps([asdict(check) for check in checks], indent=1))
+        found = {
+            "passed": passed,
+            "facts": facts,
+            "checks": [asdict(check) for check in checks],
+            "time_ratio": None if ratio is None else asdict(ratio),
+        }
+        print(json.dumps(found, indent=1))
     else:
         table = Table(title=f"{model} ({loaded.config.model_type})")
         for name in ("check", "", "what was found"):
             table.add_column(name)
         for check in checks:
-            table.add_row(
-                check.name, "[green]pass[/]" if check.passed else "[red]FAIL[/]", check.detail
-            )
+            table.add_row(check.name, mark(check), check.detail)
+        table.add_section()
+        if ratio is not None:
+            table.add_row("time", "", f"guarded / unguarded, {TIMED_TOKENS} tokens: {ratio}")
+        for name, fact in facts.items():
+            shown = fact if isinstance(fact, dict) else {"": fact}
+            table.add_row(name, "", "\n".join(f"{k} {v}".strip() for k, v in shown.items()))
         screen.print(table)
-    if not all(check.passed for check in checks):
+    if not passed:
         raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,11 +12,11 @@ from vlm_safeguard.activations import image_states, text_states
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.judges import is_refusal
-from vlm_safeguard.evaluation.metrics import median
 from vlm_safeguard.evaluation.prompts import Prompt
 from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies, model_inputs
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.pocket.scenes import HELD_OUT_SEED, Question, Scene, answers_correctly
+from vlm_safeguard.timing import Ratio, seconds, time_ratio
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +28,6 @@ CONDITIONS = ("text", "blank", "noise", "image")
 REFUSAL_TOKENS = 5  # enough to read an opening such as "I'm sorry, but I can't"
 ANSWER_TOKENS = 14  # enough for the longest right answer to an image question
 TIMED_TOKENS = 16
-TIMED_PAIRS = 5
 
 
 @dataclass(frozen=True)
@@ -158,13 +156,13 @@ def run_demo(
                 Row.count(outcomes, defence=defence, condition=condition, prompts="utility",
                           metric="accuracy")
             )  # fmt: skip
-    ratio, spread = time_ratio(model, processor, guard, harmful, harmless)
+    ratio = generation_ratio(model, processor, guard, harmful, harmless)
     return Results(
         model=guard.provenance.model_name,
         rows=rows,
-        time_ratio=ratio,
+        time_ratio=ratio.median,
         details={
-            "time_ratio_range": list(spread),
+            "time_ratio_range": [ratio.low, ratio.high],
             "closed_gate_rows": closed,
             "closed_gate_rows_identical": identical,
             "utility_majority_accuracy": majority_accuracy([q for _, q in asked]),
@@ -184,35 +182,34 @@ def majority_accuracy(questions: Sequence[Question]) -> float:
 
 
 @torch.inference_mode()
-def time_ratio(
+def generation_ratio(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     guard: Guard,
     harmful: Sequence[Prompt],
     harmless: Sequence[Prompt],
-) -> tuple[float, tuple[float, float]]:
-    """Guarded over unguarded seconds for 16 new tokens: median and range of interleaved pairs.
+) -> Ratio:
+    """Guarded over unguarded seconds for 16 new tokens, attaching not counted.
 
     A batch of four harmful and four harmless requests with a blank image.
     """
     texts = [prompt.text for prompt in (*harmful[:4], *harmless[:4])]
     inputs = model_inputs(model, processor, texts, [blank_image()] * len(texts))
 
-    def seconds() -> float:
-        start = time.perf_counter()
-        model.generate(**inputs, max_new_tokens=TIMED_TOKENS, min_new_tokens=TIMED_TOKENS,
-                       do_sample=False)  # fmt: skip
-        return time.perf_counter() - start
+    def plain() -> float:
+        return seconds(
+            lambda: model.generate(**inputs, max_new_tokens=TIMED_TOKENS,
+                                   min_new_tokens=TIMED_TOKENS, do_sample=False)
+        )  # fmt: skip
 
-    seconds()
-    ratios = []
-    for _ in range(TIMED_PAIRS):
-        plain = seconds()
+    def guarded() -> float:
         with guard.attach(model):
-            ratios.append(seconds() / plain)
-    return median(ratios), (min(ratios), max(ratios))
+            return plain()
+
+    return time_ratio(plain, guarded)
 
 
+@torch.inference_mode()
 def gap_states(
     model: PreTrainedModel,
     processor: ProcessorMixin,

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.attachment import TextReadings
-from vlm_safeguard.backbone import render_chat
+from vlm_safeguard.backbone import encode_batch
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.receipt import Receipt
 
@@ -155,16 +155,5 @@ def model_inputs(
     images: Sequence[Image | None],
 ) -> Any:
     """A left-padded batch, ready for `generate`, on the model's device."""
-    prompts = [
-        render_chat(processor, text, images=int(image is not None))
-        for text, image in zip(requests, images, strict=True)
-    ]
     given = [[image] if image is not None else [] for image in images]
-    inputs = processor(
-        text=prompts,
-        images=given if any(given) else None,
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-    )
-    return inputs.to(model.device, model.dtype)
+    return encode_batch(processor, requests, given).to(model.device, model.dtype)
