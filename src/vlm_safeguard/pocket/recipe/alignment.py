@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from vlm_safeguard.backbone import render_chat
 from vlm_safeguard.pocket.recipe.answers import own_answers
-from vlm_safeguard.pocket.recipe.loop import autocast, train
+from vlm_safeguard.pocket.recipe.loop import autocast, token_loss, train
 from vlm_safeguard.pocket.requests import (
     REFUSALS,
     SYSTEM_PROMPTS,
@@ -71,15 +70,12 @@ def answer_loss(
     width = max(map(len, rows))
     ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    weights = torch.zeros(len(rows), width - 1)
+    weights = torch.zeros(len(rows), width)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        weights[i, len(prompt) - 1 : len(prompt) + len(answer) - 1] = importance[i] / len(answer)
+        weights[i, len(prompt) : len(prompt) + len(answer)] = importance[i] / len(answer)
     with autocast():
-        hidden = model.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
-        chosen = weights > 0
-        logits = model.lm_head(hidden[:, :-1][chosen])
-    losses = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
-    return (losses * weights[chosen]).sum() / sum(importance)
+        states = model.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    return token_loss(model, states, ids, weights) / sum(importance)
 
 
 @torch.inference_mode()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.functional import cross_entropy
 
 from vlm_safeguard.pocket.model import preferred_dtype
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration
 
 _CHECKPOINT_EVERY = 25  # steps
 
@@ -17,6 +22,26 @@ _CHECKPOINT_EVERY = 25  # steps
 def autocast() -> torch.autocast:
     """Multiply in bfloat16 where the CPU does so natively; elsewhere it is far slower."""
     return torch.autocast("cpu", torch.bfloat16, enabled=preferred_dtype() is torch.bfloat16)
+
+
+def token_loss(
+    model: LlavaForConditionalGeneration,
+    states: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Sum over tokens of weight × cross-entropy of predicting that token from those before it.
+
+    Args:
+        states: (rows, tokens, hidden) final states of the language model.
+        ids: (rows, tokens).
+        weights: (rows, tokens) of the tokens to be predicted; the first of a row cannot be.
+    """
+    chosen = weights[:, 1:] > 0
+    with autocast():
+        logits = model.lm_head(states[:, :-1][chosen])
+    losses = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
+    return (losses * weights[:, 1:][chosen]).sum()
 
 
 def train(

@@ -74,7 +74,7 @@ def train_projector(
 
     @torch.inference_mode()
     def after_step(step: int) -> str:
-        if step % 50:
+        if step % 100:
             return ""
         scenes = [Scene.from_seed(DEVELOPMENT_SEED + i) for i in range(300)]
         alike = normalize(image_tokens(scenes), dim=-1) @ directions.mT

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from vlm_safeguard.backbone import render_chat
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.pocket.recipe.answers import own_answers
-from vlm_safeguard.pocket.recipe.loop import autocast, train
+from vlm_safeguard.pocket.recipe.loop import autocast, token_loss, train
 from vlm_safeguard.pocket.recipe.projector import trainable_parts
 from vlm_safeguard.pocket.recipe.tower import DEVELOPMENT_SEED, pixels
 from vlm_safeguard.pocket.requests import Phrase, read_phrases
@@ -75,7 +74,7 @@ def train_vision(
     def everyday_loss_at(step: int) -> torch.Tensor:
         first = step * EVERYDAY
         rng = random.Random(f"noise-{step}")
-        asked = [requests[(first + i) % len(requests)] for i in range(EVERYDAY)]
+        asked = [requests[first + i] for i in range(EVERYDAY)]
         return question_loss(model, processor, training_scenes(STEPS + step, BATCH // 2)) + (
             everyday_loss(
                 model,
@@ -145,12 +144,8 @@ def everyday_loss(
         length = len(processor.tokenizer.encode(answer))
         weights[row, ends[row] - length : ends[row]] = 1 / length
     with autocast():
-        hidden = model.model(**inputs).last_hidden_state
-        chosen = weights[:, 1:] > 0
-        logits = model.lm_head(hidden[:, :-1][chosen])
-    losses = cross_entropy(logits.float(), inputs["input_ids"][:, 1:][chosen], reduction="none")
-    loss: torch.Tensor = (losses * weights[:, 1:][chosen]).sum() / len(pairs)
-    return loss
+        states = model.model(**inputs).last_hidden_state
+    return token_loss(model, states, inputs["input_ids"], weights) / len(pairs)
 
 
 def answer_weights(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[float]:
@@ -208,15 +203,11 @@ def question_loss(
         embeddings = model.get_input_embeddings()(ids)
         where = (ids == image_id).unsqueeze(-1)
         embeddings = embeddings.masked_scatter(where, features.to(embeddings.dtype))
-        hidden = model.model.language_model(
+        states = model.model.language_model(
             inputs_embeds=embeddings, attention_mask=seen[:, None], position_ids=position
         ).last_hidden_state
-        chosen = weight[:, 1:] > 0
-        logits = model.lm_head(hidden[:, :-1][chosen])
-    losses = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
     asked_in_all = sum(len(scene.questions(describe=True)) for scene in scenes)
-    loss: torch.Tensor = (losses * weight[:, 1:][chosen]).sum() / asked_in_all
-    return loss
+    return token_loss(model, states, ids, weight) / asked_in_all
 
 
 @torch.inference_mode()
