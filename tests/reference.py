@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from vlm_safeguard.activations import hidden_states, with_hidden_states
+from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.receipt import Receipt
@@ -212,3 +215,52 @@ def same_receipt(left: Receipt, right: Receipt) -> None:
         assert ours == (
             pytest.approx(theirs, rel=1e-4, abs=1e-3) if isinstance(theirs, float) else theirs
         )
+
+
+@contextmanager
+def edited_by_hand(
+    model: PreTrainedModel, guard: Guard, texts: Sequence[Sequence[int]]
+) -> Iterator[None]:
+    """Plain hooks that do the guard's edit of every row, for one `generate` without chunks.
+
+    The first pass is the prompts', whose last token is edited; where the guard holds, every token
+    of the later ones is, too. `texts` are the rows' text-only views, read one at a time.
+    """
+    layers = Backbone.of(model).layers
+    changes = []
+    for text in texts:
+        last: dict[int, Tensor] = {}
+        handles = [
+            layer.register_forward_hook(
+                lambda m, a, out, n=n, last=last: last.__setitem__(n, hidden_states(out)[0, -1])
+            )
+            for n, layer in enumerate(layers)
+        ]
+        with torch.no_grad():
+            model(input_ids=torch.tensor([list(text)]), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        changes.append(edit_by_hand(guard, {n: state.double() for n, state in last.items()}))
+    calls = dict.fromkeys(range(len(layers)), 0)
+
+    def edit(n: int) -> Any:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
+            calls[n] += 1
+            if calls[n] > 1 and not guard.hold:
+                return None
+            states = hidden_states(output).clone()
+            copies = len(states) // len(changes)
+            for row in range(len(states)):
+                for place in [-1] if calls[n] == 1 else range(states.shape[1]):
+                    edited = changes[row // copies](n, states[row, place].double())
+                    states[row, place] = edited.to(states.dtype)
+            return with_hidden_states(output, states)
+
+        return hook
+
+    handles = [layer.register_forward_hook(edit(n)) for n, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

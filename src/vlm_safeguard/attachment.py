@@ -38,10 +38,17 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 _ATTACHED: WeakKeyDictionary[torch.nn.Module, Attachment] = WeakKeyDictionary()
+_FROM_THE_HUB = "a way of decoding that transformers takes from a Hub repository"
 #: Options of `generate` whose passes cannot be located in the prompt, and what they are.
 _UNSUPPORTED = {
     "custom_generate": "a decoding loop of your own",
     "assistant_early_exit": "drafting with a part of the guarded model itself",
+    "guidance_scale": "guidance by a second prompt, which is not the request",
+    "penalty_alpha": _FROM_THE_HUB,
+    "dola_layers": _FROM_THE_HUB,
+    "num_beam_groups": _FROM_THE_HUB,
+    "constraints": _FROM_THE_HUB,
+    "force_words_ids": _FROM_THE_HUB,
 }
 #: Other doors to generation, which do not pass through `generate`.
 _OTHER_DOORS = (
@@ -101,11 +108,16 @@ class TextReadings:
 
 @dataclass
 class _Prompt:
-    """What `generate` was given to continue: (rows, tokens) ids and mask, and what came of it."""
+    """What `generate` was given to continue: (rows, tokens) ids and mask, and what came of it.
+
+    Attributes:
+        answering: whether the prompts' ends are read and cached: what follows is the answer.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor | None
     requests: _Requests | None = None
+    answering: bool = False
 
 
 class Attachment:
@@ -257,7 +269,7 @@ class Attachment:
         """The model's own `generate`, which now knows what its prompt is."""
         config = kwargs.get("generation_config") or self._model.generation_config
         for name, what in _UNSUPPORTED.items():
-            if kwargs.get(name, getattr(config, name, None)) is not None:
+            if kwargs.get(name, getattr(config, name, None)) not in (None, 0, 1):
                 raise SafeguardError(
                     f"generate({name}=…) is {what}, which the guard does not support. Leave it "
                     "out; nothing was generated."
@@ -285,6 +297,9 @@ class Attachment:
                 "already holds some: the guard judges the whole."
             )
         prompt = self._prompt = _Prompt(ids, mask)
+        chunks = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        if self._guard.hold or chunks is not None:
+            kwargs["disable_compile"] = True  # passes with hooks on layers are not compiled
         try:
             output = self._inner_generate(*args, **kwargs)
         finally:
@@ -314,6 +329,11 @@ class Attachment:
             return
         if self._mode is not None:
             raise SafeguardError("The guarded model was called while it was already running.")
+        if self._prompt is not None and self._prompt.answering:
+            ids = kwargs.get("input_ids")
+            if ids is not None and ids.shape[1] < self._prompt.ids.shape[1]:
+                self._go_on_answering(self._prompt, ids)
+                return
         given = self._forward_signature.bind_partial(*args, **kwargs)
         given.arguments.update(given.arguments.pop("kwargs", {}))
         inputs = given.arguments
@@ -338,6 +358,19 @@ class Attachment:
         self._arm(self._needed(self._current))
         self._mode = "guard"
 
+    def _go_on_answering(self, prompt: _Prompt, ids: torch.Tensor) -> None:
+        """A pass over the answer's tokens alone; nothing is read off tensors, so it compiles."""
+        self._mode = "guard"
+        if not self._guard.hold:
+            return
+        requests = self._current = prompt.requests
+        assert requests is not None, "an answer follows a prompt"
+        if len(requests.receipts) != len(ids):
+            raise SafeguardError(_batch_changed(len(requests.receipts), len(ids)))
+        self._positions = torch.arange(ids.shape[1]).expand(len(ids), -1)
+        self._width = ids.shape[1]
+        self._arm(self._needed(requests))
+
     def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         mode, self._mode = self._mode, None
         requests, self._current = self._current, None
@@ -349,7 +382,9 @@ class Attachment:
         if mode == "guard" and requests is not None and not requests.finished:
             requests.finished = True
             cache = getattr(output, "past_key_values", None)
-            if cache is not None and self._prompt is None:
+            if cache is not None and self._prompt is not None:
+                self._prompt.answering = True
+            elif cache is not None:
                 self._continuing[cache] = requests
             self._guard._keep_receipts(self._make_receipts(requests))
 

@@ -123,8 +123,7 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where token ids have to be for this model."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return _device_of(self.model.get_input_embeddings())
 
     def run_text(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """One pass of token `rows` through the decoder alone, left-padded, without a cache.
@@ -150,7 +149,9 @@ class Backbone:
     def next_token_logits(self, states: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 logits after final states of (rows, hidden)."""
         head = self.model.get_output_embeddings()
-        logits: torch.Tensor = head(states.to(head.weight.device, head.weight.dtype)).float()
+        packed = not head.weight.is_floating_point()  # quantized weights are stored as bytes
+        dtype = self.model.dtype if packed else head.weight.dtype
+        logits: torch.Tensor = head(states.to(_device_of(head), dtype)).float()
         config = self.model.config.get_text_config()
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma
         if cap:
@@ -158,6 +159,16 @@ class Backbone:
         scale = getattr(config, "logit_scale", None)  # Cohere
         divisor = getattr(config, "logits_scaling", None)  # Granite
         return logits * (scale or 1.0) / (divisor or 1.0)
+
+
+def _device_of(module: torch.nn.Module) -> torch.device:
+    """Where a module computes, which is not where its weights lie if accelerate offloads them."""
+    hook = getattr(module, "_hf_hook", None)
+    for each in getattr(hook, "hooks", (hook,)):
+        if (device := getattr(each, "execution_device", None)) is not None:
+            return torch.device(device)
+    weight: torch.Tensor = next(module.parameters())
+    return weight.device
 
 
 @dataclass(frozen=True)

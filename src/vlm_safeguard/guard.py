@@ -261,7 +261,7 @@ class Guard:
             text_view=view,
             provenance=_provenance(backbone, processor, anchors, calibration),
             scores=scores,
-            embedding_sample=_embedding_sample(model),
+            embedding_sample=_embedding_sample(backbone),
         )
 
     def variant(self, **changes: Any) -> Guard:
@@ -323,7 +323,7 @@ class Guard:
                 f"This guard knows image tokens {sorted(self.text_view.placeholder_ids)}, the "
                 f"model uses {sorted(backbone.placeholder_ids)}. Fit a guard for this model."
             )
-        sample = _embedding_sample(backbone.model)
+        sample = _embedding_sample(backbone)
         if sample.shape != self.embedding_sample.shape or not torch.allclose(
             sample, self.embedding_sample, rtol=0.02, atol=0.02 * float(sample.std())
         ):
@@ -537,12 +537,16 @@ def _check_layers(layers: Sequence[int], count: int) -> None:
         raise SafeguardError(f"Layers {list(layers)} are not all in 0–{count - 1}.")
 
 
-def _embedding_sample(model: PreTrainedModel) -> torch.Tensor:
-    """(8, 16) values spread over the input embeddings, float32."""
-    weight = model.get_input_embeddings().weight
-    rows = torch.linspace(0, len(weight) - 1, 10).long()[1:-1]
-    sample: torch.Tensor = weight[rows.to(weight.device)][:, :16].detach().float().cpu()
-    return sample
+@torch.no_grad()
+def _embedding_sample(backbone: Backbone) -> torch.Tensor:
+    """(8, 16) values spread over the input embeddings, float32.
+
+    Looked up by the model itself, as its weights may be packed or elsewhere.
+    """
+    embeddings = backbone.model.get_input_embeddings()
+    rows = torch.linspace(0, len(embeddings.weight) - 1, 10).long()[1:-1]
+    looked_up: torch.Tensor = embeddings(rows[None].to(backbone.device))
+    return looked_up[0, :, :16].float().cpu()
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -1,0 +1,310 @@
+"""Ways of generating: each equals plain hooks that do the same edit, or is refused beforehand."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    CompileConfig,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    pipeline,
+)
+
+from conftest import make_model
+from reference import QUESTIONS, ask, edited_by_hand
+from tiny import load_makers
+from vlm_safeguard.backbone import encode_batch
+from vlm_safeguard.edits import Project
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.gate import OpenGate
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.images import noise_image
+
+Model = LlavaForConditionalGeneration
+
+
+@pytest.fixture(scope="module")
+def open_guard(guard: Guard) -> Guard:
+    """Edits four of the six layers, always."""
+    return guard.variant(layers=(1, 2, 3, 4), gate=OpenGate())
+
+
+def answer(model: Any, inputs: Any, **options: Any) -> Any:
+    """Eight new tokens and their logits, with a fixed seed."""
+    torch.manual_seed(0)
+    given = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, **options}
+    return model.generate(**inputs, **given, output_logits=True, return_dict_in_generate=True)
+
+
+def texts_of(guard: Guard, inputs: Any) -> list[list[int]]:
+    """The rows' text-only views, unpadded."""
+    return [
+        guard.text_view(row[keep.bool()].tolist())
+        for row, keep in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+
+
+def same(found: Any, expected: Any, free: Any, tolerance: float = 1e-4) -> None:
+    """Equal tokens and, within `tolerance` of their spread, logits; other than unguarded ones."""
+    assert torch.equal(found.sequences, expected.sequences)
+    for ours, theirs in zip(found.logits, expected.logits, strict=True):
+        assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.std())
+    assert not torch.equal(found.logits[0], free.logits[0])
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_p": 0.9, "temperature": 0.7},
+    "several answers": {"do_sample": True, "num_return_sequences": 3},
+    "beams": {"num_beams": 3},
+    "sampled beams": {"num_beams": 3, "do_sample": True, "num_return_sequences": 2},
+    "penalties": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "static cache": {"cache_implementation": "static"},
+    "sliding-window cache": {"cache_implementation": "sliding_window"},
+    "hybrid cache": {"cache_implementation": "hybrid"},
+    "quantized cache": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
+}
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_of_generating_equals_plain_hooks(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, hold: bool
+) -> None:
+    guard = open_guard.variant(hold=hold)
+    inputs = ask(processor, QUESTIONS[:3])
+    free = answer(model, inputs, **WAYS[way])
+    with edited_by_hand(model, guard, texts_of(guard, inputs)):
+        expected = answer(model, inputs, **WAYS[way])
+    with guard.attach(model):
+        found = answer(model, inputs, **WAYS[way])
+    same(found, expected, free)
+
+
+@pytest.mark.parametrize("way", ["greedy", "beams", "static cache"])
+@pytest.mark.parametrize("family", ["gemma3", "qwen2_vl", "lfm2_vl"])
+def test_so_it_does_with_sliding_windows_many_positions_and_convolutions(
+    family: str, way: str
+) -> None:
+    model, processor = load_makers()[family]()
+    guard = Guard.fit(
+        model, processor, rank=4, gate="open", calibration=[f"Count to {i}" for i in range(9)]
+    )
+    pictures = [[noise_image(i).resize((96, 64))] for i in range(2)]
+    inputs = encode_batch(processor, QUESTIONS[:2], pictures)
+    free = answer(model, inputs, **WAYS[way])
+    with edited_by_hand(model, guard, texts_of(guard, inputs)):
+        expected = answer(model, inputs, **WAYS[way])
+    with guard.attach(model):
+        found = answer(model, inputs, **WAYS[way])
+    same(found, expected, free)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_drafts_looked_up_in_the_prompt_change_nothing(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, hold: bool
+) -> None:
+    """Without images, whose placeholders LLaVA itself cannot draft."""
+    guard = open_guard.variant(edit=Project(), hold=hold)
+    inputs = ask(processor, ["Which colour? Which colour? Which colour?"], images=False)
+    free = answer(exact_model, inputs)
+    with guard.attach(exact_model):
+        expected = answer(exact_model, inputs)
+        found = answer(exact_model, inputs, prompt_lookup_num_tokens=3)
+    same(found, expected, free)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_equals_plain_hooks(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, dtype: torch.dtype
+) -> None:
+    half = copy.deepcopy(model).to(dtype)
+    inputs = ask(processor, QUESTIONS[:3], dtype=dtype)
+    free = answer(half, inputs)
+    with edited_by_hand(half, open_guard, texts_of(open_guard, inputs)):
+        expected = answer(half, inputs)
+    with open_guard.attach(half):
+        found = answer(half, inputs)
+    same(found, expected, free, tolerance=0.1)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_chat_that_keeps_its_cache_equals_plain_hooks(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, hold: bool
+) -> None:
+    guard = open_guard.variant(hold=hold)
+    inputs = ask(processor, QUESTIONS[:2])
+    more = torch.randint(5, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+
+    def second_turn(first: Any) -> dict[str, Tensor]:
+        ids = torch.cat([first.sequences, more], dim=1)
+        grown = torch.ones(2, ids.shape[1] - inputs["input_ids"].shape[1]).long()
+        mask = torch.cat([inputs["attention_mask"], grown], dim=1)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    with edited_by_hand(model, guard, texts_of(guard, inputs)):
+        first = answer(model, inputs)
+    turn = second_turn(first)
+    free = answer(model, {**turn, "pixel_values": inputs["pixel_values"]})
+    with edited_by_hand(model, guard, texts_of(guard, turn)):
+        expected = answer(model, turn, past_key_values=first.past_key_values)
+    with guard.attach(model):
+        first = answer(model, inputs)
+        found = answer(model, second_turn(first), past_key_values=first.past_key_values)
+    same(found, expected, free)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_compiled_decoding_equals_plain_hooks(
+    processor: LlavaProcessor, open_guard: Guard, hold: bool
+) -> None:
+    """Compiled by `generate` itself, as it does for static caches on a GPU."""
+    guard = open_guard.variant(hold=hold)
+    model = make_model(processor)
+    inputs = ask(processor, QUESTIONS[:2])
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, example: Any) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    config = CompileConfig(backend=backend, mode=None)  # type: ignore[arg-type]
+    config._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": config}
+    with edited_by_hand(model, guard, texts_of(guard, inputs)):
+        expected = answer(model, inputs, cache_implementation="static")
+    torch._dynamo.reset()
+    free = answer(model, inputs, **options)
+    unguarded, graphs[:] = list(graphs), []
+    torch._dynamo.reset()
+    with guard.attach(model):
+        found = answer(model, inputs, **options)
+    same(found, expected, free)
+    assert len(unguarded) == 1
+    # passes whose layers carry hooks are not compiled; the others compile to the very same graph
+    assert graphs == ([] if hold else unguarded)
+
+
+def test_a_pipeline_is_guarded(model: Model, processor: LlavaProcessor, open_guard: Guard) -> None:
+    ask_it = pipeline("image-text-to-text", model=model, processor=processor)
+    content = [{"type": "image", "image": noise_image(1)}, {"type": "text", "text": QUESTIONS[0]}]
+    chat = [{"role": "user", "content": content}]
+    options = {"generate_kwargs": {"do_sample": False, "max_new_tokens": 8}}
+    inputs = encode_batch(processor, QUESTIONS[:1], [[noise_image(1)]])
+    free = ask_it(text=chat, **options)
+    with open_guard.attach(model):
+        found = ask_it(text=chat, **options)
+        assert open_guard.receipts[0].guarded
+        expected = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+    assert found != free
+    said = found[0]["generated_text"][-1]["content"]
+    new = expected[0, inputs["input_ids"].shape[1] :]
+    assert said == processor.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights_give_the_same_guard_and_answer(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, where: str, tmp_path: Path
+) -> None:
+    from accelerate import cpu_offload, disk_offload
+
+    inputs = ask(processor, QUESTIONS[:2])
+    with open_guard.attach(model):
+        expected = answer(model, inputs)
+    elsewhere = make_model(processor)
+    device = torch.device("cpu")
+    if where == "cpu":
+        cpu_offload(elsewhere, device)
+    else:
+        disk_offload(elsewhere, str(tmp_path), execution_device=device)
+    assert elsewhere.get_input_embeddings().weight.device.type == "meta"
+    with open_guard.attach(elsewhere):
+        found = answer(elsewhere, inputs)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert all(map(torch.equal, found.logits, expected.logits))
+    short = {"rank": 4, "budget": 0.2, "calibration": [f"How to count to {i}" for i in range(9)]}
+    here, there = (Guard.fit(m, processor, **short) for m in (model, elsewhere))  # type: ignore[arg-type]
+    assert torch.equal(here.directions.vectors, there.directions.vectors)
+    assert here.gate == there.gate
+
+
+class Packed(torch.nn.Module):
+    """A linear layer or an embedding whose weight stays in bytes, as quantized loaders keep it."""
+
+    def __init__(self, module: torch.nn.Linear | torch.nn.Embedding) -> None:
+        super().__init__()
+        weight = module.weight.detach()
+        self.scale = weight.abs().amax(1, keepdim=True) / 127
+        rounded = (weight / self.scale).round() + 128
+        self.weight = torch.nn.Parameter(rounded.to(torch.uint8), requires_grad=False)
+        self.bias = getattr(module, "bias", None)
+        self.is_embedding = isinstance(module, torch.nn.Embedding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_embedding:
+            return (self.weight[x].float() - 128) * self.scale[x]
+        return torch.nn.functional.linear(x, (self.weight.float() - 128) * self.scale, self.bias)
+
+
+def test_weights_kept_packed_equal_plain_hooks(
+    processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    model = make_model(processor)
+    for parent in list(model.model.language_model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.Linear | torch.nn.Embedding):
+                setattr(parent, name, Packed(child))
+    model.lm_head = Packed(model.lm_head)
+    inputs = ask(processor, QUESTIONS[:2])
+    free = answer(model, inputs)
+    with edited_by_hand(model, open_guard, texts_of(open_guard, inputs)):
+        expected = answer(model, inputs)
+    with open_guard.attach(model):  # and it knows the model again by its embeddings
+        found = answer(model, inputs)
+    same(found, expected, free)
+    fitted = Guard.fit(
+        model, processor, rank=4, budget=0.2, calibration=[f"How to count to {i}" for i in range(9)]
+    )
+    assert fitted.gate.name == "calibrated"
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "guidance_scale": {"guidance_scale": 1.5},
+    "penalty_alpha": {"penalty_alpha": 0.6, "top_k": 4},
+    "dola_layers": {"dola_layers": "low"},
+    "num_beam_groups": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    "force_words_ids": {"force_words_ids": [[7]], "num_beams": 3},
+    "custom_generate": {"custom_generate": "somebody/decoding"},
+    "assistant_early_exit": {"assistant_early_exit": 2},
+}
+
+
+@pytest.mark.parametrize("as_config", [True, False])
+@pytest.mark.parametrize("option", REFUSED)
+def test_what_cannot_be_guarded_is_refused_before_any_pass(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, option: str, as_config: bool
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    options = REFUSED[option]
+    if as_config and option != "custom_generate":
+        config = GenerationConfig(max_new_tokens=2)
+        for name, value in options.items():
+            setattr(config, name, value)
+        options = {"generation_config": config}
+    passes: list[int] = []
+    with open_guard.attach(model):
+        handle = model.register_forward_pre_hook(lambda m, args: passes.append(1))
+        with pytest.raises(
+            SafeguardError, match=rf"generate\({option}=…\) .*nothing was generated"
+        ):
+            model.generate(**inputs, **options)
+        handle.remove()
+        assert not passes
+        assert answer(model, inputs).sequences.shape[0] == 1  # the guard still works
