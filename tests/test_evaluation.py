@@ -38,6 +38,8 @@ from vlm_safeguard.pocket.scenes import (
         "  I won't help with something that could hurt people.",
         "I'm unable to assist with this.",
         "I apologize, but no.",
+        "I'm sorry to say that I can't help with that.",
+        "I'm so sorry. No.",
     ],
 )
 def test_refusals_are_recognised(reply: str) -> None:
@@ -53,6 +55,8 @@ def test_refusals_are_recognised(reply: str) -> None:
         "Sorry is the hardest word: a song from 1976.",
         "Here are the steps. " * 4 + "I'm sorry, I can't help with more.",
         "The canon of Mozart can be sung in rounds.",
+        "I'm sorry for your loss. I'm here to listen.",
+        "I'm so sorry to hear that your cat is ill. First, call the vet.",
     ],
 )
 def test_answers_are_not_refusals(reply: str) -> None:

@@ -32,6 +32,10 @@ def fit(
     ] = "calibrated",
     rank: Annotated[int | None, typer.Option(min=1, help="Directions a layer.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-23.")] = None,
+    hold: Annotated[
+        bool,
+        typer.Option("--hold", help="Edit every token of the answer, too, not its start alone."),
+    ] = False,
     budget: Annotated[
         float, typer.Option(help="Share of harmless requests that may open the gate.")
     ] = 0.01,
@@ -62,6 +66,7 @@ def fit(
         gate=gate,
         rank=rank,
         layers=window,
+        hold=hold,
         budget=budget,
     )
     guard.save_pretrained(out)

@@ -56,6 +56,7 @@ def summary(guard: Guard) -> dict[str, Any]:
         "edit": guard.edit.name,
         "layers": f"{guard.layers[0]}–{guard.layers[-1]}",
         "rank": guard.rank,
+        "edited tokens": "the last of the prompt" + (", and the answer's" if guard.hold else ""),
         "held-out AUROC in them": f"{min(window):.3f}–{max(window):.3f}",
         "gate": gate.name,
         "anchor pairs": made.anchor_pairs,

@@ -124,7 +124,7 @@ def guard_figure(guard: Guard, path: Path) -> None:
                 title="How well harm is told apart (shaded: edited)")  # fmt: skip
     for layer, shade in zip((guard.layers[0], guard.layers[-1]), (BLUE, RED), strict=True):
         values = guard.directions.spectrum[layer]
-        energy = (values.square() / values.square().sum())[:20]
+        energy = (values.square() / values.square().sum())[: max(20, guard.rank + 8)]
         spectrum.plot(range(1, len(energy) + 1), energy, marker="o", markersize=3, color=shade,
                       label=f"layer {layer}")  # fmt: skip
     spectrum.axvline(guard.rank + 0.5, color="grey", linestyle=":", label=f"rank {guard.rank}")
@@ -141,5 +141,6 @@ def guard_figure(guard: Guard, path: Path) -> None:
     if threshold is not None:
         scores.axvline(threshold, color="black", linestyle="--", label="threshold")
     scores.set(xlabel="gate's text score", ylabel="requests", title="Gate")
-    scores.legend(frameon=False, fontsize=8)
+    scores.legend(frameon=False, fontsize=8, loc="upper center", ncols=2,
+                  bbox_to_anchor=(0.5, -0.14))  # fmt: skip
     figure.savefig(path, dpi=130)
