@@ -18,8 +18,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
-from tiny import make, make_tokenizer, tiny
-from tiny.others import NoVideos, unchecked
+from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
 
 SIDE, PATCH = 32, 8
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -82,7 +81,7 @@ def gemma4() -> tuple[PreTrainedModel, Any]:
         "<|turn>", "<turn|>", image_token="<|image|>", boi_token="<|image>", eoi_token="<image|>",
         audio_token="<|audio|>", boa_token="<|audio>", eoa_token="<audio|>",
     )  # fmt: skip
-    processor = unchecked(Gemma4Processor)(
+    processor = without_videos(Gemma4Processor)(
         Gemma4AudioFeatureExtractor(),
         Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
         tokenizer, NoVideos(), chat_template=GEMMA4.replace("IMAGE", "<|image|>"),

@@ -32,20 +32,18 @@ from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import (
 )
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from tiny import make, make_tokenizer, tiny
+from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
 from tiny.others import (
     CHATML,
     PATCH,
     SIDE,
     UNSIZED,
     VISION,
-    NoVideos,
     StandIn,
     decoder,
     grid,
     pixels,
     tiles,
-    unchecked,
 )
 
 SAM = {
@@ -153,7 +151,7 @@ def molmo2() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
         marks, eos="<|im_end|>", image_token="<|image|>", video_token="<|video|>"
     )
-    processor = unchecked(Molmo2Processor)(
+    processor = without_videos(Molmo2Processor)(
         MolmoStandIn(), NoVideos(), tokenizer, chat_template=CHATML.replace("IMAGE", "<|image|>")
     )
     ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))

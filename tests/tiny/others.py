@@ -59,9 +59,8 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ImagesKwargs
-from transformers.video_processing_utils import VideoProcessorMixin
 
-from tiny import make, make_tokenizer, tiny
+from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
 
 SIDE, PATCH = 32, 8
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -329,24 +328,6 @@ def lfm2_vl() -> tuple[PreTrainedModel, Any]:
     return make(Lfm2VlForConditionalGeneration, config), processor
 
 
-class NoVideos(VideoProcessorMixin):
-    """Where a processor asks for one; real ones need torchvision, and no video is shown here."""
-
-    slice_mode, downsample_mode, merge_size = True, "16x", 2
-
-
-def unchecked(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A processor class that takes any video processor: looking its type up needs torchvision."""
-
-    def check(self: ProcessorMixin, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor":
-            return NoVideos
-        return processor_class.check_argument_for_proper_class(self, argument_name, argument)
-
-    name = processor_class.__name__
-    return type(name, (processor_class,), {"check_argument_for_proper_class": check})
-
-
 class KimiStandIn(StandIn):
     merge_size = 2
 
@@ -380,7 +361,7 @@ def kimi_k25() -> tuple[PreTrainedModel, Any]:
         marks, eos="<|im_end|>", image_token="<|media_pad|>",
         video_token="<|kimi_k25_video_placeholder|>",
     )  # fmt: skip
-    processor = unchecked(Kimi_K25Processor)(
+    processor = without_videos(Kimi_K25Processor)(
         KimiStandIn(), tokenizer, NoVideos(), chat_template=KIMI
     )
     config = Kimi_K25Config(
@@ -416,7 +397,7 @@ def _minicpm(processor_class: Any, config_class: Any) -> tuple[Any, Any]:
         slice_start_token="<slice>", slice_end_token="</slice>",
         image_id_start_token="<image_id>", image_id_end_token="</image_id>",
     )  # fmt: skip
-    processor = unchecked(processor_class)(
+    processor = without_videos(processor_class)(
         image_processor=MiniCPMV4_6ImageProcessorPil(
             scale_resolution=2 * SIDE, patch_size=PATCH, max_slice_nums=4
         ),
@@ -478,7 +459,7 @@ def lfm3_vl() -> tuple[PreTrainedModel, Any]:
         vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>",
     )  # fmt: skip
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    processor = unchecked(Lfm3VlProcessor)(
+    processor = without_videos(Lfm3VlProcessor)(
         Qwen2VLImageProcessorPil(
             patch_size=PATCH, size={"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
         ),
