@@ -22,11 +22,14 @@ class Family:
             not pass (cross-attention); None where there are none.
         streams: attribute of the text config that says how many residual streams, each of the
             hidden size, a layer's output holds side by side; None where there is one.
+        bidirectional: whether all of a prompt's tokens attend to each other, not to earlier ones
+            only.
     """
 
     placeholders: tuple[str, ...] = ("image_token_id",)
     skipped: str | None = None
     streams: str | None = None
+    bidirectional: bool = False
 
 
 _VIDEO = Family(placeholders=("image_token_id", "video_token_id"))
@@ -55,8 +58,13 @@ FAMILIES: dict[str, Family] = {
         _VIDEO,
     ),
     "mllama": Family(skipped="cross_attention_layers"),
+    "paligemma": Family(bidirectional=True),
     "qwen4_exp": replace(_VIDEO, streams="hc_count"),
 }
+
+#: Processors that write the prompt themselves, around one turn's text that comes with an image:
+#: their checkpoints have no chat template, and they refuse a request without an image.
+SELF_PROMPTING = ("PaliGemmaProcessor",)
 
 _ENCODER_DECODER = "an encoder-decoder: its language model reads no prompt of text and images"
 _NO_CHAT = "not a chat model: it has no conversation to take the image out of"
@@ -91,7 +99,6 @@ REFUSED: dict[str, str] = {
     "gemma3n": "its vision tower needs timm, so no small model of it has been checked",
     "got_ocr2": "its processor refuses a request without an image, so there is no text-only view",
     "idefics": "images enter by cross-attention after every layer, which is not checked",
-    "paligemma": "its processor refuses a request without an image, so there is no text-only view",
     "pi0": "it steers robots; it is not a language model",
     "pp_chart2table": "it reads charts and has no conversation to take the image out of",
     "shieldgemma2": "a classifier of images, not a chat model",

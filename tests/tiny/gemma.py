@@ -11,12 +11,16 @@ from transformers import (
     Gemma4Config,
     Gemma4ForConditionalGeneration,
     Gemma4Processor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
 
@@ -100,3 +104,22 @@ def gemma4() -> tuple[PreTrainedModel, Any]:
         eoa_token_index=tokenizer.eoa_token_id,
     )  # fmt: skip
     return make(Gemma4ForConditionalGeneration, config), processor
+
+
+@tiny("paligemma")
+def paligemma(two: bool = True) -> tuple[PreTrainedModel, Any]:
+    """PaliGemma 2, or the first one, whose language model has no sliding windows."""
+    tokenizer = make_tokenizer([], bos="<bos>", image_token="<image>")
+    images = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    images.image_seq_length = (SIDE // PATCH) ** 2
+    processor = PaliGemmaProcessor(images, tokenizer)  # its checkpoints have no chat template
+    text = {"model_type": "gemma2", **TEXT, "query_pre_attn_scalar": 8}
+    if not two:
+        windows = ("layer_types", "sliding_window")
+        text = {name: value for name, value in TEXT.items() if name not in windows}
+    config = PaliGemmaConfig(
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        text_config={**text, "vocab_size": len(tokenizer)}, vocab_size=len(tokenizer),
+        image_token_index=tokenizer.image_token_id, projection_dim=32, hidden_size=32,
+    )  # fmt: skip
+    return make(PaliGemmaForConditionalGeneration, config), processor
