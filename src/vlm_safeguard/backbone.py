@@ -43,6 +43,7 @@ class Backbone:
             place here. (Cross-attention layers, which text without images skips, are not among
             them.)
         hidden_size: of a layer's output, all its residual streams together.
+        streams_at: the dimension of a layer's output that counts its streams, if there is one.
         bidirectional: whether all of a prompt's tokens attend to each other.
     """
 
@@ -52,6 +53,7 @@ class Backbone:
     layers: tuple[torch.nn.Module, ...]
     hidden_size: int
     placeholder_ids: frozenset[int]
+    streams_at: int | None = None
     bidirectional: bool = False
 
     @classmethod
@@ -120,6 +122,7 @@ class Backbone:
             layers=tuple(layer for i, layer in enumerate(layers) if i not in skipped),
             hidden_size=int(text_config.hidden_size) * streams,
             placeholder_ids=placeholder_ids,
+            streams_at=family.streams_at,
             bidirectional=family.bidirectional,
         )
 

@@ -21,7 +21,9 @@ class Family:
         skipped: attribute of the text config that lists layers which text without images does
             not pass (cross-attention); None where there are none.
         streams: attribute of the text config that says how many residual streams, each of the
-            hidden size, a layer's output holds side by side; None where there is one.
+            hidden size, a layer's output holds; None where there is one.
+        streams_at: the dimension of a layer's output that counts them; None where they stand side
+            by side in the last.
         bidirectional: whether all of a prompt's tokens attend to each other, not to earlier ones
             only.
     """
@@ -29,6 +31,7 @@ class Family:
     placeholders: tuple[str, ...] = ("image_token_id",)
     skipped: str | None = None
     streams: str | None = None
+    streams_at: int | None = None
     bidirectional: bool = False
 
 
@@ -57,6 +60,7 @@ FAMILIES: dict[str, Family] = {
         ),
         _VIDEO,
     ),
+    "gemma3n": Family(streams="altup_num_inputs", streams_at=0),
     "mllama": Family(skipped="cross_attention_layers"),
     "paligemma": Family(bidirectional=True),
     "qwen4_exp": replace(_VIDEO, streams="hc_count"),
@@ -96,7 +100,6 @@ REFUSED: dict[str, str] = {
     ),
     "diffusion_gemma": "it generates by diffusion, not token after token",
     "evolla": "it reads proteins, not pictures",
-    "gemma3n": "its vision tower needs timm, so no small model of it has been checked",
     "got_ocr2": "its processor refuses a request without an image, so there is no text-only view",
     "idefics": "images enter by cross-attention after every layer, which is not checked",
     "pi0": "it steers robots; it is not a language model",
