@@ -1,4 +1,4 @@
-"""Idefics and SmolVLM, Mistral, Llama, LFM, Kimi, MiniCPM-V and Aria."""
+"""Idefics and SmolVLM, Mistral, Llama, LFM, Kimi, MiniCPM-V and -OCR, and Aria."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ from transformers import (
     Llama4Config,
     Llama4ForConditionalGeneration,
     Llama4Processor,
+    MiniCPMOcrConfig,
+    MiniCPMOcrForConditionalGeneration,
+    MiniCPMOcrProcessor,
     MiniCPMV4_6Config,
     MiniCPMV4_6ForConditionalGeneration,
     MiniCPMV4_6Processor,
@@ -38,6 +41,8 @@ from transformers import (
     MiniCPMV4_7Processor,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    MistralLarge4Config,
+    MistralLarge4ForConditionalGeneration,
     MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaProcessor,
@@ -182,8 +187,8 @@ class PixtralLikeProcessor(ProcessorMixin):
         return [*super().model_input_names, "image_sizes"]
 
 
-@tiny("mistral3")
-def mistral3() -> tuple[PreTrainedModel, Any]:
+def _mistral() -> tuple[Any, dict[str, Any]]:
+    """A processor, and what every config of a family with Pixtral's tower takes."""
     marks = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
              "[IMG]", "[IMG_BREAK]", "[IMG_END]"]  # fmt: skip
     tokenizer = make_tokenizer(marks, bos="<s>")
@@ -193,13 +198,31 @@ def mistral3() -> tuple[PreTrainedModel, Any]:
         ),
         tokenizer, unit=2 * PATCH, chat_template=MISTRAL,
     )  # fmt: skip
-    config = Mistral3Config(
-        vision_config={"model_type": "pixtral", **VISION, "head_dim": 8, "image_size": 2 * SIDE},
-        text_config={"model_type": "mistral", **decoder(tokenizer, head_dim=8)},
-        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2,
-        tie_word_embeddings=False,
-    )  # fmt: skip
+    vision = {"model_type": "pixtral", **VISION, "head_dim": 8, "image_size": 2 * SIDE}
+    return processor, {
+        "vision_config": vision, "image_token_index": tokenizer.convert_tokens_to_ids("[IMG]"),
+        "spatial_merge_size": 2, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+@tiny("mistral3")
+def mistral3() -> tuple[PreTrainedModel, Any]:
+    processor, shared = _mistral()
+    text = {"model_type": "mistral", **decoder(processor.tokenizer, head_dim=8)}
+    config = Mistral3Config(text_config=text, **shared)
     return make(Mistral3ForConditionalGeneration, config), processor
+
+
+@tiny("mistral_large4")
+def mistral_large4() -> tuple[PreTrainedModel, Any]:
+    processor, shared = _mistral()
+    text = decoder(
+        processor.tokenizer, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
+        num_experts_per_tok=2, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8,
+        v_head_dim=8, index_topk=8, index_head_dim=8, index_n_heads=2,
+    )  # fmt: skip
+    config = MistralLarge4Config(text_config=text, experts_implementation="eager", **shared)
+    return make(MistralLarge4ForConditionalGeneration, config), processor
 
 
 @tiny("mllama")
@@ -429,6 +452,13 @@ def minicpmv4_6() -> tuple[PreTrainedModel, Any]:
 def minicpmv4_7() -> tuple[PreTrainedModel, Any]:
     config, processor = _minicpm(MiniCPMV4_7Processor, MiniCPMV4_7Config)
     return make(MiniCPMV4_7ForConditionalGeneration, config), processor
+
+
+@tiny("minicpm_ocr")
+def minicpm_ocr() -> tuple[PreTrainedModel, Any]:
+    config, processor = _minicpm(MiniCPMOcrProcessor, MiniCPMOcrConfig)
+    config.downsample_mode = "16x"  # as its image processor's, which needs torchvision
+    return make(MiniCPMOcrForConditionalGeneration, config), processor
 
 
 @tiny("aria")

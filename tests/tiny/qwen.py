@@ -21,6 +21,9 @@ from transformers import (
     Glm4vMoeConfig,
     Glm4vMoeForConditionalGeneration,
     Glm4vProcessor,
+    Glm5NextConfig,
+    Glm5NextForConditionalGeneration,
+    Glm5NextProcessor,
     Glm46VConfig,
     Glm46VForConditionalGeneration,
     Glm46VProcessor,
@@ -68,6 +71,7 @@ from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe im
     Ernie4_5_VLMoeImageProcessorPil,
 )
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.models.glm5_next.image_processing_pil_glm5_next import Glm5NextImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.glmga.image_processing_pil_glmga import GlmgaImageProcessorPil
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
@@ -329,6 +333,30 @@ def glm_ocr() -> tuple[PreTrainedModel, Any]:
     )
     processor = glm_processor(Glm46VProcessor, Glm46VImageProcessorPil, tokenizer)
     return make(GlmOcrForConditionalGeneration, config), processor
+
+
+@tiny("glm5_next")
+def glm5_next() -> tuple[PreTrainedModel, Any]:
+    tokenizer = glm_tokenizer()
+    config = Glm5NextConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+            "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
+            "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+            "layer_types": ["linear_attention", "indexed_attention"] * 2,
+            "linear_head_dim": 8, "linear_num_heads": 2, "hc_mult": 3, "index_topk": 8,
+            "index_kpool": 2, "index_head_dim": 8, "index_n_heads": 2, "pad_token_id": 0,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config=tower(
+            intermediate_size=32, out_hidden_size=32, image_size=32, projection_intermediate_size=32
+        ),
+        experts_implementation="eager", **glm_ids(tokenizer),
+    )  # fmt: skip
+    images = Glm5NextImageProcessorPil(patch_size=PATCH, min_image_tokens=4, max_image_tokens=16)
+    processor = without_videos(Glm5NextProcessor)(images, tokenizer, chat_template=GLM_CHAT)
+    return make(Glm5NextForConditionalGeneration, config), processor
 
 
 ERNIE_TOKENS = {
