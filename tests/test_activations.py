@@ -12,6 +12,7 @@ from vlm_safeguard.activations import (
     hidden_states,
     image_states,
     text_states,
+    with_hidden_states,
 )
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.images import blank_image, noise_image
@@ -72,3 +73,17 @@ def test_states_of_tuples_and_tensors() -> None:
     state = torch.zeros(1, 2, 3)
     assert hidden_states((state, None)) is state
     assert hidden_states(state) is state
+
+
+def test_streams_that_stand_apart_are_read_and_written_side_by_side() -> None:
+    output = torch.randn(3, 2, 4, 5)  # streams, batch, tokens, hidden: as Gemma 3n's layers give
+    states = hidden_states((output, None), 0)
+    assert states.shape == (2, 4, 15)
+    assert torch.equal(states[1, 2], torch.cat([stream[1, 2] for stream in output]))
+    edited = states.clone()
+    edited[1, 2, 7] += 1.0
+    back, rest = with_hidden_states((output, None), edited, 0)
+    expected = output.clone()
+    expected[1, 1, 2, 2] += 1.0
+    assert torch.equal(back, expected)
+    assert rest is None

@@ -14,8 +14,18 @@ from transformers import LlavaProcessor as Processor
 
 from conftest import make_model, make_processor
 from reference import ask, run_row, text_ids
-from vlm_safeguard.backbone import Backbone, TextView, encode_chat, render_chat
+from tiny.gemma import paligemma
+from vlm_safeguard.backbone import (
+    Backbone,
+    TextView,
+    encode_batch,
+    encode_chat,
+    encode_messages,
+    render_chat,
+    user_turn,
+)
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.images import noise_image
 
 IMAGE = 4  # the id of <image> in the test tokenizer
 WRAPPED = (
@@ -212,3 +222,42 @@ def test_chat_is_rendered_images_first_and_encoded_once(processor: Processor) ->
     ids = encode_chat(processor, "Hi", images=2)
     assert processor.tokenizer.decode(ids) == text.replace("<image>", 4 * "<image>")
     assert ids.count(processor.tokenizer.bos_token_id) == 2
+
+
+def test_a_processor_that_demands_an_image_shows_what_text_it_would_write() -> None:
+    _, processor = paligemma()
+    tokenizer = processor.tokenizer
+    written = tokenizer("<bos>Why is it so?\n", add_special_tokens=False)["input_ids"]
+    assert encode_chat(processor, "Why is it so?") == written
+    shown = encode_chat(processor, "Why is it so?", images=2)
+    assert shown == 2 * processor.image_seq_length * [tokenizer.image_token_id] + written
+    batch = encode_batch(processor, ["Why?", "Why is it so?"], [[], []])
+    assert batch["input_ids"][1].tolist() == written
+    assert batch["attention_mask"].sum(1).tolist() == [
+        len(encode_chat(processor, "Why?")),
+        len(written),
+    ]
+    assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def test_a_processor_without_a_template_takes_one_turn_and_images_for_all_or_none() -> None:
+    _, processor = paligemma()
+    with pytest.raises(SafeguardError, match="one user turn only"):
+        encode_messages(processor, [user_turn("Hi"), user_turn("Hi")])
+    with pytest.raises(SafeguardError, match="for all of a batch or for none"):
+        encode_batch(processor, ["Hi", "Hi"], [[noise_image(0)], []])
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_a_prompt_that_is_read_both_ways_is_so_without_its_image_and_padded(two: bool) -> None:
+    model, processor = paligemma(two)
+    backbone = Backbone.of(model.double())
+    rows = [encode_chat(processor, text) for text in ("Why?", "What is it, and why is it so?")]
+    with torch.no_grad():
+        found = backbone.next_token_logits(backbone.run_text(rows))
+        for row, logits in zip(rows, found, strict=True):
+            ids = torch.tensor([row])
+            prompt = model(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits[0, -1]
+            answer = model(input_ids=ids, token_type_ids=torch.ones_like(ids)).logits[0, -1]
+            torch.testing.assert_close(logits, prompt.float(), rtol=1e-5, atol=1e-5)
+            assert float((answer - prompt).abs().max()) > 0.01  # read one way, it says other things

@@ -19,14 +19,22 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 
-def hidden_states(output: Any) -> torch.Tensor:
-    """The residual stream in a decoder layer's output, (batch, tokens, hidden)."""
+def hidden_states(output: Any, streams_at: int | None = None) -> torch.Tensor:
+    """The residual stream in a decoder layer's output, (batch, tokens, hidden).
+
+    Args:
+        streams_at: the dimension that counts several streams, which are put side by side.
+    """
     state: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return state
+    return state if streams_at is None else state.movedim(streams_at, -2).flatten(-2)
 
 
-def with_hidden_states(output: Any, states: torch.Tensor) -> Any:
-    """A decoder layer's output with another residual stream in it."""
+def with_hidden_states(output: Any, states: torch.Tensor, streams_at: int | None = None) -> Any:
+    """A decoder layer's output with another residual stream in it, as `hidden_states` gives it."""
+    if streams_at is not None:
+        given = output[0] if isinstance(output, tuple) else output
+        apart = states.reshape(*states.shape[:-1], given.shape[streams_at], -1)
+        states = apart.movedim(-2, streams_at)
     return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
@@ -47,7 +55,7 @@ def capture_last_token(
 
     def keep(layer: int) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-            states[layer] = hidden_states(output)[:, -1].detach().clone()
+            states[layer] = hidden_states(output, backbone.streams_at)[:, -1].detach().clone()
             if layer == upto:
                 raise _Enough
 

@@ -564,10 +564,11 @@ class Attachment:
         place = self._watched.index(layer)
         edited_here = layer in self._guard.layers
         image_layer = getattr(self._guard.gate, "image_layer", None)
+        streams_at = self._backbone.streams_at
 
         def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
             self._fired.append(layer)
-            h = hidden_states(output)
+            h = hidden_states(output, streams_at)
             if self._mode == "text":
                 self._text_states[layer] = h[:, -1]
                 return None
@@ -575,7 +576,7 @@ class Attachment:
                 pushed = h.clone()
                 push = self._directions.vectors[layer, 0].to(h.dtype)
                 pushed[2 + place] += push * h[2 + place].norm(dim=-1, keepdim=True)
-                return with_hidden_states(output, pushed)
+                return with_hidden_states(output, pushed, streams_at)
             requests = self._current
             assert requests is not None, "layers are hooked only where there is something to do"
             if layer == image_layer and not requests.settled:
@@ -583,7 +584,7 @@ class Attachment:
             if not edited_here:
                 return None
             edited = self._edit(layer, h, requests)
-            return None if edited is None else with_hidden_states(output, edited)
+            return None if edited is None else with_hidden_states(output, edited, streams_at)
 
         return hook
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jinja2 import TemplateError
+from transformers import BatchFeature
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.families import FAMILIES, REFUSED
+from vlm_safeguard.families import FAMILIES, REFUSED, SELF_PROMPTING
 from vlm_safeguard.images import noise_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import (
-        BatchFeature,
         PreTrainedModel,
         PreTrainedTokenizerBase,
         ProcessorMixin,
@@ -43,6 +43,8 @@ class Backbone:
             place here. (Cross-attention layers, which text without images skips, are not among
             them.)
         hidden_size: of a layer's output, all its residual streams together.
+        streams_at: the dimension of a layer's output that counts its streams, if there is one.
+        bidirectional: whether all of a prompt's tokens attend to each other.
     """
 
     model: PreTrainedModel
@@ -51,6 +53,8 @@ class Backbone:
     layers: tuple[torch.nn.Module, ...]
     hidden_size: int
     placeholder_ids: frozenset[int]
+    streams_at: int | None = None
+    bidirectional: bool = False
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Backbone:
@@ -118,6 +122,8 @@ class Backbone:
             layers=tuple(layer for i, layer in enumerate(layers) if i not in skipped),
             hidden_size=int(text_config.hidden_size) * streams,
             placeholder_ids=placeholder_ids,
+            streams_at=family.streams_at,
+            bidirectional=family.bidirectional,
         )
 
     @property
@@ -137,14 +143,26 @@ class Backbone:
         ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ids, mask, positions = (x.to(self.device) for x in (ids, mask, positions))
         output = self.decoder(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=positions.to(self.device),
+            input_ids=ids,
+            attention_mask=self._both_ways(ids, mask, positions) if self.bidirectional else mask,
+            position_ids=positions,
             use_cache=False,
         )
         final: torch.Tensor = output.last_hidden_state[:, -1]
         return final
+
+    def _both_ways(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Any:
+        """The mask that the model itself gives its decoder for a prompt, here without an image."""
+        return self.model.create_masks_for_generate(
+            config=self.model.config,
+            inputs_embeds=self.model.get_input_embeddings()(ids),
+            attention_mask=mask,
+            past_key_values=None,
+            position_ids=positions,
+            token_type_ids=torch.zeros_like(ids),  # all of it prompt
+        )
 
     def next_token_logits(self, states: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 logits after final states of (rows, hidden)."""
@@ -380,13 +398,33 @@ def _encode(
     **options: Any,
 ) -> BatchFeature:
     """Rendered conversations as the processor encodes them; none gets a second bos token."""
+    if _self_prompting(processor) and not all(images):
+        if any(images):
+            raise SafeguardError("The processor takes images for all of a batch or for none.")
+        return _encode_unseen(processor, rendered, **options)
     bos = getattr(tokenizer_of(processor), "bos_token", None)
-    return processor(
+    batch: BatchFeature = processor(
         text=rendered,
         images=[list(shown) for shown in images] if any(images) else None,
         return_tensors="pt",
         add_special_tokens=not (bos and rendered[0].startswith(bos)),
         **options,
+    )
+    batch.pop("labels", None)  # PaliGemma's writes empty ones, for training
+    return batch
+
+
+def _encode_unseen(processor: Any, rendered: list[str], **options: Any) -> BatchFeature:
+    """Texts as a processor that demands a picture writes them behind one, which is cut off."""
+    marked = [processor.image_token + text for text in rendered]
+    batch = _encode(processor, marked, [[noise_image(0)]] * len(marked), **options)
+    kept = batch["input_ids"] != processor.image_token_id
+    return BatchFeature(
+        {
+            name: values[kept].view(len(rendered), -1)
+            for name, values in batch.items()
+            if values.shape == kept.shape
+        }
     )
 
 
@@ -401,6 +439,8 @@ def render_messages(processor: ProcessorMixin, messages: list[dict[str, Any]]) -
     Raises:
         SafeguardError: the processor cannot render it.
     """
+    if _self_prompting(processor) and not processor.chat_template:
+        return _one_turn(processor, messages)
     try:
         rendered: str = processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False
@@ -408,6 +448,20 @@ def render_messages(processor: ProcessorMixin, messages: list[dict[str, Any]]) -
     except (ValueError, AttributeError, TemplateError) as error:
         raise SafeguardError(f"The processor cannot render a conversation: {error}") from error
     return rendered
+
+
+def _one_turn(processor: Any, messages: list[dict[str, Any]]) -> str:
+    """The text of a conversation's only turn behind its image tokens, for its own processor."""
+    if [turn["role"] for turn in messages] != ["user"]:
+        raise SafeguardError("The processor has no chat template: it reads one user turn only.")
+    content = messages[0]["content"]
+    images: list[str] = [processor.image_token for item in content if item["type"] == "image"]
+    words: list[str] = [item["text"] for item in content if item["type"] == "text"]
+    return "".join(images + words)
+
+
+def _self_prompting(processor: ProcessorMixin) -> bool:
+    return any(kind.__name__ in SELF_PROMPTING for kind in type(processor).__mro__)
 
 
 def user_turn(text: str, *, images: int = 0) -> dict[str, Any]:

@@ -220,6 +220,8 @@ class Examination:
             """Text without its white space, which tokenizers fuse with what is around it."""
             return "".join(str(tokenizer.decode(ids)).split())
 
+        # a processor without a chat template takes one turn only
+        needed = ("one image", "two turns") if processor.chat_template else ("one image",)
         seen, spaced, untold = [], [], []
         for name, messages in _conversations():
             images = sum(item["type"] == "image" for turn in messages for item in turn["content"])
@@ -228,7 +230,7 @@ class Examination:
                 plain = encode_messages(processor, _without_images(messages))
                 ids = encode_messages(processor, messages, pictures)
             except (SafeguardError, ValueError) as error:
-                if name in ("one image", "two turns"):
+                if name in needed:
                     raise
                 untold.append(f"{name} ({str(error).splitlines()[0][:60]})")
                 continue
@@ -324,11 +326,13 @@ class Examination:
     @torch.no_grad()
     def restored_by_hand(self, guard: Guard, inputs: BatchFeature) -> torch.Tensor:
         """`logits` of one request: its text alone through the whole model, then the edit."""
-        layers = self.backbone.layers
+        layers, streams_at = self.backbone.layers, self.backbone.streams_at
         text: dict[int, torch.Tensor] = {}
         handles = [
             layers[n].register_forward_hook(
-                lambda m, a, out, n=n: text.__setitem__(n, hidden_states(out)[0, -1].double())
+                lambda m, a, out, n=n: text.__setitem__(
+                    n, hidden_states(out, streams_at)[0, -1].double()
+                )
             )
             for n in guard.layers
         ]
@@ -344,12 +348,12 @@ class Examination:
             V = guard.basis()[n, : guard.rank].double()
 
             def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
-                states = hidden_states(output).clone()
+                states = hidden_states(output, streams_at).clone()
                 last = states[0, -1].double()
                 U = V.to(last.device)
                 edited = last + U.mT @ (U @ text[n].to(last.device) - U @ last)
                 states[0, -1] = edited.to(states.dtype)
-                return with_hidden_states(output, states)
+                return with_hidden_states(output, states, streams_at)
 
             return hook
 

@@ -21,12 +21,18 @@ class Family:
         skipped: attribute of the text config that lists layers which text without images does
             not pass (cross-attention); None where there are none.
         streams: attribute of the text config that says how many residual streams, each of the
-            hidden size, a layer's output holds side by side; None where there is one.
+            hidden size, a layer's output holds; None where there is one.
+        streams_at: the dimension of a layer's output that counts them; None where they stand side
+            by side in the last.
+        bidirectional: whether all of a prompt's tokens attend to each other, not to earlier ones
+            only.
     """
 
     placeholders: tuple[str, ...] = ("image_token_id",)
     skipped: str | None = None
     streams: str | None = None
+    streams_at: int | None = None
+    bidirectional: bool = False
 
 
 _VIDEO = Family(placeholders=("image_token_id", "video_token_id"))
@@ -36,10 +42,10 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             *("aria", "aya_vision", "cohere2_vision", "deepseek_ocr2", "deepseek_vl"),
-            *("deepseek_vl_hybrid", "fast_vlm", "gemma3", "granite4_vision", "hunyuan_vl"),
-            *("idefics2", "idefics3", "internvl", "janus", "lfm2_vl", "lighton_ocr", "llama4"),
-            *("llava", "llava_next", "mistral3", "molmo2", "ovis2", "qianfan_ocr", "smolvlm"),
-            *("step3p7", "unlimited_ocr", "vipllava"),
+            *("deepseek_vl_hybrid", "fast_vlm", "gemma3", "granite4_vision", "granite_docling"),
+            *("hunyuan_vl", "idefics2", "idefics3", "internvl", "janus", "lfm2_vl"),
+            *("lighton_ocr", "llama4", "llava", "llava_next", "mistral3", "mistral_large4"),
+            *("molmo2", "ovis2", "qianfan_ocr", "smolvlm", "step3p7", "unlimited_ocr", "vipllava"),
         ),
         Family(),
     ),
@@ -47,16 +53,23 @@ FAMILIES: dict[str, Family] = {
         (
             *("cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "gemma4", "glm46v"),
             *("glm4v", "glm4v_moe", "glm_ocr", "glmga", "hyperclovax_vision_v2", "kimi_k25"),
-            *("lfm3_vl", "llava_next_video", "llava_onevision", "minicpmv4_6", "minicpmv4_7"),
-            *("paddleocr_vl", "perception_lm", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl"),
-            *("qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe"),
-            *("video_llama_3", "video_llava"),
+            *("lfm3_vl", "llava_next_video", "llava_onevision", "minicpm_ocr", "minicpmv4_6"),
+            *("minicpmv4_7", "paddleocr_vl", "perception_lm", "qwen2_5_omni_thinker"),
+            *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker"),
+            *("qwen3_vl", "qwen3_vl_moe", "video_llama_3", "video_llava"),
         ),
         _VIDEO,
     ),
+    "gemma3n": Family(streams="altup_num_inputs", streams_at=0),
+    "glm5_next": replace(_VIDEO, streams="hc_mult", streams_at=2),
     "mllama": Family(skipped="cross_attention_layers"),
+    "paligemma": Family(bidirectional=True),
     "qwen4_exp": replace(_VIDEO, streams="hc_count"),
 }
+
+#: Processors that write the prompt themselves, around one turn's text that comes with an image:
+#: their checkpoints have no chat template, and they refuse a request without an image.
+SELF_PROMPTING = ("PaliGemmaProcessor",)
 
 _ENCODER_DECODER = "an encoder-decoder: its language model reads no prompt of text and images"
 _NO_CHAT = "not a chat model: it has no conversation to take the image out of"
@@ -80,18 +93,18 @@ REFUSED: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            *("chameleon", "cohere_compass", "dots3_note", "emu3", "gemma4_unified", "glm5_next"),
-            *("granite_docling", "inkling2", "inkling_mm_model", "minicpm_ocr", "minimax_m3_vl"),
-            *("mistral4", "mistral_large4", "muse_glimmer", "muse_spark", "nemotron_h_omni"),
+            *("cohere_compass", "dots3_note", "emu3", "gemma4_unified", "inkling2"),
+            *("inkling_mm_model", "minimax_m3_vl", "muse_glimmer", "muse_spark"),
+            "nemotron_h_omni",
         ),
         _UNCHECKED,
     ),
+    "chameleon": "its processor takes no chat template, so there is no conversation to read",
     "diffusion_gemma": "it generates by diffusion, not token after token",
     "evolla": "it reads proteins, not pictures",
-    "gemma3n": "its vision tower needs timm, so no small model of it has been checked",
     "got_ocr2": "its processor refuses a request without an image, so there is no text-only view",
-    "idefics": "images enter by cross-attention after every layer, which is not checked",
-    "paligemma": "its processor refuses a request without an image, so there is no text-only view",
+    "idefics": "its model makes no pass without an image, so there is no text-only view",
+    "mistral4": "a language model that sees no images",
     "pi0": "it steers robots; it is not a language model",
     "pp_chart2table": "it reads charts and has no conversation to take the image out of",
     "shieldgemma2": "a classifier of images, not a chat model",

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import (
+    AutoModel,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma3nConfig,
+    Gemma3nForConditionalGeneration,
+    Gemma3nProcessor,
+    Gemma3nVisionConfig,
     Gemma3Processor,
     Gemma4Config,
     Gemma4ForConditionalGeneration,
     Gemma4Processor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3n.feature_extraction_gemma3n import Gemma3nAudioFeatureExtractor
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from tiny import make, make_tokenizer, tiny
-from tiny.others import NoVideos, unchecked
+from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
 
 SIDE, PATCH = 32, 8
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -76,13 +87,61 @@ def gemma3() -> tuple[PreTrainedModel, Any]:
     return make(Gemma3ForConditionalGeneration, config), processor
 
 
+class Convolution(PreTrainedModel):
+    """Stands for the tower of Gemma 3n, convolutions of timm."""
+
+    config_class = Gemma3nVisionConfig
+
+    def __init__(self, config: Gemma3nVisionConfig) -> None:
+        super().__init__(config)
+        self.patches = nn.Conv2d(3, config.hidden_size, PATCH, PATCH)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **options: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=self.patches(pixel_values))
+
+
+@tiny("gemma3n")
+def gemma3n() -> tuple[PreTrainedModel, Any]:
+    tokenizer = gemma_tokenizer(
+        "<start_of_turn>", "<end_of_turn>", image_token="<image_soft_token>",
+        boi_token="<start_of_image>", eoi_token="<end_of_image>",
+        audio_token="<audio_soft_token>", boa_token="<start_of_audio>", eoa_token="<end_of_audio>",
+    )  # fmt: skip
+    processor = Gemma3nProcessor(
+        Gemma3nAudioFeatureExtractor(),
+        SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}), tokenizer,
+        image_seq_length=16, chat_template=GEMMA3.replace("start_of_image", "image_soft_token"),
+    )  # fmt: skip
+    words = len(tokenizer)
+    AutoModel.register(Gemma3nVisionConfig, Convolution, exist_ok=True)
+    config = Gemma3nConfig(
+        vision_config={"hidden_size": 16, "vocab_size": 8, "vocab_offset": words},
+        audio_config={
+            "vocab_size": 8, "vocab_offset": words + 8, "hidden_size": 16,
+            "conf_num_attention_heads": 2, "conf_num_hidden_layers": 1,
+            "sscp_conv_channel_size": [4, 4],
+        },
+        text_config={
+            **TEXT, "vocab_size": words + 16, "vocab_size_per_layer_input": words,
+            "hidden_size_per_layer_input": 8, "laurel_rank": 4, "num_kv_shared_layers": 2,
+            "altup_num_inputs": 3, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+        },
+        vision_soft_tokens_per_image=16, image_token_id=tokenizer.image_token_id,
+        boi_token_id=tokenizer.boi_token_id, eoi_token_id=tokenizer.eoi_token_id,
+        audio_token_id=tokenizer.audio_token_id, boa_token_id=tokenizer.boa_token_id,
+        eoa_token_id=tokenizer.eoa_token_id,
+    )  # fmt: skip
+    return make(Gemma3nForConditionalGeneration, config), processor
+
+
 @tiny("gemma4")
 def gemma4() -> tuple[PreTrainedModel, Any]:
     tokenizer = gemma_tokenizer(
         "<|turn>", "<turn|>", image_token="<|image|>", boi_token="<|image>", eoi_token="<image|>",
         audio_token="<|audio|>", boa_token="<|audio>", eoa_token="<audio|>",
     )  # fmt: skip
-    processor = unchecked(Gemma4Processor)(
+    processor = without_videos(Gemma4Processor)(
         Gemma4AudioFeatureExtractor(),
         Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
         tokenizer, NoVideos(), chat_template=GEMMA4.replace("IMAGE", "<|image|>"),
@@ -101,3 +160,22 @@ def gemma4() -> tuple[PreTrainedModel, Any]:
         eoa_token_index=tokenizer.eoa_token_id,
     )  # fmt: skip
     return make(Gemma4ForConditionalGeneration, config), processor
+
+
+@tiny("paligemma")
+def paligemma(two: bool = True) -> tuple[PreTrainedModel, Any]:
+    """PaliGemma 2, or the first one, whose language model has no sliding windows."""
+    tokenizer = make_tokenizer([], bos="<bos>", image_token="<image>")
+    images = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
+    images.image_seq_length = (SIDE // PATCH) ** 2
+    processor = PaliGemmaProcessor(images, tokenizer)  # its checkpoints have no chat template
+    text = {"model_type": "gemma2", **TEXT, "query_pre_attn_scalar": 8}
+    if not two:
+        windows = ("layer_types", "sliding_window")
+        text = {name: value for name, value in TEXT.items() if name not in windows}
+    config = PaliGemmaConfig(
+        vision_config={"model_type": "siglip_vision_model", **VISION, "vision_use_head": False},
+        text_config={**text, "vocab_size": len(tokenizer)}, vocab_size=len(tokenizer),
+        image_token_index=tokenizer.image_token_id, projection_dim=32, hidden_size=32,
+    )  # fmt: skip
+    return make(PaliGemmaForConditionalGeneration, config), processor

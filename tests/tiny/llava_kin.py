@@ -54,7 +54,6 @@ from transformers import (
     PerceptionLMForConditionalGeneration,
     PerceptionLMProcessor,
     PreTrainedModel,
-    ProcessorMixin,
     QianfanOCRConfig,
     QianfanOCRForConditionalGeneration,
     QianfanOCRProcessor,
@@ -94,9 +93,8 @@ from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProce
 from transformers.models.qianfan_ocr.configuration_qianfan_ocr import QianfanOCRVisionConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.video_processing_utils import VideoProcessorMixin
 
-from tiny import make, make_tokenizer, tiny
+from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
 from tiny.llava import CHAT, PATCH, SIDE, text, tower
 
 TOKENS = (SIDE // PATCH) ** 2
@@ -196,22 +194,6 @@ ASSISTANT = (
     "{% if messages[0]['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 )
-
-
-class NoVideos(VideoProcessorMixin):
-    """Stands where a processor demands a video processor: the real ones need torchvision."""
-
-
-def without_videos(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The class, taking `NoVideos`; its own check of types asks for torchvision, too."""
-
-    def check(self: ProcessorMixin, name: str, argument: Any) -> Any:
-        if isinstance(argument, NoVideos):
-            return NoVideos
-        return processor_class.check_argument_for_proper_class(self, name, argument)
-
-    changed = {"check_argument_for_proper_class": check}
-    return type(processor_class.__name__, (processor_class,), changed)
 
 
 def siglip(patch: int = PATCH, **options: Any) -> SiglipVisionConfig:

@@ -10,6 +10,9 @@ from transformers import (
     DeepseekOcr2Config,
     DeepseekOcr2ForConditionalGeneration,
     DeepseekOcr2Processor,
+    GraniteDoclingConfig,
+    GraniteDoclingForConditionalGeneration,
+    GraniteDoclingProcessor,
     HunYuanVLConfig,
     HunYuanVLForConditionalGeneration,
     HunYuanVLProcessor,
@@ -27,25 +30,27 @@ from transformers import (
 from transformers.models.deepseek_ocr2.image_processing_pil_deepseek_ocr2 import (
     DeepseekOcr2ImageProcessorPil,
 )
+from transformers.models.granite_docling.image_processing_pil_granite_docling import (
+    GraniteDoclingImageProcessorPil,
+)
 from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import (
     HunYuanVLImageProcessorPil,
 )
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from tiny import make, make_tokenizer, tiny
+from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
+from tiny.llava_kin import GRANITE
 from tiny.others import (
     CHATML,
     PATCH,
     SIDE,
     UNSIZED,
     VISION,
-    NoVideos,
     StandIn,
     decoder,
     grid,
     pixels,
     tiles,
-    unchecked,
 )
 
 SAM = {
@@ -153,7 +158,7 @@ def molmo2() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
         marks, eos="<|im_end|>", image_token="<|image|>", video_token="<|video|>"
     )
-    processor = unchecked(Molmo2Processor)(
+    processor = without_videos(Molmo2Processor)(
         MolmoStandIn(), NoVideos(), tokenizer, chat_template=CHATML.replace("IMAGE", "<|image|>")
     )
     ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))
@@ -226,3 +231,27 @@ def hunyuan_vl() -> tuple[PreTrainedModel, Any]:
         im_end_id=tokenizer.image_end_token_id,
     )  # fmt: skip
     return make(HunYuanVLForConditionalGeneration, config), processor
+
+
+@tiny("granite_docling")
+def granite_docling() -> tuple[PreTrainedModel, Any]:
+    places = [f"<row_{row}_col_{column}>" for row in (1, 2, 3, 4) for column in (1, 2, 3, 4)]
+    tokenizer = make_tokenizer(
+        ["<|start_of_role|>", "<|end_of_role|>", "<fake_token_around_image>", "<global-img>",
+         *places],
+        eos="<|end_of_text|>", image_token="<image>",
+    )  # fmt: skip
+    processor = GraniteDoclingProcessor(
+        GraniteDoclingImageProcessorPil(size={"height": SIDE, "width": SIDE}, max_patches=4),
+        tokenizer, image_seq_len=4, chat_template=GRANITE.replace("<image>\n", "<image>"),
+    )  # fmt: skip
+    config = GraniteDoclingConfig(
+        vision_config={**VISION, "out_hidden_size": 32, "scale_factor": 2,
+                       "deepstack_visual_indexes": [0]},
+        text_config=decoder(
+            tokenizer, embedding_multiplier=2.0, logits_scaling=2.0, residual_multiplier=0.5,
+            attention_multiplier=0.25,
+        ),
+        image_token_id=tokenizer.image_token_id, pad_token_id=0,
+    )  # fmt: skip
+    return make(GraniteDoclingForConditionalGeneration, config), processor

@@ -1,4 +1,4 @@
-"""Idefics and SmolVLM, Mistral, Llama, LFM, Kimi, MiniCPM-V and Aria."""
+"""Idefics and SmolVLM, Mistral, Llama, LFM, Kimi, MiniCPM-V and -OCR, and Aria."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ from transformers import (
     Llama4Config,
     Llama4ForConditionalGeneration,
     Llama4Processor,
+    MiniCPMOcrConfig,
+    MiniCPMOcrForConditionalGeneration,
+    MiniCPMOcrProcessor,
     MiniCPMV4_6Config,
     MiniCPMV4_6ForConditionalGeneration,
     MiniCPMV4_6Processor,
@@ -38,6 +41,8 @@ from transformers import (
     MiniCPMV4_7Processor,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    MistralLarge4Config,
+    MistralLarge4ForConditionalGeneration,
     MllamaConfig,
     MllamaForConditionalGeneration,
     MllamaProcessor,
@@ -59,9 +64,8 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ImagesKwargs
-from transformers.video_processing_utils import VideoProcessorMixin
 
-from tiny import make, make_tokenizer, tiny
+from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
 
 SIDE, PATCH = 32, 8
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -183,8 +187,8 @@ class PixtralLikeProcessor(ProcessorMixin):
         return [*super().model_input_names, "image_sizes"]
 
 
-@tiny("mistral3")
-def mistral3() -> tuple[PreTrainedModel, Any]:
+def _mistral() -> tuple[Any, dict[str, Any]]:
+    """A processor, and what every config of a family with Pixtral's tower takes."""
     marks = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
              "[IMG]", "[IMG_BREAK]", "[IMG_END]"]  # fmt: skip
     tokenizer = make_tokenizer(marks, bos="<s>")
@@ -194,13 +198,31 @@ def mistral3() -> tuple[PreTrainedModel, Any]:
         ),
         tokenizer, unit=2 * PATCH, chat_template=MISTRAL,
     )  # fmt: skip
-    config = Mistral3Config(
-        vision_config={"model_type": "pixtral", **VISION, "head_dim": 8, "image_size": 2 * SIDE},
-        text_config={"model_type": "mistral", **decoder(tokenizer, head_dim=8)},
-        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2,
-        tie_word_embeddings=False,
-    )  # fmt: skip
+    vision = {"model_type": "pixtral", **VISION, "head_dim": 8, "image_size": 2 * SIDE}
+    return processor, {
+        "vision_config": vision, "image_token_index": tokenizer.convert_tokens_to_ids("[IMG]"),
+        "spatial_merge_size": 2, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+@tiny("mistral3")
+def mistral3() -> tuple[PreTrainedModel, Any]:
+    processor, shared = _mistral()
+    text = {"model_type": "mistral", **decoder(processor.tokenizer, head_dim=8)}
+    config = Mistral3Config(text_config=text, **shared)
     return make(Mistral3ForConditionalGeneration, config), processor
+
+
+@tiny("mistral_large4")
+def mistral_large4() -> tuple[PreTrainedModel, Any]:
+    processor, shared = _mistral()
+    text = decoder(
+        processor.tokenizer, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
+        num_experts_per_tok=2, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8,
+        v_head_dim=8, index_topk=8, index_head_dim=8, index_n_heads=2,
+    )  # fmt: skip
+    config = MistralLarge4Config(text_config=text, experts_implementation="eager", **shared)
+    return make(MistralLarge4ForConditionalGeneration, config), processor
 
 
 @tiny("mllama")
@@ -329,24 +351,6 @@ def lfm2_vl() -> tuple[PreTrainedModel, Any]:
     return make(Lfm2VlForConditionalGeneration, config), processor
 
 
-class NoVideos(VideoProcessorMixin):
-    """Where a processor asks for one; real ones need torchvision, and no video is shown here."""
-
-    slice_mode, downsample_mode, merge_size = True, "16x", 2
-
-
-def unchecked(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A processor class that takes any video processor: looking its type up needs torchvision."""
-
-    def check(self: ProcessorMixin, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor":
-            return NoVideos
-        return processor_class.check_argument_for_proper_class(self, argument_name, argument)
-
-    name = processor_class.__name__
-    return type(name, (processor_class,), {"check_argument_for_proper_class": check})
-
-
 class KimiStandIn(StandIn):
     merge_size = 2
 
@@ -380,7 +384,7 @@ def kimi_k25() -> tuple[PreTrainedModel, Any]:
         marks, eos="<|im_end|>", image_token="<|media_pad|>",
         video_token="<|kimi_k25_video_placeholder|>",
     )  # fmt: skip
-    processor = unchecked(Kimi_K25Processor)(
+    processor = without_videos(Kimi_K25Processor)(
         KimiStandIn(), tokenizer, NoVideos(), chat_template=KIMI
     )
     config = Kimi_K25Config(
@@ -416,7 +420,7 @@ def _minicpm(processor_class: Any, config_class: Any) -> tuple[Any, Any]:
         slice_start_token="<slice>", slice_end_token="</slice>",
         image_id_start_token="<image_id>", image_id_end_token="</image_id>",
     )  # fmt: skip
-    processor = unchecked(processor_class)(
+    processor = without_videos(processor_class)(
         image_processor=MiniCPMV4_6ImageProcessorPil(
             scale_resolution=2 * SIDE, patch_size=PATCH, max_slice_nums=4
         ),
@@ -450,6 +454,13 @@ def minicpmv4_7() -> tuple[PreTrainedModel, Any]:
     return make(MiniCPMV4_7ForConditionalGeneration, config), processor
 
 
+@tiny("minicpm_ocr")
+def minicpm_ocr() -> tuple[PreTrainedModel, Any]:
+    config, processor = _minicpm(MiniCPMOcrProcessor, MiniCPMOcrConfig)
+    config.downsample_mode = "16x"  # as its image processor's, which needs torchvision
+    return make(MiniCPMOcrForConditionalGeneration, config), processor
+
+
 @tiny("aria")
 def aria() -> tuple[PreTrainedModel, Any]:
     marks = ["<|im_start|>", "<|im_end|>", "<fim_prefix>", "<fim_suffix>"]
@@ -478,7 +489,7 @@ def lfm3_vl() -> tuple[PreTrainedModel, Any]:
         vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>",
     )  # fmt: skip
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    processor = unchecked(Lfm3VlProcessor)(
+    processor = without_videos(Lfm3VlProcessor)(
         Qwen2VLImageProcessorPil(
             patch_size=PATCH, size={"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
         ),

@@ -21,6 +21,9 @@ from transformers import (
     Glm4vMoeConfig,
     Glm4vMoeForConditionalGeneration,
     Glm4vProcessor,
+    Glm5NextConfig,
+    Glm5NextForConditionalGeneration,
+    Glm5NextProcessor,
     Glm46VConfig,
     Glm46VForConditionalGeneration,
     Glm46VProcessor,
@@ -68,6 +71,7 @@ from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe im
     Ernie4_5_VLMoeImageProcessorPil,
 )
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.models.glm5_next.image_processing_pil_glm5_next import Glm5NextImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.glmga.image_processing_pil_glmga import GlmgaImageProcessorPil
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
@@ -78,7 +82,7 @@ from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import
     VideoLlama3ImageProcessorPil,
 )
 
-from tiny import make, make_tokenizer, tiny
+from tiny import make, make_tokenizer, tiny, without_videos
 
 PATCH = 4
 PIXELS = {"min_pixels": 16 * 16, "max_pixels": 32 * 32}
@@ -96,21 +100,6 @@ TURNS = (
 CHAT_2 = TURNS.replace("DEFAULT", "true").replace("THINK", "")
 CHAT_3 = TURNS.replace("DEFAULT", "false").replace("THINK", "")
 CHAT_THINK = TURNS.replace("DEFAULT", "false").replace("THINK", "<think>\n")
-
-
-def pictures_only(
-    processor: type[ProcessorMixin], images: Any, tokenizer: PreTrainedTokenizerFast, chat: str,
-    **more: Any,
-) -> ProcessorMixin:  # fmt: skip
-    """A family's processor without its video processor, which needs torchvision."""
-
-    class PicturesOnly(processor):  # type: ignore[valid-type, misc]
-        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name == "video_processor":
-                return None
-            return super().check_argument_for_proper_class(argument_name, argument)
-
-    return PicturesOnly(image_processor=images, tokenizer=tokenizer, chat_template=chat, **more)
 
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
@@ -153,7 +142,7 @@ def tower(**more: Any) -> dict[str, Any]:
 @tiny("qwen2_vl")
 def qwen2_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = pictures_only(Qwen2VLProcessor, qwen_images(), tokenizer, CHAT_2)
+    processor = without_videos(Qwen2VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_2)
     config = Qwen2VLConfig(
         text_config=text(tokenizer), vision_config=tower(embed_dim=16, mlp_ratio=2),
         **qwen_ids(tokenizer),
@@ -164,7 +153,7 @@ def qwen2_vl() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen2_5_vl")
 def qwen2_5_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = pictures_only(Qwen2_5_VLProcessor, qwen_images(), tokenizer, CHAT_2)
+    processor = without_videos(Qwen2_5_VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_2)
     vision = tower(
         intermediate_size=32, out_hidden_size=32, window_size=16, fullatt_block_indexes=[1]
     )
@@ -181,7 +170,7 @@ def deep_tower(**more: Any) -> dict[str, Any]:
 @tiny("qwen3_vl")
 def qwen3_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = pictures_only(Qwen3VLProcessor, qwen_images(), tokenizer, CHAT_3)
+    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_3)
     config = Qwen3VLConfig(
         text_config=text(tokenizer, head_dim=8),
         vision_config=deep_tower(deepstack_visual_indexes=[0]), **qwen_ids(tokenizer),
@@ -192,7 +181,7 @@ def qwen3_vl() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen3_vl_moe")
 def qwen3_vl_moe() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = pictures_only(Qwen3VLProcessor, qwen_images(), tokenizer, CHAT_3)
+    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_3)
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     config = Qwen3VLMoeConfig(
         experts_implementation="eager",
@@ -218,7 +207,7 @@ def linear(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
 @tiny("qwen3_5")
 def qwen3_5() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = pictures_only(Qwen3VLProcessor, qwen_images(), tokenizer, CHAT_THINK)
+    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_THINK)
     config = Qwen3_5Config(
         text_config=linear(tokenizer), vision_config=deep_tower(), **qwen_ids(tokenizer)
     )
@@ -228,7 +217,7 @@ def qwen3_5() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen3_5_moe")
 def qwen3_5_moe() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = pictures_only(Qwen3VLProcessor, qwen_images(), tokenizer, CHAT_THINK)
+    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_THINK)
     experts = {
         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
@@ -288,7 +277,9 @@ def glm_tower() -> dict[str, Any]:
 
 def glm_processor(processor: type[ProcessorMixin], images: type[Any], tokenizer: Any) -> Any:
     size = {"shortest_edge": 16 * 16 * 2, "longest_edge": 32 * 32 * 2}  # two frames an image
-    return pictures_only(processor, images(patch_size=PATCH, size=size), tokenizer, GLM_CHAT)
+    return without_videos(processor)(
+        images(patch_size=PATCH, size=size), tokenizer, chat_template=GLM_CHAT
+    )
 
 
 @tiny("glm4v")
@@ -301,26 +292,25 @@ def glm4v() -> tuple[PreTrainedModel, Any]:
     return make(Glm4vForConditionalGeneration, config), processor
 
 
-@tiny("glm46v")
-def glm46v() -> tuple[PreTrainedModel, Any]:
+def _glm46v(config_class: type[Any], images: type[Any]) -> tuple[PreTrainedModel, Any]:
+    """GLM-4.6V, or the one that differs from it in how images are cut only."""
     tokenizer = glm_tokenizer()
-    config = Glm46VConfig(
+    config = config_class(
         text_config={"model_type": "glm4v_text", **glm_text(tokenizer)},
         vision_config={"model_type": "glm4v_vision", **glm_tower()}, **glm_ids(tokenizer),
     )  # fmt: skip
-    processor = glm_processor(Glm46VProcessor, Glm46VImageProcessorPil, tokenizer)
+    processor = glm_processor(Glm46VProcessor, images, tokenizer)
     return make(Glm46VForConditionalGeneration, config), processor
+
+
+@tiny("glm46v")
+def glm46v() -> tuple[PreTrainedModel, Any]:
+    return _glm46v(Glm46VConfig, Glm46VImageProcessorPil)
 
 
 @tiny("glmga")
 def glmga() -> tuple[PreTrainedModel, Any]:
-    tokenizer = glm_tokenizer()
-    config = GlmgaConfig(
-        text_config={"model_type": "glm4v_text", **glm_text(tokenizer)},
-        vision_config={"model_type": "glm4v_vision", **glm_tower()}, **glm_ids(tokenizer),
-    )  # fmt: skip
-    processor = glm_processor(Glm46VProcessor, GlmgaImageProcessorPil, tokenizer)
-    return make(Glm46VForConditionalGeneration, config), processor
+    return _glm46v(GlmgaConfig, GlmgaImageProcessorPil)
 
 
 @tiny("glm4v_moe")
@@ -343,6 +333,30 @@ def glm_ocr() -> tuple[PreTrainedModel, Any]:
     )
     processor = glm_processor(Glm46VProcessor, Glm46VImageProcessorPil, tokenizer)
     return make(GlmOcrForConditionalGeneration, config), processor
+
+
+@tiny("glm5_next")
+def glm5_next() -> tuple[PreTrainedModel, Any]:
+    tokenizer = glm_tokenizer()
+    config = Glm5NextConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+            "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
+            "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+            "layer_types": ["linear_attention", "indexed_attention"] * 2,
+            "linear_head_dim": 8, "linear_num_heads": 2, "hc_mult": 3, "index_topk": 8,
+            "index_kpool": 2, "index_head_dim": 8, "index_n_heads": 2, "pad_token_id": 0,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config=tower(
+            intermediate_size=32, out_hidden_size=32, image_size=32, projection_intermediate_size=32
+        ),
+        experts_implementation="eager", **glm_ids(tokenizer),
+    )  # fmt: skip
+    images = Glm5NextImageProcessorPil(patch_size=PATCH, min_image_tokens=4, max_image_tokens=16)
+    processor = without_videos(Glm5NextProcessor)(images, tokenizer, chat_template=GLM_CHAT)
+    return make(Glm5NextForConditionalGeneration, config), processor
 
 
 ERNIE_TOKENS = {
@@ -371,7 +385,7 @@ def ernie4_5_vl_moe() -> tuple[PreTrainedModel, Any]:
     )  # fmt: skip
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     images = Ernie4_5_VLMoeImageProcessorPil(patch_size=PATCH, size=size)
-    processor = pictures_only(Ernie4_5_VLMoeProcessor, images, tokenizer, ERNIE_CHAT)
+    processor = without_videos(Ernie4_5_VLMoeProcessor)(images, tokenizer, chat_template=ERNIE_CHAT)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     experts = {
         "moe_intermediate_size": [16, 8], "moe_k": 2, "moe_num_experts": 4,
@@ -397,7 +411,9 @@ VIDEO_LLAMA_CHAT = (
 def video_llama_3() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
     images = VideoLlama3ImageProcessorPil(patch_size=PATCH, **PIXELS)
-    processor = pictures_only(VideoLlama3Processor, images, tokenizer, VIDEO_LLAMA_CHAT)
+    processor = without_videos(VideoLlama3Processor)(
+        images, tokenizer, chat_template=VIDEO_LLAMA_CHAT
+    )
     ids = qwen_ids(tokenizer)
     plain = text(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     config = VideoLlama3Config(
@@ -459,7 +475,9 @@ def exaone4_5() -> tuple[PreTrainedModel, Any]:
          "<|video_pad|>", "<think>", "</think>"],
         eos="[|endofturn|]",
     )  # fmt: skip
-    processor = pictures_only(Exaone4_5_Processor, qwen_images(), tokenizer, EXAONE_CHAT)
+    processor = without_videos(Exaone4_5_Processor)(
+        qwen_images(), tokenizer, chat_template=EXAONE_CHAT
+    )
     plain = text(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     mixed = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8}
     config = Exaone4_5_Config(
@@ -479,7 +497,7 @@ def cosmos3_edge() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     images = Cosmos3EdgeImageProcessorPil(patch_size=PATCH, size=size)
-    processor = pictures_only(Cosmos3EdgeProcessor, images, tokenizer, CHAT_3)
+    processor = without_videos(Cosmos3EdgeProcessor)(images, tokenizer, chat_template=CHAT_3)
     processor.return_mm_token_type_ids = True  # off by default, though the model demands them
     config = Cosmos3EdgeConfig(
         text_config=text(tokenizer, head_dim=8),
@@ -495,7 +513,7 @@ def cosmos3_edge() -> tuple[PreTrainedModel, Any]:
 @tiny("cosmos3_omni")
 def cosmos3_omni() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = pictures_only(Qwen3VLProcessor, qwen_images(), tokenizer, CHAT_3)
+    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_3)
     config = Cosmos3OmniConfig(
         text_config={"model_type": "qwen3_vl_text", **text(tokenizer, head_dim=8)},
         vision_config={
@@ -534,9 +552,10 @@ def ear(**more: Any) -> dict[str, Any]:
 def qwen2_5_omni_thinker() -> tuple[PreTrainedModel, Any]:
     tokenizer = omni_tokenizer(OMNI_TOKENS)
     chat = CHAT_2.replace("vision_start", "vision_bos").replace("vision_end", "vision_eos")
-    processor = pictures_only(
-        Qwen2_5OmniProcessor, qwen_images(), tokenizer, chat.replace("image_pad", "IMAGE"),
+    processor = without_videos(Qwen2_5OmniProcessor)(
+        image_processor=qwen_images(), tokenizer=tokenizer,
         feature_extractor=WhisperFeatureExtractor(feature_size=16),
+        chat_template=chat.replace("image_pad", "IMAGE"),
     )  # fmt: skip
     config = Qwen2_5OmniThinkerConfig(
         text_config=text(tokenizer), audio_config=ear(),
@@ -556,9 +575,9 @@ def qwen2_5_omni_thinker() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen3_omni_moe_thinker")
 def qwen3_omni_moe_thinker() -> tuple[PreTrainedModel, Any]:
     tokenizer = omni_tokenizer(OMNI_3_TOKENS)
-    processor = pictures_only(
-        Qwen3OmniMoeProcessor, qwen_images(), tokenizer, CHAT_3,
-        feature_extractor=WhisperFeatureExtractor(feature_size=16),
+    processor = without_videos(Qwen3OmniMoeProcessor)(
+        image_processor=qwen_images(), tokenizer=tokenizer,
+        feature_extractor=WhisperFeatureExtractor(feature_size=16), chat_template=CHAT_3,
     )  # fmt: skip
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     config = Qwen3OmniMoeThinkerConfig(
@@ -578,7 +597,7 @@ def qwen3_omni_moe_thinker() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen4_exp")
 def qwen4_exp() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = pictures_only(Qwen3VLProcessor, qwen_images(), tokenizer, CHAT_THINK)
+    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_THINK)
     more = {
         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16, "hc_count": 2, "hc_lowrank": 8,
