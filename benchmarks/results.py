@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -26,6 +27,7 @@ from vlm_safeguard.timing import Ratio, interleave
 
 FOLDER = Path(__file__).parent / "results"
 _ROUNDING = 0.005  # targets have two digits
+_WIDTH = 150  # characters that a line of the table needs
 T = TypeVar("T")
 
 
@@ -106,9 +108,10 @@ class Sheet:
 
     def show(self) -> None:
         """Print the table, and write the chart beside the JSON file."""
-        table = Table(title=self.title, caption=f"{self.path}; {self.machine['cpu']}")
+        table = Table(title=self.title, caption=f"{self.path}; {self.machine['cpu']}", box=SIMPLE)
         for name in ("", "median", "middle half", "rounds", "target", "", "note"):
-            table.add_column(name, justify="left" if name in ("", "note") else "right")
+            words = name in ("", "note")
+            table.add_column(name, justify="left" if words else "right", no_wrap=name != "note")
         for cell in self.cells.values():
             table.add_row(
                 cell.name,
@@ -119,7 +122,7 @@ class Sheet:
                 cell.verdict,
                 cell.note,
             )
-        Console().print(table)
+        Console(width=max(_WIDTH, Console().width)).print(table)
         chart([cell for cell in self.cells.values() if cell.unit == "×"],
               self.path.with_suffix(".png"), self.title)  # fmt: skip
 
