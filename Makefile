@@ -1,15 +1,16 @@
-# `make demo` and `make test` each start from nothing: environment, install, run.
+# `make demo`, `make test` and `make bench` each start from nothing: environment, install, run.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   the guard on a real small VLM, with tables and figures (in $(OUT)/)"
 	@echo "make test   lint, types and tests"
+	@echo "make bench  what the guard costs: time and memory (in benchmarks/results/)"
 	@echo "make clean  remove the environment and the demo's output"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -28,6 +29,11 @@ lint: $(VENV)/.installed
 
 test: lint
 	$(BIN)/pytest
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/speed.py pocket
+	$(BIN)/python benchmarks/cost.py pocket
+	$(BIN)/python benchmarks/baselines.py pocket
 
 clean:
 	rm -rf $(VENV) $(OUT)

@@ -3,33 +3,69 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median and range of a ratio over interleaved pairs of runs."""
+    """A ratio over interleaved pairs of runs.
+
+    Attributes:
+        middle: first and third quartile; half of the pairs lie between them.
+    """
 
     median: float
     low: float
     high: float
     pairs: int
+    middle: tuple[float, float]
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
+        """Of what was measured in the same rounds, one pair a round."""
+        ratios = [a / b for a, b in zip(above, below, strict=True)]
+        first, _, third = quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
+        return cls(median(ratios), min(ratios), max(ratios), len(ratios), (first, third))
 
     def __str__(self) -> str:
         return f"{self.median:.2f}× (range {self.low:.2f}–{self.high:.2f}, {self.pairs} pairs)"
 
 
+def now() -> float:
+    """Seconds on a clock, read once everything that was started on a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(run: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, everything it started on a GPU included."""
-    _wait()
-    start = time.perf_counter()
+    start = now()
     run()
-    _wait()
-    return time.perf_counter() - start
+    return now() - start
+
+
+def interleave(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each run gives, by name, a value a round; every second round goes backwards.
+
+    All are called once before, to warm up. A machine that slows down for a while then slows
+    neighbours, and what drifts steadily falls on both sides.
+    """
+    for run in runs.values():
+        run()
+    found: dict[str, list[T]] = {name: [] for name in runs}
+    names = list(runs)
+    for number in range(rounds):
+        for name in names[:: -1 if number % 2 else 1]:
+            found[name].append(runs[name]())
+    return found
 
 
 def time_ratio(plain: Callable[[], float], other: Callable[[], float], pairs: int = 5) -> Ratio:
@@ -37,19 +73,5 @@ def time_ratio(plain: Callable[[], float], other: Callable[[], float], pairs: in
 
     Both are called once before, to warm up.
     """
-    plain()
-    other()
-    ratios = []
-    for number in range(pairs):
-        if number % 2:
-            above = other()
-            ratios.append(above / plain())
-        else:
-            below = plain()
-            ratios.append(other() / below)
-    return Ratio(median(ratios), min(ratios), max(ratios), pairs)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    found = interleave({"plain": plain, "other": other}, pairs)
+    return Ratio.of(found["other"], found["plain"])

@@ -1,1 +1,1 @@
-"""Defences to compare: the guard's own variants here, baselines one file each."""
+"""Defences to compare, one file each, behind one door: the guard, its variants, and baselines."""

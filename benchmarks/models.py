@@ -1,0 +1,190 @@
+"""What is measured: models by name, their guards, and requests whose gate is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from vlm_safeguard import Guard
+from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
+from vlm_safeguard.cli.loading import load_guard, load_model
+from vlm_safeguard.defences.defence import batch
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.prompts import read_prompts
+from vlm_safeguard.gate import CalibratedGate
+from vlm_safeguard.images import blank_image
+from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
+
+NAMES = ("pocket", "llava-7b", "tiny")
+GATES = {"open": "harmful", "closed": "harmless"}  # the requests that are asked for each
+_FAR = 1e9  # beyond every score
+_AT_ONCE = 32  # requests whose gates are read in one pass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A LLaVA with random weights: its sizes, and where it runs."""
+
+    text: dict[str, int]
+    vision: dict[str, int]
+    device: str
+    dtype: torch.dtype
+
+
+SHAPES = {
+    "llava-7b": Shape(  # LLaVA-1.5-7B: 576 image tokens
+        text={"vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008,
+              "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
+        vision={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+                "num_attention_heads": 16, "image_size": 336, "patch_size": 14},
+        device="cuda",
+        dtype=torch.bfloat16,
+    ),
+    "tiny": Shape(
+        text={"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 64,
+              "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2},
+        vision={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "image_size": 32, "patch_size": 16},
+        device="cpu",
+        dtype=torch.float32,
+    ),
+}  # fmt: skip
+
+
+def load(name: str) -> tuple[Any, Any]:
+    """(model, processor) by name.
+
+    Raises:
+        SafeguardError: the model needs a GPU that is not here.
+    """
+    if name not in SHAPES:
+        return load_model(name)
+    shape = SHAPES[name]
+    if shape.device == "cuda" and not torch.cuda.is_available():
+        raise SafeguardError(
+            f"{name} has 7 billion weights in bfloat16 and is measured on a GPU; there is none "
+            "here. Measure pocket, or try the programs with tiny."
+        )
+    processor = _processor(shape)
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**shape.vision),
+        text_config=LlamaConfig(
+            **shape.text, max_position_embeddings=4096, pad_token_id=1, bos_token_id=2,
+            eos_token_id=None,
+        ),
+        image_token_id=processor.image_token_id,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=(shape.vision["image_size"] // shape.vision["patch_size"]) ** 2,
+        dtype=shape.dtype,
+    )  # fmt: skip
+    with torch.device(shape.device):  # made where it runs: no copy on the host
+        model = LlavaForConditionalGeneration._from_config(config, dtype=shape.dtype).eval()
+    model.generation_config.pad_token_id = 1
+    model.generation_config.eos_token_id = None
+    model.config._name_or_path = model.name_or_path = name
+    return model, processor
+
+
+def _processor(shape: Shape) -> LlavaProcessor:
+    """A LLaVA processor whose tokenizer is trained on the shipped requests."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    anchors = [text for anchor in shipped_anchors() for text in (anchor.harmful, anchor.harmless)]
+    tokenizer.train_from_iterator(
+        [*anchors, *shipped_calibration(), "user\nassistant\n", "Yes yes No no"],
+        trainers.BpeTrainer(
+            vocab_size=4000,
+            special_tokens=["<unk>", "<pad>", "<|im_start|>", "<|im_end|>", "<image>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    side, patch = shape.vision["image_size"], shape.vision["patch_size"]
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"height": side, "width": side}, do_center_crop=False
+        ),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            unk_token="<unk>",
+            pad_token="<pad>",
+            bos_token="<|im_start|>",
+            eos_token="<|im_end|>",
+            additional_special_tokens=["<image>"],
+            padding_side="left",
+        ),
+        patch_size=patch,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def fit(name: str, model: Any, processor: Any) -> Guard:
+    """A guard fitted as users do it; `tiny`, which only tries the programs, on less."""
+    if name != "tiny":
+        return Guard.fit(model, processor)
+    anchors, calibration = shipped_anchors()[:40], shipped_calibration()[:220]
+    return Guard.fit(model, processor, anchors=anchors, calibration=calibration)
+
+
+def guard_for(name: str, model: Any, processor: Any) -> Guard:
+    """A fitted guard; the Pocket VLM's is kept between runs."""
+    if name in SHAPES:
+        return fit(name, model, processor)
+    return load_guard(None, name, model, processor)
+
+
+def with_gate(name: str, guard: Guard, gate: str) -> Guard:
+    """The guard whose gate will be "open" or "closed" for the requests that go with it.
+
+    Random weights cannot tell harm, so their threshold is moved out of reach; what the gate
+    computes, the model's own refusal included, stays the same.
+    """
+    if name not in SHAPES:
+        return guard
+    assert isinstance(guard.gate, CalibratedGate)
+    changes = {
+        "text_threshold": -_FAR if gate == "open" else _FAR,
+        "image_threshold": None if guard.gate.image_layer is None else _FAR,
+        "refusal_tokens": (3,),
+    }
+    return guard.variant(gate=guard.gate.model_copy(update=changes))
+
+
+def requests_with(model: Any, processor: Any, guard: Guard, gate: str, count: int) -> list[str]:
+    """The first `count` held-out requests, with a blank image, whose gate is as wanted.
+
+    Raises:
+        SafeguardError: there are not so many.
+    """
+    texts = [prompt.text for prompt in read_prompts(GATES[gate])]
+    found: list[str] = []
+    for start in range(0, len(texts), _AT_ONCE):
+        asked = texts[start : start + _AT_ONCE]
+        inputs = batch(model, processor, asked, [blank_image()] * len(asked))
+        with torch.no_grad(), guard.attach(model):
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        found += [
+            text
+            for text, receipt in zip(asked, guard.receipts, strict=True)
+            if receipt.guarded == (gate == "open")
+        ]
+        if len(found) >= count:
+            return found[:count]
+    raise SafeguardError(f"Of {len(texts)} requests only {len(found)} have the gate {gate}.")

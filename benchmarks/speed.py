@@ -1,0 +1,130 @@
+"""Guarded over unguarded time: prefill, decode step, whole answers; gate open and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from models import GATES, guard_for, load, requests_with, with_gate
+from results import Cell, Sheet, in_turns, parser, told
+from vlm_safeguard import Guard
+from vlm_safeguard.defences.defence import batch
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.images import blank_image
+from vlm_safeguard.timing import Ratio, now
+
+BATCHES = (1, 8)
+ANSWERS = (32, 128)  # new tokens
+AGAIN = "unguarded again"  # what differs there is noise
+_MORE = 4  # prefills for every whole answer: they are short
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every cell that is not there yet, and show all."""
+    asked = parser(__doc__, rounds=9).parse_args(argv)
+    model, processor = load(asked.model)
+    sheet = Sheet("speed", asked, model)
+    fitted = guard_for(asked.model, model, processor)
+    for size in BATCHES:
+        for gate in GATES:
+            guard = with_gate(asked.model, fitted, gate)
+            texts = requests_with(model, processor, guard, gate, size)
+            inputs = batch(model, processor, texts, [blank_image()] * size)
+            measure(sheet, model, inputs, guard, gate, asked.rounds)
+    sheet.show()
+
+
+def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, rounds: int) -> None:
+    """The cells of one batch under one state of the gate."""
+    size, longest = len(inputs["input_ids"]), max(ANSWERS)
+    guards = {"unguarded": None, AGAIN: None, "default": guard, "hold": guard.variant(hold=True)}
+    others = list(guards)[1:]
+
+    def named(quantity: str, name: str) -> str:
+        return f"{quantity}, {gate} gate, batch {size}, {name}"
+
+    def runs(tokens: int) -> dict[str, Any]:
+        return {n: partial(stamps, model, inputs, g, gate, tokens) for n, g in guards.items()}
+
+    def keep(
+        quantity: str, values: dict[str, list[float]], target: float | None, note: str = ""
+    ) -> None:
+        took = f"unguarded {1e3 * median(values['unguarded']):.1f} ms"
+        for name in others:
+            sheet.add(
+                Cell.ratio(
+                    named(quantity, name),
+                    Ratio.of(values[name], values["unguarded"]),
+                    None if name == AGAIN else target,
+                    "; ".join(filter(None, (took, note))),
+                )
+            )
+
+    if sheet.lacks(named("prefill", name) for name in others):
+        share = text_share(model, inputs, guard)
+        found = in_turns(f"prefill, {gate} gate, batch {size}", runs(1), _MORE * rounds)
+        keep(
+            "prefill",
+            {name: [times[0] for times in all_times] for name, all_times in found.items()},
+            1 + share + 0.03,
+            f"text is {share:.0%} of the prompt",
+        )
+    if sheet.lacks(named(f"{longest} tokens", name) for name in others):
+        found = in_turns(f"{longest} tokens, {gate} gate, batch {size}", runs(longest), rounds)
+        steps = {
+            name: [median(after - before for before, after in pairwise(times)) for times in some]
+            for name, some in found.items()
+        }
+        keep("decode step", steps, 1.00 if gate == "closed" else 1.02)
+        for tokens in ANSWERS:
+            whole = {name: [times[tokens - 1] for times in some] for name, some in found.items()}
+            slower = 1.03 if model.device.type == "cuda" else 1.05
+            keep(f"{tokens} tokens", whole, slower if tokens == 128 else None)
+
+
+class Clock(StoppingCriteria):  # type: ignore[misc]
+    """Notes when each new token is there; stops nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """See `StoppingCriteria`."""
+        self.times.append(now())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def stamps(model: Any, inputs: Any, guard: Guard | None, gate: str, tokens: int) -> list[float]:
+    """Seconds from the call of `generate` to each new token; attaching is not counted.
+
+    Raises:
+        SafeguardError: the gate was not as it should have been.
+    """
+    clock = Clock()
+    with nullcontext() if guard is None else guard.attach(model):
+        start = now()
+        model.generate(
+            **inputs, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens,
+            stopping_criteria=StoppingCriteriaList([clock]),
+        )  # fmt: skip
+    if guard is not None and {r.guarded for r in guard.receipts} != {gate == "open"}:
+        raise SafeguardError(f"The gate was not {gate} for every request.")
+    return [time - start for time in clock.times]
+
+
+def text_share(model: Any, inputs: Any, guard: Guard) -> float:
+    """Tokens of the text-only views over tokens of the prompts: what a second pass must cost."""
+    with torch.no_grad(), guard.attach(model):
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    return sum(r.text_tokens for r in guard.receipts) / int(inputs["attention_mask"].sum())
+
+
+if __name__ == "__main__":
+    told(main)

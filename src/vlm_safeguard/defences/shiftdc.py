@@ -1,0 +1,122 @@
+"""ShiftDC (arXiv 2502.13095): take the image's shift along the safety direction back.
+
+The request is also read with a caption in place of its image. The shift that the image causes,
+m = h(image) − h(caption), loses its component along s, the difference of the harmful and harmless
+anchors' mean states: ĥ = h(image) − proj_s(m). Prompts are in our own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+
+from vlm_safeguard.activations import capture_last_token, hidden_states
+from vlm_safeguard.backbone import Backbone, encode_chat
+from vlm_safeguard.defences.defence import answers
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vlm_safeguard.guard import Guard
+
+_DESCRIBE = "Describe the image."
+_CAPTIONED = "Image: {caption}\n\n{request}"
+
+
+@dataclass(frozen=True, eq=False)
+class ShiftDC:
+    """A caption, a text-only pass, and the corrected pass with the image.
+
+    A request without an image is answered as it is.
+
+    Attributes:
+        direction: (layers, hidden) harmful less harmless mean state, of every decoder layer.
+        layers: those that are corrected, at the last prompt token.
+        caption_tokens: the longest caption, in tokens.
+    """
+
+    direction: torch.Tensor
+    layers: tuple[int, ...]
+    caption_tokens: int = 64
+
+    name: ClassVar[str] = "shiftdc"
+
+    @classmethod
+    def of(cls, guard: Guard, *, caption_tokens: int = 64) -> Self:
+        """With a fitted guard's means and layers."""
+        means = guard.directions
+        return cls(means.harmful_mean - means.harmless_mean, guard.layers, caption_tokens)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        requests: Sequence[str],
+        images: Sequence[Image | None],
+        **options: Any,
+    ) -> list[str]:
+        """See `Defence.generate`."""
+        seeing = [row for row, image in enumerate(images) if image is not None]
+        if not seeing:
+            return answers(model, processor, requests, images, **options)
+        captions = answers(
+            model, processor, [_DESCRIBE] * len(seeing), [images[row] for row in seeing],
+            max_new_tokens=self.caption_tokens,
+        )  # fmt: skip
+        texts = [
+            _CAPTIONED.format(caption=caption, request=requests[row])
+            for row, caption in zip(seeing, captions, strict=True)
+        ]
+        backbone = Backbone.of(model)
+        with capture_last_token(backbone) as text:
+            backbone.run_text([encode_chat(processor, words) for words in texts])
+        with self._correcting(backbone, seeing, text):
+            return answers(model, processor, requests, images, **options)
+
+    @contextmanager
+    def _correcting(
+        self, backbone: Backbone, rows: list[int], text: dict[int, torch.Tensor]
+    ) -> Iterator[None]:
+        """While open, the next pass's last token is corrected in these rows, and no later one's."""
+        handles: dict[int, Any] = {}
+
+        def correct(layer: int) -> Any:
+            def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+                handles[layer].remove()  # the prompt's pass; tokens of the answer are left alone
+                h = hidden_states(output)
+                h[rows, -1] = without_shift(h[rows, -1], text[layer], self.direction[layer])
+
+            return hook
+
+        for layer in self.layers:
+            handles[layer] = backbone.layers[layer].register_forward_hook(correct(layer))
+        try:
+            yield
+        finally:
+            for handle in handles.values():
+                handle.remove()
+
+
+def without_shift(
+    states: torch.Tensor, text: torch.Tensor, direction: torch.Tensor
+) -> torch.Tensor:
+    """ĥ = h − s sᵀ(h − t) / ‖s‖²: states whose shift from `text` lost its part along s.
+
+    Args:
+        states: (rows, hidden) with the image, h.
+        text: (rows, hidden) with the caption, t.
+        direction: (hidden,) safety direction, s, of any length.
+
+    Returns:
+        (rows, hidden), in the states' dtype.
+    """
+    exact = torch.promote_types(states.dtype, torch.float32)
+    s = torch.nn.functional.normalize(direction.to(states.device, exact), dim=0)
+    shift = states.to(exact) - text.to(states.device, exact)
+    return (states.to(exact) - (shift @ s)[:, None] * s).to(states.dtype)

@@ -1,0 +1,52 @@
+"""A model's yes or no to a question, read off the first token that it would answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm_safeguard.backbone import tokenizer_of
+from vlm_safeguard.defences.defence import batch
+from vlm_safeguard.errors import SafeguardError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+def yes_log_odds(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: Sequence[str],
+    images: Sequence[Image | None],
+) -> torch.Tensor:
+    """Log p(yes) − log p(no) of the answer's first token; above 0 the model says yes.
+
+    Args:
+        questions: that ask for yes or no.
+        images: the picture that goes with each; None for text alone.
+
+    Returns:
+        (questions,) float32, on the CPU.
+
+    Raises:
+        SafeguardError: the tokenizer begins "yes" and "no" with the same token.
+    """
+    yes, no = _openings(processor, "yes"), _openings(processor, "no")
+    if not yes - no or not no - yes:
+        raise SafeguardError('This tokenizer cannot tell "yes" from "no" by the first token.')
+    output = model.generate(
+        **batch(model, processor, questions, images),
+        max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    logits: torch.Tensor = output.logits[0].float().cpu()
+    return logits[:, list(yes - no)].logsumexp(-1) - logits[:, list(no - yes)].logsumexp(-1)
+
+
+def _openings(processor: ProcessorMixin, word: str) -> set[int]:
+    """First tokens of a word, in either case, with a space before it or without."""
+    tokenizer = tokenizer_of(processor)
+    forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
+    return {tokenizer.encode(form, add_special_tokens=False)[0] for form in forms}

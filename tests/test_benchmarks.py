@@ -1,0 +1,120 @@
+"""The benchmark programs run: every cell is written, and kept the next time. Not what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vlm_safeguard.errors import SafeguardError
+
+PROGRAMS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(PROGRAMS)
+
+
+def cells_of(program: Any, folder: Path) -> dict[str, dict[str, Any]]:
+    """What one round on the tiny shape writes; a second run must measure nothing."""
+    asked = ["tiny", "--rounds", "1", "--out", str(folder)]
+    program.main(asked)
+    (path,) = folder.glob("*.json")
+    told = json.loads(path.read_text("utf-8"))
+    assert told["machine"]["versions"]["torch"] == torch.__version__
+    assert path.with_suffix(".png").stat().st_size > 1000
+    for cell in told["cells"]:
+        assert math.isfinite(cell["value"]), cell
+        assert bool(cell["verdict"]) == (cell["target"] is not None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "in_turns", None)
+        program.main(asked)
+    assert json.loads(path.read_text("utf-8")) == told
+    return {cell["name"]: cell for cell in told["cells"]}
+
+
+def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import speed
+
+    monkeypatch.setattr(speed, "BATCHES", (2,))
+    monkeypatch.setattr(speed, "ANSWERS", (2, 3))
+    cells = cells_of(speed, tmp_path)
+    assert set(cells) == {
+        f"{quantity}, {gate} gate, batch 2, {guard}"
+        for quantity in ("prefill", "decode step", "2 tokens", "3 tokens")
+        for gate in ("open", "closed")
+        for guard in ("unguarded again", "default", "hold")
+    }
+    assert cells["decode step, open gate, batch 2, default"]["target"] == 1.02
+    assert cells["decode step, closed gate, batch 2, hold"]["target"] == 1.0
+    assert 1.03 < cells["prefill, open gate, batch 2, default"]["target"] < 2.03
+    assert all(cell["value"] > 0 for cell in cells.values())
+
+
+def test_cost(tmp_path: Path) -> None:
+    import cost
+
+    cells = cells_of(cost, tmp_path)
+    assert cells["fit over its forward passes"]["target"] == 1.1
+    assert 0 < cells["artifact"]["value"] < 1
+    states = (2 * 40 + 220) * 6 * 32 * 4 / 1e6
+    assert cells["fit, its states"]["value"] == pytest.approx(states)
+    assert cells["attach"]["value"] > 0
+    assert cells["fit, peak extra memory"]["value"] > 0
+    assert "guarded run, peak extra memory" in cells
+
+
+def test_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import baselines
+
+    monkeypatch.setattr(baselines, "BATCHES", (2,))
+    monkeypatch.setattr(baselines, "TOKENS", 2)
+    monkeypatch.setattr(baselines, "CAPTION", 2)
+    cells = cells_of(baselines, tmp_path)
+    names = ("none again", "guard", "self-reminder", "guard model", "shiftdc", "ecso")
+    assert set(cells) == {f"{n}, {k}, batch 2" for n in names for k in ("harmful", "harmless")}
+
+
+def test_a_large_shape_is_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from models import load
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SafeguardError, match="there is none here"):
+        load("llava-7b")
+
+
+def test_results_of_another_machine_are_not_mixed(tmp_path: Path) -> None:
+    from models import load
+    from results import Cell, Sheet, parser
+
+    model = load("tiny")[0]
+    asked = parser(None, 1).parse_args(["tiny", "--out", str(tmp_path)])
+    sheet = Sheet("some", asked, model)
+    sheet.add(Cell("a", 1.004, "×", (0.9, 1.1), 3, 1.0))
+    assert Sheet("some", asked, model).cells == sheet.cells
+    with pytest.raises(SafeguardError, match="--fresh"):
+        Sheet("some", asked, model.half())
+    asked.fresh = True
+    assert not Sheet("some", asked, model).cells
+
+
+@pytest.mark.parametrize(
+    ("value", "middle", "verdict"),
+    [
+        (1.004, (1.001, 1.004), "met"),
+        (1.004, (0.99, 1.2), "met, spread across it"),
+        (1.006, (1.0055, 1.2), "not met"),
+        (1.006, (0.9, 1.2), "not met, spread across it"),
+        (1.006, None, "not met"),
+    ],
+)
+def test_verdicts(value: float, middle: tuple[float, float] | None, verdict: str) -> None:
+    from results import Cell
+
+    assert Cell("a", value, "×", middle, 3, target=1.0).verdict == verdict
+    assert Cell("a", value, "×", middle, 3).verdict == ""
