@@ -21,8 +21,7 @@ from results import Cell, Sheet, in_turns, parser, told
 from vlm_safeguard import Guard
 from vlm_safeguard.activations import image_states, text_states
 from vlm_safeguard.anchors import shipped_calibration
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.defences.defence import batch
+from vlm_safeguard.backbone import Backbone, model_inputs
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.timing import Ratio, seconds
 
@@ -146,7 +145,7 @@ def fit_time(name: str, model: Any, processor: Any, rounds: int) -> list[Cell]:
 
 def attach_time(model: Any, processor: Any, guard: Guard, rounds: int) -> list[Cell]:
     """Time to attach and leave, over one forward pass of a request with an image."""
-    inputs = batch(model, processor, ["What is shown here?"], [blank_image()])
+    inputs = model_inputs(model, processor, ["What is shown here?"], [blank_image()])
 
     def attach() -> None:
         with guard.attach(model):
@@ -218,7 +217,9 @@ def peaks(name: str, what: str, folder: Path) -> dict[str, float]:
     longest = sorted(shipped_calibration(), key=len)[-_BATCH:]
     guard = with_gate(name, Guard.from_pretrained(folder), "open")
     texts = requests_with(model, processor, guard, "open", _ROWS) if what == "run" else []
-    inputs = batch(model, processor, texts or longest[:1], [blank_image()] * max(len(texts), 1))
+    inputs = model_inputs(
+        model, processor, texts or longest[:1], [blank_image()] * max(len(texts), 1)
+    )
 
     def generate() -> None:
         model.generate(**inputs, do_sample=False, max_new_tokens=_TOKENS, min_new_tokens=_TOKENS)

@@ -19,8 +19,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlm_safeguard import Guard
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
+from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.cli.loading import load_guard, load_model
-from vlm_safeguard.defences.defence import batch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.gate import CalibratedGate
@@ -177,7 +177,7 @@ def requests_with(model: Any, processor: Any, guard: Guard, gate: str, count: in
     found: list[str] = []
     for start in range(0, len(texts), _AT_ONCE):
         asked = texts[start : start + _AT_ONCE]
-        inputs = batch(model, processor, asked, [blank_image()] * len(asked))
+        inputs = model_inputs(model, processor, asked, [blank_image()] * len(asked))
         with torch.no_grad(), guard.attach(model):
             model(**inputs, use_cache=False, logits_to_keep=1)
         found += [

@@ -15,7 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from models import GATES, guard_for, load, requests_with, with_gate
 from results import Cell, Sheet, in_turns, parser, told
 from vlm_safeguard import Guard
-from vlm_safeguard.defences.defence import batch
+from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.timing import Ratio, now
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for gate in GATES:
             guard = with_gate(asked.model, fitted, gate)
             texts = requests_with(model, processor, guard, gate, size)
-            inputs = batch(model, processor, texts, [blank_image()] * size)
+            inputs = model_inputs(model, processor, texts, [blank_image()] * size)
             measure(sheet, model, inputs, guard, gate, asked.rounds)
     sheet.show()
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.demo import CONDITIONS, condition_images, majority_accuracy, run_demo
 from vlm_safeguard.evaluation.judges import is_refusal
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.evaluation.prompts import read_prompts
-from vlm_safeguard.evaluation.runner import Results, Row, generate_replies, model_inputs
+from vlm_safeguard.evaluation.runner import Results, Row, generate_replies
 from vlm_safeguard.gate import OpenGate
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image

@@ -391,6 +391,18 @@ def encode_batch(
     return _encode(processor, rendered, images, padding=True, padding_side="left")
 
 
+def model_inputs(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    requests: Sequence[str],
+    images: Sequence[Image | None],
+) -> BatchFeature:
+    """A left-padded batch with one image a request or none, where the model wants it."""
+    shown = [[image] if image is not None else [] for image in images]
+    device = _device_of(model.get_input_embeddings())
+    return encode_batch(processor, requests, shown).to(device, model.dtype)
+
+
 def _encode(
     processor: ProcessorMixin,
     rendered: list[str],

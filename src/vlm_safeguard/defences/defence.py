@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vlm_safeguard.backbone import encode_batch
+from vlm_safeguard.backbone import model_inputs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from vlm_safeguard.guard import Guard
 
@@ -88,20 +88,9 @@ def answers(
     **options: Any,
 ) -> list[str]:
     """Greedy answers to one batch, whatever is attached to the model."""
-    inputs = batch(model, processor, requests, images)
+    inputs = model_inputs(model, processor, requests, images)
     output = model.generate(**inputs, do_sample=False, **options)
     found: list[str] = processor.batch_decode(
         output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
     )
     return found
-
-
-def batch(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    requests: Sequence[str],
-    images: Sequence[Image | None],
-) -> BatchFeature:
-    """A left-padded batch, ready for `generate`, on the model's device."""
-    given = [[image] if image is not None else [] for image in images]
-    return encode_batch(processor, requests, given).to(model.device, model.dtype)

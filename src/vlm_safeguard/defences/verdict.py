@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_safeguard.backbone import tokenizer_of
-from vlm_safeguard.defences.defence import batch
+from vlm_safeguard.backbone import model_inputs, tokenizer_of
 from vlm_safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def yes_log_odds(
     if not yes - no or not no - yes:
         raise SafeguardError('This tokenizer cannot tell "yes" from "no" by the first token.')
     output = model.generate(
-        **batch(model, processor, questions, images),
+        **model_inputs(model, processor, questions, images),
         max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     logits: torch.Tensor = output.logits[0].float().cpu()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm_safeguard.activations import image_states, text_states
-from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.backbone import Backbone, model_inputs
 from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.judges import is_refusal
 from vlm_safeguard.evaluation.prompts import Prompt
-from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies, model_inputs
+from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.pocket.scenes import HELD_OUT_SEED, Question, Scene, answers_correctly
 from vlm_safeguard.timing import Ratio, seconds, time_ratio

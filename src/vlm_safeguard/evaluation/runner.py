@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.attachment import TextReadings
-from vlm_safeguard.backbone import encode_batch
+from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.receipt import Receipt
 
@@ -146,14 +146,3 @@ def _answer(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
         return tokens
     found = torch.isin(tokens, torch.tensor(ends)).nonzero()
     return tokens[: int(found[0]) + 1] if len(found) else tokens
-
-
-def model_inputs(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    requests: Sequence[str],
-    images: Sequence[Image | None],
-) -> Any:
-    """A left-padded batch, ready for `generate`, on the model's device."""
-    given = [[image] if image is not None else [] for image in images]
-    return encode_batch(processor, requests, given).to(model.device, model.dtype)
