@@ -15,9 +15,8 @@ from transformers import LlavaProcessor as Processor
 from conftest import make_model, make_processor
 from reference import ask, run_row, text_ids
 from tiny.gemma import paligemma
-from vlm_safeguard.backbone import (
-    Backbone,
-    TextView,
+from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.conversation import (
     encode_batch,
     encode_chat,
     encode_messages,
@@ -26,6 +25,7 @@ from vlm_safeguard.backbone import (
 )
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import noise_image
+from vlm_safeguard.text_view import TextView
 
 IMAGE = 4  # the id of <image> in the test tokenizer
 WRAPPED = (

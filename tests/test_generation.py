@@ -20,7 +20,7 @@ from transformers import (
 from conftest import make_model
 from reference import QUESTIONS, ask, edited_by_hand
 from tiny import load_makers
-from vlm_safeguard.backbone import encode_batch
+from vlm_safeguard.conversation import encode_batch
 from vlm_safeguard.edits import Project
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import OpenGate

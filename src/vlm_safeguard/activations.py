@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from vlm_safeguard.backbone import Backbone, encode_batch, encode_chat
+from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.conversation import encode_batch, encode_chat
 
 if TYPE_CHECKING:
     from PIL.Image import Image

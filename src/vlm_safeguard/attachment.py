@@ -714,51 +714,24 @@ class Attachment:
                     ),
                 )
 
-    # --- receipts ---
-
     def _make_receipts(self, requests: _Requests) -> list[Receipt]:
-        guard, gate = self._guard, self._guard.gate
-        receipts = []
-        for row, fact in enumerate(requests.receipts):
-            layers = tuple(
-                layer
-                for layer, is_open in zip(guard.layers, requests.is_open[row], strict=True)
-                if is_open
+        guard = self._guard
+        return [
+            Receipt.of(
+                fact,
+                guard.gate,
+                guard.edit,
+                window=guard.layers,
+                layers=tuple(n for n, is_open in zip(guard.layers, opened, strict=True) if is_open),
+                editable=editable,
             )
-            limits: dict[str, Any] = {}
-            if isinstance(gate, CalibratedGate):
-                if "text_score" in fact:
-                    limits["text_threshold"] = gate.text_threshold
-                if "image_score" in fact:
-                    limits["image_threshold"] = gate.image_threshold
-            receipts.append(
-                Receipt(
-                    **fact,
-                    **limits,
-                    guarded=bool(layers),
-                    reason=self._reason(fact, bool(requests.editable[row]), len(layers)),
-                    edit=guard.edit.name if layers else None,
-                    layers=layers,
-                )
+            for fact, opened, editable in zip(
+                requests.receipts,
+                requests.is_open.tolist(),
+                requests.editable.tolist(),
+                strict=True,
             )
-        return receipts
-
-    def _reason(self, fact: dict[str, Any], editable: bool, layers: int) -> str:
-        gate, edit = self._guard.gate, self._guard.edit
-        if not editable:
-            return f"no image in the request, and '{edit.name}' only mends what an image does"
-        if isinstance(gate, CalibratedGate):
-            text, image = fact["text_score"], fact.get("image_score")
-            if fact.get("own_refusal", -1.0) > 0:
-                return "asked without an image, the language model would itself refuse"
-            if text > gate.text_threshold:
-                return f"the text scores {text:+.2f}, above {gate.text_threshold:+.2f}"
-            if image is not None and image > gate.image_threshold:
-                return f"with its image it scores {image:+.2f}, above {gate.image_threshold:+.2f}"
-            return f"the text scores {text:+.2f}, not above {gate.text_threshold:+.2f}"
-        if gate.name == "open":
-            return "the gate is always open"
-        return f"the paper's gate is open in {layers} of {len(self._guard.layers)} layers"
+        ]
 
 
 def _check_all_took_part(armed: list[int], fired: list[int], where: str) -> None:

@@ -17,9 +17,8 @@ import torch
 
 from vlm_safeguard.activations import hidden_states, with_hidden_states
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
-from vlm_safeguard.backbone import (
-    Backbone,
-    TextView,
+from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.conversation import (
     encode_batch,
     encode_messages,
     render_chat,
@@ -32,6 +31,7 @@ from vlm_safeguard.families import FAMILIES, PLACEHOLDERS, Family
 from vlm_safeguard.gate import CalibratedGate, OpenGate
 from vlm_safeguard.guard import Guard, template_sha256
 from vlm_safeguard.images import noise_image
+from vlm_safeguard.text_view import TextView
 from vlm_safeguard.timing import Ratio, seconds, time_ratio
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from vlm_safeguard.anchors import (
     shipped_calibration,
 )
 from vlm_safeguard.attachment import Attachment, TextReadings
-from vlm_safeguard.backbone import Backbone, TextView
+from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.directions import (
     Directions,
     choose_layers,
@@ -42,6 +42,7 @@ from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, threshold_for
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.receipt import Receipt
 from vlm_safeguard.refusal import opening_tokens, refusal_log_odds
+from vlm_safeguard.text_view import TextView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

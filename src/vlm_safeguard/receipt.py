@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 from pydantic import BaseModel, ConfigDict
+
+from vlm_safeguard.edits import Edit
+from vlm_safeguard.gate import AnyGate, CalibratedGate
 
 
 class Receipt(BaseModel):
@@ -42,3 +48,56 @@ class Receipt(BaseModel):
     image_threshold: float | None = None
     harm_before: float | None = None
     harm_after: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        facts: Mapping[str, Any],
+        gate: AnyGate,
+        edit: Edit,
+        *,
+        window: tuple[int, ...],
+        layers: tuple[int, ...],
+        editable: bool,
+    ) -> Self:
+        """The receipt of a row, from what was counted and scored in it.
+
+        Args:
+            facts: values of the fields that were measured, by name.
+            window: the layers that the guard may edit, of which `layers` were.
+            editable: whether the edit acts on such requests at all.
+        """
+        limits: dict[str, Any] = {}
+        if isinstance(gate, CalibratedGate):
+            if "text_score" in facts:
+                limits["text_threshold"] = gate.text_threshold
+            if "image_score" in facts:
+                limits["image_threshold"] = gate.image_threshold
+        if editable:
+            reason = _why(facts, gate, f"{len(layers)} of {len(window)} layers")
+        else:
+            reason = f"no image in the request, and '{edit.name}' only mends what an image does"
+        return cls(
+            **facts,
+            **limits,
+            guarded=bool(layers),
+            reason=reason,
+            edit=edit.name if layers else None,
+            layers=layers,
+        )
+
+
+def _why(facts: Mapping[str, Any], gate: AnyGate, where: str) -> str:
+    """Why the gate decided as it did."""
+    if isinstance(gate, CalibratedGate):
+        text, image = facts["text_score"], facts.get("image_score")
+        if facts.get("own_refusal", -1.0) > 0:
+            return "asked without an image, the language model would itself refuse"
+        if text > gate.text_threshold:
+            return f"the text scores {text:+.2f}, above {gate.text_threshold:+.2f}"
+        if image is not None and image > gate.image_threshold:
+            return f"with its image it scores {image:+.2f}, above {gate.image_threshold:+.2f}"
+        return f"the text scores {text:+.2f}, not above {gate.text_threshold:+.2f}"
+    if gate.name == "open":
+        return "the gate is always open"
+    return f"the paper's gate is open in {where}"

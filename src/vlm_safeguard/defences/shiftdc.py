@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from vlm_safeguard.activations import capture_last_token, hidden_states
-from vlm_safeguard.backbone import Backbone, encode_chat
+from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.conversation import encode_chat
 from vlm_safeguard.defences.defence import answers
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_safeguard.backbone import model_inputs, tokenizer_of
+from vlm_safeguard.backbone import model_inputs
+from vlm_safeguard.conversation import tokenizer_of
 from vlm_safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
