@@ -249,8 +249,11 @@ class Attachment:
         ids = torch.full((2 + len(self._watched), 2), token, device=self._backbone.device)
         self._mode = "canary"
         self._arm(self._watched)
+        keep = (
+            {"logits_to_keep": 1} if "logits_to_keep" in self._forward_signature.parameters else {}
+        )
         logits = self._model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **keep
         ).logits[:, -1]
         effect = (logits - logits[0]).float().abs().amax(-1)
         noise = effect[1] * _CANARY_NOISE + torch.finfo(logits.dtype).tiny
@@ -384,7 +387,7 @@ class Attachment:
         assert requests is not None, "an answer follows a prompt"
         if len(requests.receipts) != len(ids):
             raise SafeguardError(_batch_changed(len(requests.receipts), len(ids)))
-        self._positions = torch.arange(ids.shape[1]).expand(len(ids), -1)
+        self._positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
         self._width = ids.shape[1]
         self._arm(self._needed(requests))
 
@@ -471,9 +474,10 @@ class Attachment:
         if not self._guard.hold:
             if start < 0:
                 return None
-            self._positions = torch.full((len(ids), 1), start)
+            self._positions = torch.full((len(ids), 1), start, device=ids.device)
         else:
-            self._positions = torch.arange(max(start, 0), new).expand(len(ids), -1)
+            self._positions = torch.arange(max(start, 0), new, device=ids.device)
+            self._positions = self._positions.expand(len(ids), -1)
         return requests
 
     def _continued(self, cache: Any, ids: torch.Tensor) -> _Requests | None:
@@ -606,7 +610,7 @@ class Attachment:
             self._fired.append(layer)
             h = hidden_states(output, streams_at)
             if self._mode == "text":
-                self._text_states[layer] = h[:, -1]
+                self._text_states[layer] = h[:, -1].clone()  # not a view of every token's
                 return None
             if self._mode == "canary":
                 pushed = h.clone()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 
@@ -48,9 +49,17 @@ class Directions:
         Returns:
             (requests,), float32.
         """
-        first = self.vectors[layer, 0]
-        harmful, harmless = self.harmful_mean[layer] @ first, self.harmless_mean[layer] @ first
-        return (states.float() @ first - (harmful + harmless) / 2) / ((harmful - harmless) / 2)
+        middle, half = self._scale
+        return (states.float() @ self.vectors[layer, 0] - middle[layer]) / half[layer]
+
+    @cached_property
+    def _scale(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(layers,) where the first coordinate scores 0, and what it gains up to a score of 1."""
+        harmful, harmless = (
+            torch.einsum("ld,ld->l", mean, self.vectors[:, 0])
+            for mean in (self.harmful_mean, self.harmless_mean)
+        )
+        return (harmful + harmless) / 2, (harmful - harmless) / 2
 
     def harm_scores(self, states: torch.Tensor) -> torch.Tensor:
         """`harm_score` for every layer: (requests, layers, hidden) → (requests, layers)."""
@@ -63,7 +72,13 @@ class Directions:
         return Directions(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def fit_directions(harmful: torch.Tensor, harmless: torch.Tensor, rank: int) -> Directions:
+def fit_directions(
+    harmful: torch.Tensor,
+    harmless: torch.Tensor,
+    rank: int,
+    *,
+    held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Directions:
     """Directions from paired last-token states.
 
     The sign of a singular vector is arbitrary; each is oriented so that the mean of A_l·v is ≥ 0,
@@ -73,6 +88,7 @@ def fit_directions(harmful: torch.Tensor, harmless: torch.Tensor, rank: int) -> 
         harmful: (pairs, layers, hidden) states of the harmful anchors.
         harmless: (pairs, layers, hidden) states of their partners.
         rank: directions to keep for each layer; at most the number of pairs.
+        held_out: their `held_out_scores`, where these are known already.
 
     Raises:
         ValueError: the shapes differ, the rank does not fit, or a state is not finite.
@@ -84,7 +100,7 @@ def fit_directions(harmful: torch.Tensor, harmless: torch.Tensor, rank: int) -> 
         raise ValueError(f"rank {rank} needs at least that many pairs; there are {pairs}")
     if not (torch.isfinite(harmful).all() and torch.isfinite(harmless).all()):
         raise ValueError("a hidden state is not finite (NaN or infinite)")
-    positive, negative = held_out_scores(harmful, harmless)
+    positive, negative = held_out or held_out_scores(harmful, harmless)
     return _fit(harmful, harmless, rank, auroc(positive, negative))
 
 

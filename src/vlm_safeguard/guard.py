@@ -197,7 +197,10 @@ class Guard:
                 f"The model's hidden states are not finite in {model.dtype}; load it in bfloat16 "
                 "or float32."
             )
-        directions = fit_directions(harmful, harmless, min(max(STORED_RANK, rank), pairs))
+        held_out = held_out_scores(harmful, harmless)
+        directions = fit_directions(
+            harmful, harmless, min(max(STORED_RANK, rank), pairs), held_out=held_out
+        )
         chosen = tuple(layers) if layers is not None else choose_layers(directions)
         _check_layers(chosen, len(backbone.layers))
 
@@ -210,7 +213,6 @@ class Guard:
         )  # fmt: skip
         plain = torch.cat([harmful[: len(shown)], harmless[: len(shown)]])
         gate_layers = list(legible_layers(directions, chosen))
-        held_out = held_out_scores(harmful, harmless)
         tokens, own = _own_decision(backbone, *torch.split(final, sizes))
         scores = {
             "harmful": held_out[0][:, gate_layers].mean(1),

@@ -48,7 +48,7 @@ def refusal_log_odds(
     found = []
     for rows in torch.split(states, _ROWS):
         logits = backbone.next_token_logits(rows)
-        opening = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-        opening[list(tokens)] = True
-        found.append(logits[:, opening].logsumexp(-1) - logits[:, ~opening].logsumexp(-1))
+        opening = torch.tensor(tokens, device=logits.device)
+        others = logits.index_fill(1, opening, -torch.inf)
+        found.append(logits[:, opening].logsumexp(-1) - others.logsumexp(-1))
     return torch.cat(found).cpu()
