@@ -228,7 +228,8 @@ def test_what_is_loaded_is_what_was_saved(
     saved = guard.variant(**changes)
     saved.save_pretrained(tmp_path / "new" / "guard")
     loaded = Guard.from_pretrained(tmp_path / "new" / "guard")
-    for name, value in vars(saved.directions).items():
+    for field in fields(saved.directions):
+        name, value = field.name, getattr(saved.directions, field.name)
         assert torch.equal(getattr(loaded.directions, name), value)
     assert loaded.scores.keys() == saved.scores.keys()
     assert all(torch.equal(loaded.scores[name], saved.scores[name]) for name in saved.scores)
