@@ -127,6 +127,7 @@ class Attachment:
         self._armed: list[int] = []  # those layers
         self._mode: str | None = None  # None, "text", "canary" or "guard"
         self._fired: list[int] = []
+        self._finite: list[torch.Tensor] = []  # of each edit in a pass, whether its states are
         self._text_states: dict[int, torch.Tensor] = {}
         self._prompt: _Prompt | None = None
         self._current: _Requests | None = None
@@ -149,6 +150,7 @@ class Attachment:
         if model.training:
             raise SafeguardError("The model is in training mode; call model.eval() first.")
         self._backbone = Backbone.of(model)
+        self._placed = (self._backbone.device, model.dtype)
         guard.check_fits(self._backbone)
         guard.check_sound()
         dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
@@ -216,12 +218,12 @@ class Attachment:
                 prepend=True,  # whoever else looks sees the edited state
             )
             self._layer_handles.append(handle)
-        self._armed, self._fired = layers, []
+        self._armed, self._fired, self._finite = layers, [], []
 
     def _disarm(self) -> None:
         for handle in self._layer_handles:
             handle.remove()
-        self._layer_handles, self._armed, self._fired = [], [], []
+        self._layer_handles, self._armed, self._fired, self._finite = [], [], [], []
 
     @torch.no_grad()
     def _verify(self) -> None:
@@ -264,13 +266,7 @@ class Attachment:
                 )
         if self._prompt is not None:
             raise SafeguardError("The guarded model was called while it was already running.")
-        if not {handle.id for handle in self._handles[:2]} <= {
-            *self._model._forward_pre_hooks, *self._model._forward_hooks
-        }:  # fmt: skip
-            raise SafeguardError(
-                "The guard's hooks on the model were removed by other code, so nothing is "
-                "generated. Attach again."
-            )
+        self._check_unchanged()
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         if kwargs.get("inputs_embeds") is not None or not isinstance(ids, torch.Tensor):
             raise SafeguardError(
@@ -289,7 +285,7 @@ class Attachment:
             output = self._inner_generate(*args, **kwargs)
         finally:
             self._prompt = None
-        if prompt.requests is None:
+        if prompt.requests is None or not prompt.requests.finished:
             raise SafeguardError(
                 "generate returned without a pass in which the guard saw the prompt's end; its "
                 "output is withheld."
@@ -301,6 +297,26 @@ class Attachment:
             "Continuous batching does not pass through the model's own forward, so the guard "
             "cannot act there. Use generate; nothing was generated."
         )
+
+    def _check_unchanged(self) -> None:
+        """Refuse a model that other code has changed since it was attached to."""
+        there = {
+            *self._model._forward_pre_hooks,
+            *self._model._forward_hooks,
+            *self._backbone.decoder._forward_pre_hooks,
+        }
+        if not self._handles or not {handle.id for handle in self._handles} <= there:
+            raise SafeguardError(
+                "The guard's hooks on the model are gone (its block was left, or they were "
+                "removed by other code), so nothing is generated. Attach again."
+            )
+        if self._model.training or self._backbone.decoder.training:
+            raise SafeguardError("The model is in training mode; call model.eval() first.")
+        if (self._backbone.device, self._model.dtype) != self._placed:
+            raise SafeguardError(
+                "The model was moved or cast after attaching, so nothing is generated. Attach "
+                "again."
+            )
 
     def _before_decoder(self, module: torch.nn.Module, args: Any) -> None:
         if self._mode is None:
@@ -314,6 +330,7 @@ class Attachment:
             return
         if self._mode is not None:
             raise SafeguardError("The guarded model was called while it was already running.")
+        self._check_unchanged()
         given = self._forward_signature.bind_partial(*args, **kwargs)
         given.arguments.update(given.arguments.pop("kwargs", {}))
         inputs = given.arguments
@@ -341,11 +358,20 @@ class Attachment:
     def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         mode, self._mode = self._mode, None
         requests, self._current = self._current, None
-        armed, fired = self._armed, self._fired
+        armed, fired, finite = self._armed, self._fired, self._finite
         self._disarm()
-        if output is None or mode is None:
+        if output is None:
             return  # the pass failed; the error is on its way
+        if mode is None:
+            raise SafeguardError(
+                "The guarded model was called while it was already running, so this pass was not "
+                "guarded to its end."
+            )
         _check_all_took_part(armed, fired, "this pass")
+        if not all(finite):
+            raise SafeguardError(
+                "An edit in this pass gave a state that is not finite; nothing more is generated."
+            )
         if mode == "guard" and requests is not None and not requests.finished:
             requests.finished = True
             cache = getattr(output, "past_key_values", None)
@@ -440,6 +466,11 @@ class Attachment:
     def _begin(self, ids: torch.Tensor, mask: torch.Tensor | None) -> _Requests:
         """Read a batch of prompts: text-only views, gates, and reference coordinates."""
         guard, view = self._guard, self._guard.text_view
+        if Backbone.of(self._model) != self._backbone:
+            raise SafeguardError(
+                "The model's decoder or a layer was replaced after attaching, so nothing is "
+                "generated. Attach again."
+            )
         tokens = ids.tolist()
         kept = [[True] * len(row) for row in tokens] if mask is None else mask.bool().tolist()
         facts, texts, last = [], [], []
@@ -478,6 +509,11 @@ class Attachment:
             layer: torch.stack([readings.states[text][layer] for text in place])
             for layer in self._watched
         }
+        if not all(torch.isfinite(values).all() for values in (final, *states.values())):
+            raise SafeguardError(
+                "The text-only pass gave states that are not finite; the request cannot be "
+                "judged, so nothing is generated."
+            )
         of_row = torch.tensor([place[texts[row]] for row in asked], device=final.device)
         rows = torch.tensor(asked)
         for layer in guard.layers:
@@ -514,7 +550,7 @@ class Attachment:
         self._arm(self._watched)
         try:
             final = self._backbone.run_text(texts)
-            _check_all_took_part(self._armed, self._fired, "the text-only pass")
+            _check_all_took_part(self._watched, self._fired, "the text-only pass")
         finally:
             self._mode = None
             self._disarm()
@@ -566,6 +602,7 @@ class Attachment:
         if count > 1 and at.text is not None:
             at = replace(at, text=at.text.repeat_interleave(count, dim=0))
         edited = guard.edit(states, self._basis[layer].to(h.device), at)
+        self._finite.append(torch.isfinite(edited).all())
         if not requests.finished and layer in requests.first_edited:
             scores = [
                 self._directions.harm_score(x.to(self._directions.vectors.device), layer).tolist()

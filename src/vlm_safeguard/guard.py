@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
@@ -341,7 +342,6 @@ class Guard:
         vectors = self.directions.vectors
         if vectors.dim() != 3:
             raise SafeguardError(f"The guard's directions have shape {tuple(vectors.shape)}.")
-        vectors = self.basis()
         count, stored, hidden = vectors.shape
         _check_layers(self.layers, count)
         if not 0 < self.rank <= stored:
@@ -350,14 +350,24 @@ class Guard:
             _check_layers(self.gate.layers, count)
             if self.gate.image_layer is not None:
                 _check_layers((self.gate.image_layer,), self.layers[0] + 1)
+            for name in ("text_threshold", "image_threshold"):
+                threshold = getattr(self.gate, name)
+                if threshold is not None and not isfinite(threshold):
+                    raise SafeguardError(f"The gate's {name} is {threshold}: it would never open.")
         tensors = {"directions": vectors, "drift": self.drift,
                    "harmful mean": self.directions.harmful_mean,
                    "harmless mean": self.directions.harmless_mean}  # fmt: skip
         for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32 or tensor.is_meta:
+                raise SafeguardError(
+                    f"The guard's {name} is {tensor.dtype} on {tensor.device}; it has to be "
+                    "float32, with values."
+                )
             if not torch.isfinite(tensor).all():
                 raise SafeguardError(f"The guard's {name} holds values that are not finite.")
             if tensor.shape[0] != count or tensor.shape[-1] != hidden:
                 raise SafeguardError(f"The guard's {name} has shape {tuple(tensor.shape)}.")
+        vectors = self.basis()
         gram = vectors.double() @ vectors.double().mT
         if not torch.allclose(gram, torch.eye(stored).double(), atol=1e-4):
             raise SafeguardError("The guard's directions are not orthonormal.")
