@@ -17,6 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from reference import make_exact
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
+from vlm_safeguard.gate import OpenGate
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 
@@ -116,6 +117,12 @@ def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Gu
     )
     looks = {"image_layer": fitted.layers[0], "image_threshold": 100.0}
     return fitted.variant(gate=fitted.gate.model_copy(update=looks))
+
+
+@pytest.fixture(scope="session")
+def open_guard(guard: Guard) -> Guard:
+    """Edits four of the six layers, always."""
+    return guard.variant(layers=(1, 2, 3, 4), gate=OpenGate())
 
 
 @pytest.fixture(scope="session")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
-    LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 from transformers.generation.streamers import BaseStreamer
 
 from conftest import make_model
+from observe import Model, answer, hooks, positions, step
 from reference import (
     QUESTIONS,
     ask,
@@ -35,44 +33,14 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import OpenGate, PaperGate
 from vlm_safeguard.guard import Guard
 
-Model = LlavaForConditionalGeneration
 EDITS = [Restore(), Restore(one_sided=False), Refuse(), Project(), Drift(), Add(), Refuse(-0.5)]
 NAMES = ["restore", "two-sided", "refuse", "project", "drift", "add", "flipped"]
 edits = pytest.mark.parametrize("edit", EDITS, ids=NAMES)
 CLOSED = 1e9  # a threshold that no score passes
 
 
-@pytest.fixture(scope="session")
-def open_guard(guard: Guard) -> Guard:
-    """Edits four of the six layers, always."""
-    return guard.variant(layers=(1, 2, 3, 4), gate=OpenGate())
-
-
-def answer(model: Model, inputs: dict[str, Tensor], **options: Any) -> Any:
-    """Eight new tokens, greedily unless told otherwise.
-
-    The logits of every step are those of the head: `generate` rounds its own to float32.
-    """
-    logits: list[Tensor] = []
-    handle = model.lm_head.register_forward_hook(lambda m, args, out: logits.append(out[:, -1]))
-    try:
-        out = model.generate(
-            **inputs,
-            **({"max_new_tokens": 8, "do_sample": False} | options),
-            return_dict_in_generate=True,
-        )
-    finally:
-        handle.remove()
-    out.logits = logits
-    return out
-
-
 def new_tokens(out: Any, inputs: dict[str, Tensor]) -> Tensor:
     return out.sequences[:, inputs["input_ids"].shape[1] :]
-
-
-def positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def exact(left: Any, right: Any) -> None:
@@ -193,7 +161,7 @@ def test_papers_gate_closes_single_layers(
     assert 0 < sum(counts) < 6 * len(QUESTIONS)
 
 
-# --- 2. fail closed ---
+# --- 2. fail closed (faults are in test_faults; here is what callers do) ---
 
 
 def hooked(model: Model) -> dict[str, int]:
@@ -235,136 +203,6 @@ def test_layers_are_hooked_in_passes_that_need_it_and_in_the_language_model_only
     assert hooked(model) == before
 
 
-def test_hooks_that_do_not_act_are_found_out(
-    monkeypatch: pytest.MonkeyPatch, model: Model, guard: Guard
-) -> None:
-    tower = model.model.vision_tower.encoder.layers  # as many as the decoder has
-    wrong = replace(Backbone.of(model), layers=tower)
-    monkeypatch.setattr(Backbone, "of", classmethod(lambda cls, model: wrong))
-    before = hooks(model)
-    with pytest.raises(SafeguardError, match=r"do not act|took part"):
-        guard.attach(model).__enter__()
-    assert hooks(model) == before
-
-
-def test_one_layer_that_does_not_act_is_named(processor: LlavaProcessor, guard: Guard) -> None:
-    model = make_model(processor)
-    layer = model.model.language_model.layers[2]
-    kept: list[Tensor] = []
-    layer.register_forward_pre_hook(lambda m, args: kept.append(args[0].clone()))
-    # What layer 2 did is undone before layer 3 reads it.
-    model.model.language_model.layers[3].register_forward_pre_hook(
-        lambda m, args: (kept.pop(), *args[1:])
-    )
-    with pytest.raises(SafeguardError, match=r"layers \[2\] of"):
-        guard.attach(model).__enter__()
-
-
-@pytest.mark.parametrize("place", [2, 3])
-@pytest.mark.parametrize("needs_text", [True, False])
-def test_a_removed_hook_is_an_error(
-    model: Model, processor: LlavaProcessor, guard: Guard, place: int, needs_text: bool
-) -> None:
-    inputs = ask(processor, QUESTIONS[:1])
-    variant = guard if needs_text else guard.variant(gate=OpenGate(), edit=Project())
-    layer = model.model.language_model.layers[place]
-    with variant.attach(model):
-        thief = layer.register_forward_pre_hook(lambda m, args: m._forward_hooks.clear())
-        with pytest.raises(SafeguardError, match="removed"):
-            model.generate(**inputs, max_new_tokens=1)
-        thief.remove()
-
-
-@pytest.mark.parametrize("hooks_of", ["_forward_pre_hooks", "_forward_hooks"])
-def test_hooks_removed_from_the_model_itself_are_an_error(
-    processor: LlavaProcessor, guard: Guard, hooks_of: str
-) -> None:
-    model = make_model(processor)
-    inputs = ask(processor, QUESTIONS[:1])
-    with guard.attach(model):
-        getattr(model, hooks_of).clear()
-        with pytest.raises(SafeguardError, match="removed by other code"):
-            model.generate(**inputs, max_new_tokens=1)
-
-
-def test_a_layer_replaced_after_attaching_is_an_error(
-    processor: LlavaProcessor, guard: Guard
-) -> None:
-    model = make_model(processor)
-    inputs = ask(processor, QUESTIONS[:1])
-    layers = model.model.language_model.layers
-    fresh = copy.deepcopy(layers[3])
-    with guard.attach(model):
-        model.generate(**inputs, max_new_tokens=1)
-        layers[3] = fresh
-        with pytest.raises(SafeguardError, match="layer replaced after attaching"):
-            model.generate(**inputs, max_new_tokens=1)
-
-
-def test_a_hook_lost_while_decoding_is_an_error(
-    model: Model, processor: LlavaProcessor, open_guard: Guard
-) -> None:
-    inputs = ask(processor, QUESTIONS[:1])
-    with open_guard.attach(model), torch.no_grad():
-        out = model(**inputs, use_cache=True)
-        layer = model.model.language_model.layers[2]
-        thief = layer.register_forward_pre_hook(lambda m, args: m._forward_hooks.clear())
-        with pytest.raises(SafeguardError, match="removed"):
-            step(model, out, inputs["attention_mask"])
-        thief.remove()
-
-
-@pytest.mark.parametrize("field", ["vectors", "harmful_mean", "harmless_mean"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_directions_that_are_not_finite_are_refused(
-    model: Model, guard: Guard, field: str, value: float
-) -> None:
-    broken = getattr(guard.directions, field).clone()
-    broken[2, ..., 0] = value
-    bad = guard.variant(directions=replace(guard.directions, **{field: broken}))
-    before = hooks(model)
-    with pytest.raises(SafeguardError, match="not finite"):
-        bad.attach(model).__enter__()
-    assert hooks(model) == before
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layers": (2, 6)}, "Layers"),
-        ({"layers": (-1, 2)}, "Layers"),
-        ({"rank": 0}, "rank is 0"),
-        ({"rank": 9}, "rank is 9"),
-        ({"layers": ()}, "Layers"),
-        ({"layers": (3, 2), "gate": OpenGate()}, "Layers"),
-    ],
-)
-def test_layers_and_rank_that_cannot_be_are_refused(
-    model: Model, guard: Guard, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(SafeguardError, match=message), guard.variant(**changes).attach(model):
-        pass  # entered, so that it is left again should it not be refused
-
-
-def test_a_gate_on_a_layer_that_is_not_there_is_refused(
-    processor: LlavaProcessor, guard: Guard
-) -> None:
-    model = make_model(processor)
-    before = hooks(model)
-    bad = guard.variant(gate=guard.gate.model_copy(update={"layers": (2, 9)}))
-    with pytest.raises(SafeguardError):
-        bad.attach(model).__enter__()
-    assert hooks(model) == before
-
-
-def test_vectors_that_are_not_orthonormal_are_refused(model: Model, guard: Guard) -> None:
-    bad = guard.variant(
-        directions=replace(guard.directions, vectors=guard.directions.vectors * 1.01)
-    )
-    with pytest.raises(SafeguardError, match="not orthonormal"):
-        bad.attach(model).__enter__()
-
-
 def test_inputs_embeds_are_refused(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
@@ -377,74 +215,6 @@ def test_inputs_embeds_are_refused(
             model.generate(inputs_embeds=embeds, max_new_tokens=2)
 
 
-@pytest.mark.parametrize(
-    "options", [{"seed": 1}, {"layers": 5}, {"width": 64}], ids=["weights", "layers", "width"]
-)
-def test_another_model_is_refused(
-    processor: LlavaProcessor, guard: Guard, options: dict[str, int]
-) -> None:
-    other = make_model(processor, **options)
-    before = hooks(other)
-    message = {"seed": "other weights", "layers": "num_layers", "width": "hidden_size"}
-    with pytest.raises(SafeguardError, match=message[next(iter(options))]):
-        guard.attach(other).__enter__()
-    assert hooks(other) == before
-
-
-def test_a_model_in_training_is_refused(processor: LlavaProcessor, guard: Guard) -> None:
-    with pytest.raises(SafeguardError, match="training mode"):
-        guard.attach(make_model(processor).train()).__enter__()
-
-
-@pytest.mark.parametrize("calls", [1, 2], ids=["text pass", "multimodal pass"])
-def test_an_error_within_a_pass_leaves_a_working_model(
-    model: Model, processor: LlavaProcessor, open_guard: Guard, calls: int
-) -> None:
-    inputs = ask(processor, QUESTIONS)
-    free = answer(model, inputs)
-    before = hooks(model)
-    with open_guard.attach(model):
-        expected = answer(model, inputs)
-        count = 0
-
-        def fail(*_: Any) -> None:
-            nonlocal count
-            count += 1
-            if count == calls:
-                raise MemoryError("boom")
-
-        cache = DynamicCache(config=model.config.get_text_config())
-        handle = model.model.language_model.layers[5].register_forward_hook(fail)
-        with pytest.raises(MemoryError, match="boom"), torch.no_grad():
-            model(**inputs, past_key_values=cache, use_cache=True)
-        handle.remove()
-        assert count == calls
-        if cache.get_seq_length():  # half filled: nothing may go on from it
-            mask = torch.cat([inputs["attention_mask"], torch.ones(len(QUESTIONS), 1).long()], 1)
-            with pytest.raises((SafeguardError, IndexError)), torch.no_grad():
-                model(input_ids=torch.full((len(QUESTIONS), 1), 9), attention_mask=mask,
-                      past_key_values=cache)  # fmt: skip
-        again = answer(model, inputs)
-        assert torch.equal(again.sequences, expected.sequences)
-        assert all(map(torch.equal, again.logits, expected.logits))
-    assert hooks(model) == before
-    assert all(map(torch.equal, answer(model, inputs).logits, free.logits))
-
-
-def test_scores_that_are_not_numbers_are_an_error(
-    model: Model, processor: LlavaProcessor, guard: Guard
-) -> None:
-    inputs = ask(processor, QUESTIONS[:2])
-    inputs["pixel_values"][1] = float("nan")
-    with guard.attach(model), torch.no_grad():
-        with pytest.raises(SafeguardError, match="not a number"):
-            model(**inputs)
-        model(**ask(processor, QUESTIONS[:2]))
-    always = guard.variant(gate=OpenGate())
-    with always.attach(model), torch.no_grad(), pytest.raises(SafeguardError, match="not finite"):
-        model(**inputs)
-
-
 def test_parts_of_a_guarded_model_cannot_be_called(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
@@ -455,52 +225,6 @@ def test_parts_of_a_guarded_model_cannot_be_called(
         with pytest.raises(SafeguardError, match="outside the guarded model"):
             model.model.language_model(input_ids=torch.tensor([[5, 6]]))
         model(**inputs)
-
-
-def step(model: Model, out: Any, mask: Tensor, tokens: int = 1, **options: Any) -> Any:
-    """One more forward pass on the cache of `out`, with the likeliest token."""
-    ids = out.logits[:, -1:].argmax(-1).expand(-1, tokens)
-    longer = torch.cat([mask, torch.ones(len(mask), tokens, dtype=mask.dtype)], dim=1)
-    return model(
-        input_ids=ids,
-        attention_mask=longer,
-        position_ids=positions(longer)[:, -tokens:],
-        past_key_values=options.pop("past_key_values", out.past_key_values),
-        **options,
-    )
-
-
-def test_caches_that_cannot_be_guarded_are_refused(
-    model: Model, processor: LlavaProcessor, open_guard: Guard
-) -> None:
-    inputs = ask(processor, QUESTIONS[:2])
-    mask = inputs["attention_mask"]
-    with torch.no_grad():
-        foreign = model(**inputs, use_cache=True)
-        attachment = open_guard.attach(model)
-        with attachment:
-            with pytest.raises(SafeguardError, match="not filled under this guard"):
-                step(model, foreign, mask)
-            own = model(**inputs, use_cache=True)
-            with pytest.raises(SafeguardError, match="2 new tokens"):
-                step(model, own, mask, tokens=2)
-            with pytest.raises(SafeguardError, match="not filled under this guard"):
-                step(model, own, mask, past_key_values=copy.deepcopy(own.past_key_values))
-            step(model, own, mask)
-        with attachment, pytest.raises(SafeguardError, match="not filled under"):
-            step(model, own, mask)  # the requests are forgotten when the block is left
-
-
-def test_a_batch_that_changes_is_refused(
-    model: Model, processor: LlavaProcessor, open_guard: Guard
-) -> None:
-    inputs = ask(processor, QUESTIONS[:2])
-    with open_guard.attach(model), torch.no_grad():
-        out = model(**inputs, use_cache=True)
-        out.past_key_values.batch_select_indices(torch.tensor([0]))
-        out.logits = out.logits[:1]
-        with pytest.raises(SafeguardError, match="batch changed from 2 to 1"):
-            step(model, out, inputs["attention_mask"][:1])
 
 
 def test_doors_that_are_not_guarded_are_shut(
@@ -554,18 +278,6 @@ def test_a_cache_of_other_tokens_is_refused_by_generate(
         swap.remove()
 
 
-def test_masks_that_cannot_be_read_are_refused(
-    model: Model, processor: LlavaProcessor, open_guard: Guard
-) -> None:
-    inputs = ask(processor, QUESTIONS[:1])
-    count = inputs["input_ids"].shape[1]
-    with open_guard.attach(model), torch.no_grad():
-        with pytest.raises(SafeguardError, match="attention_mask has shape"):
-            model(**inputs | {"attention_mask": torch.zeros(1, 1, count, count)})
-        with pytest.raises(SafeguardError, match="no text to judge"):
-            model(**inputs | {"attention_mask": torch.zeros(1, count).long()})
-
-
 def test_positional_arguments_count(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
@@ -576,17 +288,6 @@ def test_positional_arguments_count(
             inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"]
         ).logits
     assert torch.equal(named, by_place)
-
-
-def test_a_positional_cache_counts(
-    model: Model, processor: LlavaProcessor, open_guard: Guard
-) -> None:
-    inputs = ask(processor, QUESTIONS[:1])
-    mask = torch.cat([inputs["attention_mask"], torch.ones(1, 1).long()], dim=1)
-    with torch.no_grad():
-        foreign = model(**inputs, use_cache=True).past_key_values
-        with open_guard.attach(model), pytest.raises(SafeguardError, match="not filled under"):
-            model(torch.tensor([[9]]), None, mask, None, foreign)
 
 
 # --- 3. order and batch do not matter ---
@@ -696,23 +397,6 @@ def test_beam_search_on_a_batch_equals_row_by_row(
 # --- 4. nothing leaks ---
 
 
-def hooks(model: Model) -> dict[str, Any]:
-    """Every hook of every module, by identity, and the names of everything set on a module."""
-    return {
-        name: {
-            key: [id(hook) for hook in value.values()] if key.endswith("hooks") else None
-            for key, value in module.__dict__.items()
-            if "hooks" not in key or isinstance(value, dict)
-        }
-        | {
-            key: sorted(value)
-            for key, value in module.__dict__.items()
-            if key.endswith(("_with_kwargs", "_always_called"))
-        }
-        for name, module in model.named_modules()
-    }
-
-
 @pytest.fixture
 def untouched(model: Model, processor: LlavaProcessor) -> Iterator[Callable[[], None]]:
     """A check, also made at the end, that hooks and outputs are what they were at the start."""
@@ -743,36 +427,6 @@ def test_leaving_restores_the_model(
     with open_guard.attach(model):  # and again
         second = answer(model, inputs)
     assert all(map(torch.equal, first.logits, second.logits))
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SafeguardError])
-def test_leaving_by_an_exception_restores_the_model(
-    model: Model, processor: LlavaProcessor, open_guard: Guard, untouched: Callable[[], None],
-    error: type[BaseException],
-) -> None:  # fmt: skip
-    def work() -> None:
-        with open_guard.attach(model):
-            model.generate(**ask(processor, QUESTIONS), max_new_tokens=2)
-            raise error
-
-    with pytest.raises(error):
-        work()
-    untouched()
-
-
-def test_a_second_guard_is_refused_and_the_first_goes_on(
-    model: Model, processor: LlavaProcessor, open_guard: Guard, untouched: Callable[[], None]
-) -> None:
-    inputs = ask(processor, QUESTIONS)
-    with open_guard.attach(model):
-        expected = answer(model, inputs)
-        inside = hooks(model)
-        for second in (open_guard, open_guard.variant(edit=Project())):
-            with pytest.raises(SafeguardError, match="already attached"):
-                second.attach(model).__enter__()
-        assert hooks(model) == inside
-        assert all(map(torch.equal, answer(model, inputs).logits, expected.logits))
-    untouched()
 
 
 def test_an_attachment_is_not_reentrant_but_can_be_used_again(

@@ -139,7 +139,7 @@ class Attachment:
         self._armed: list[int] = []  # those layers
         self._mode: str | None = None  # None, "text", "canary" or "guard"
         self._fired: list[int] = []
-        self._finite: list[torch.Tensor] = []  # of each edit of prompts' ends, whether it is
+        self._finite: list[torch.Tensor] = []  # of each edit in a pass, whether it is
         self._text_states: dict[int, torch.Tensor] = {}
         self._prompt: _Prompt | None = None
         self._current: _Requests | None = None
@@ -642,8 +642,7 @@ class Attachment:
         if count > 1 and at.text is not None:
             at = replace(at, text=at.text.repeat_interleave(count, dim=0))
         edited = guard.edit(states, self._basis[layer].to(h.device), at)
-        if not requests.finished:
-            self._finite.append(torch.isfinite(edited).all())
+        self._finite.append(torch.isfinite(edited).all())
         if not requests.finished and layer in requests.first_edited:
             scores = [
                 self._directions.harm_score(x.to(self._directions.vectors.device), layer).tolist()
