@@ -26,6 +26,9 @@ class Family:
             by side in the last.
         bidirectional: whether all of a prompt's tokens attend to each other, not to earlier ones
             only.
+        multiplier: attribute of the text config that the model multiplies its logits by; None
+            where it does not, whatever its text config holds.
+        divisor: the one it divides them by.
     """
 
     placeholders: tuple[str, ...] = ("image_token_id",)
@@ -33,6 +36,8 @@ class Family:
     streams: str | None = None
     streams_at: int | None = None
     bidirectional: bool = False
+    multiplier: str | None = None
+    divisor: str | None = None
 
 
 _VIDEO = Family(placeholders=("image_token_id", "video_token_id"))
@@ -42,7 +47,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             *("aria", "aya_vision", "cohere2_vision", "deepseek_ocr2", "deepseek_vl"),
-            *("deepseek_vl_hybrid", "fast_vlm", "gemma3", "granite4_vision", "granite_docling"),
+            *("deepseek_vl_hybrid", "fast_vlm", "gemma3"),
             *("hunyuan_vl", "idefics2", "idefics3", "internvl", "janus", "lfm2_vl"),
             *("lighton_ocr", "llama4", "llava", "llava_next", "mistral3", "mistral_large4"),
             *("molmo2", "ovis2", "qianfan_ocr", "smolvlm", "step3p7", "unlimited_ocr", "vipllava"),
@@ -52,7 +57,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             *("cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "gemma4", "glm46v"),
-            *("glm4v", "glm4v_moe", "glm_ocr", "glmga", "hyperclovax_vision_v2", "kimi_k25"),
+            *("glm4v", "glm4v_moe", "glm_ocr", "glmga", "kimi_k25"),
             *("lfm3_vl", "llava_next_video", "llava_onevision", "minicpm_ocr", "minicpmv4_6"),
             *("minicpmv4_7", "paddleocr_vl", "perception_lm", "qwen2_5_omni_thinker"),
             *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker"),
@@ -62,6 +67,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3n": Family(streams="altup_num_inputs", streams_at=0),
     "glm5_next": replace(_VIDEO, streams="hc_mult", streams_at=2),
+    "granite4_vision": Family(divisor="logits_scaling"),
+    "granite_docling": Family(divisor="logits_scaling"),
+    "hyperclovax_vision_v2": replace(_VIDEO, multiplier="logits_scaling"),
     "mllama": Family(skipped="cross_attention_layers"),
     "paligemma": Family(bidirectional=True),
     "qwen4_exp": replace(_VIDEO, streams="hc_count"),
