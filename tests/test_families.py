@@ -7,12 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
 )
 
 from tiny import load_makers
 from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.conversation import encode_batch, encode_chat
 from vlm_safeguard.doctor import Examination
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.families import FAMILIES, REFUSED, every_family
@@ -27,6 +29,17 @@ def test_a_small_model_passes_every_check(model_type: str) -> None:
     assert model.config.model_type == model_type
     checks = Examination(model.double(), processor).run()
     assert all(check.passed for check in checks), "\n".join(map(str, checks))
+
+
+@pytest.mark.parametrize("model_type", MAKERS)
+def test_final_states_of_text_give_the_next_token_s_own_logits(model_type: str) -> None:
+    model, processor = MAKERS[model_type]()
+    backbone = Backbone.of(model.double())
+    with torch.no_grad():
+        found = backbone.next_token_logits(backbone.run_text([encode_chat(processor, "Why?")]))
+        inputs = encode_batch(processor, ["Why?"], [[]]).to("cpu", model.dtype)
+        own = model(**inputs).logits[:, -1].float()
+    torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)
 
 
 def test_every_verified_family_has_a_small_model_here() -> None:

@@ -33,6 +33,7 @@ class Backbone:
         hidden_size: of a layer's output, all its residual streams together.
         streams_at: the dimension of a layer's output that counts its streams, if there is one.
         bidirectional: whether all of a prompt's tokens attend to each other.
+        logit_scale: what the model multiplies its output layer's logits by.
     """
 
     model: PreTrainedModel
@@ -43,6 +44,7 @@ class Backbone:
     placeholder_ids: frozenset[int]
     streams_at: int | None = None
     bidirectional: bool = False
+    logit_scale: float = 1.0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Backbone:
@@ -103,6 +105,8 @@ class Backbone:
             )
         skipped = set(getattr(text_config, family.skipped, ()) or ()) if family.skipped else set()
         streams = getattr(text_config, family.streams) if family.streams else 1
+        multiplier = getattr(text_config, family.multiplier) if family.multiplier else None
+        divisor = getattr(text_config, family.divisor) if family.divisor else None
         return cls(
             model=model,
             decoder=decoder,
@@ -112,6 +116,7 @@ class Backbone:
             placeholder_ids=placeholder_ids,
             streams_at=family.streams_at,
             bidirectional=family.bidirectional,
+            logit_scale=(multiplier or 1.0) / (divisor or 1.0),
         )
 
     def in_place(self) -> bool:
@@ -165,13 +170,9 @@ class Backbone:
         packed = not head.weight.is_floating_point()  # quantized weights are stored as bytes
         dtype = self.model.dtype if packed else head.weight.dtype
         logits: torch.Tensor = head(states.to(_device_of(head), dtype)).float()
-        config = self.model.config.get_text_config()
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        if cap:
-            logits = cap * torch.tanh(logits / cap)
-        scale = getattr(config, "logit_scale", None)  # Cohere
-        divisor = getattr(config, "logits_scaling", None)  # Granite
-        return logits * (scale or 1.0) / (divisor or 1.0)
+        logits = logits * self.logit_scale
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def model_inputs(

@@ -26,6 +26,9 @@ class Family:
             by side in the last.
         bidirectional: whether all of a prompt's tokens attend to each other, not to earlier ones
             only.
+        multiplier: attribute of the text config that the model multiplies its logits by; None
+            where it does not, whatever its text config holds.
+        divisor: the one it divides them by.
     """
 
     placeholders: tuple[str, ...] = ("image_token_id",)
@@ -33,6 +36,8 @@ class Family:
     streams: str | None = None
     streams_at: int | None = None
     bidirectional: bool = False
+    multiplier: str | None = None
+    divisor: str | None = None
 
 
 _VIDEO = Family(placeholders=("image_token_id", "video_token_id"))
@@ -42,8 +47,8 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
             *("aria", "aya_vision", "cohere2_vision", "deepseek_ocr2", "deepseek_vl"),
-            *("deepseek_vl_hybrid", "fast_vlm", "gemma3", "granite4_vision", "granite_docling"),
-            *("hunyuan_vl", "idefics2", "idefics3", "internvl", "janus", "lfm2_vl"),
+            *("deepseek_vl_hybrid", "fast_vlm", "gemma3", "hunyuan_vl", "idefics2", "idefics3"),
+            *("internvl", "janus", "lfm2_vl"),
             *("lighton_ocr", "llama4", "llava", "llava_next", "mistral3", "mistral_large4"),
             *("molmo2", "ovis2", "qianfan_ocr", "smolvlm", "step3p7", "unlimited_ocr", "vipllava"),
         ),
@@ -51,18 +56,24 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(
         (
-            *("cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5", "gemma4", "glm46v"),
-            *("glm4v", "glm4v_moe", "glm_ocr", "glmga", "hyperclovax_vision_v2", "kimi_k25"),
-            *("lfm3_vl", "llava_next_video", "llava_onevision", "minicpm_ocr", "minicpmv4_6"),
-            *("minicpmv4_7", "paddleocr_vl", "perception_lm", "qwen2_5_omni_thinker"),
-            *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_omni_moe_thinker"),
-            *("qwen3_vl", "qwen3_vl_moe", "video_llama_3", "video_llava"),
+            *("cosmos3_edge", "cosmos3_omni", "dots3_note", "ernie4_5_vl_moe", "exaone4_5"),
+            *("gemma4", "gemma4_unified", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga"),
+            *("kimi_k25", "lfm3_vl", "llava_next_video", "llava_onevision", "minicpm_ocr"),
+            *("minicpmv4_6", "minicpmv4_7", "minimax_m3_vl", "paddleocr_vl", "perception_lm"),
+            *("qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe"),
+            *("qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "video_llama_3", "video_llava"),
         ),
         _VIDEO,
     ),
+    "cohere_compass": replace(_VIDEO, multiplier="logit_scale"),
     "gemma3n": Family(streams="altup_num_inputs", streams_at=0),
     "glm5_next": replace(_VIDEO, streams="hc_mult", streams_at=2),
+    "granite4_vision": Family(divisor="logits_scaling"),
+    "granite_docling": Family(divisor="logits_scaling"),
+    "hyperclovax_vision_v2": replace(_VIDEO, multiplier="logits_scaling"),
     "mllama": Family(skipped="cross_attention_layers"),
+    "muse_glimmer": replace(_VIDEO, multiplier="output_multiplier"),
+    "muse_spark": replace(_VIDEO, multiplier="output_multiplier"),
     "paligemma": Family(bidirectional=True),
     "qwen4_exp": replace(_VIDEO, streams="hc_count"),
 }
@@ -92,11 +103,7 @@ REFUSED: dict[str, str] = {
         _NO_CHAT,
     ),
     **dict.fromkeys(
-        (
-            *("cohere_compass", "dots3_note", "emu3", "gemma4_unified", "inkling2"),
-            *("inkling_mm_model", "minimax_m3_vl", "muse_glimmer", "muse_spark"),
-            "nemotron_h_omni",
-        ),
+        ("emu3", "inkling2", "inkling_mm_model", "nemotron_h_omni"),
         _UNCHECKED,
     ),
     "chameleon": "its processor takes no chat template, so there is no conversation to read",
