@@ -18,9 +18,6 @@ from transformers import (
     Gemma4UnifiedConfig,
     Gemma4UnifiedForConditionalGeneration,
     Gemma4UnifiedProcessor,
-    MiniMaxM3SparseForConditionalGeneration,
-    MiniMaxM3VLConfig,
-    MiniMaxM3VLProcessor,
     MuseGlimmerConfig,
     MuseGlimmerForConditionalGeneration,
     MuseGlimmerProcessor,
@@ -118,40 +115,6 @@ def dots3_note() -> tuple[PreTrainedModel, Any]:
         video_token_id=processor.video_token_id, audio_token_id=processor.audio_token_id,
     )  # fmt: skip
     return make(Dots3NoteForConditionalGeneration, config), processor
-
-
-MINIMAX = (
-    "]~!b[{%- for m in messages -%}"
-    "{{ ']~b]' + ('ai' if m['role'] == 'assistant' else m['role']) + '\\n' }}"
-    "{%- for c in m['content'] -%}{%- if c['type'] == 'image' -%}]<]image[>["
-    "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}{{ '[e~[\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ ']~b]ai\\n<think>\\n' }}{%- endif -%}"
-)
-
-
-@tiny("minimax_m3_vl")
-def minimax_m3_vl() -> tuple[PreTrainedModel, Any]:
-    marks = ["]~b]", "<think>", "</think>", "]<]image[>[", "]<]video[>[", "]<]start of image[>[",
-             "]<]end of image[>["]  # fmt: skip
-    tokenizer = make_tokenizer(marks, bos="]~!b[", eos="[e~[")
-    processor = without_videos(MiniMaxM3VLProcessor)(
-        Qwen2VLImageProcessorPil(patch_size=PATCH, size=SIZE), tokenizer, NoVideos(),
-        chat_template=MINIMAX,
-    )  # fmt: skip
-    config = MiniMaxM3VLConfig(
-        vision_config={**UNSIZED, "image_size": SIDE, "hidden_size": 32},
-        text_config=decoder(
-            tokenizer, head_dim=8, rotary_dim=4, rope_parameters=ROPE,
-            dense_intermediate_size=64, shared_intermediate_size=16,
-            num_local_experts=4, num_experts_per_tok=2,
-            mlp_layer_types=["dense", "sparse", "sparse", "sparse"],
-            layer_types=["full_attention", "minimax_m3_sparse"] * 2,
-            index_n_heads=2, index_head_dim=8, index_block_size=4, index_topk_blocks=2,
-        ),
-        experts_implementation="eager", projector_hidden_size=32,
-        image_token_index=processor.image_token_id, video_token_index=processor.video_token_id,
-    )  # fmt: skip
-    return make(MiniMaxM3SparseForConditionalGeneration, config), processor
 
 
 class MuseStandIn(StandIn):
