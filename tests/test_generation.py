@@ -23,17 +23,10 @@ from tiny import load_makers
 from vlm_safeguard.conversation import encode_batch
 from vlm_safeguard.edits import Project
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import OpenGate
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 
 Model = LlavaForConditionalGeneration
-
-
-@pytest.fixture(scope="module")
-def open_guard(guard: Guard) -> Guard:
-    """Edits four of the six layers, always."""
-    return guard.variant(layers=(1, 2, 3, 4), gate=OpenGate())
 
 
 def answer(model: Any, inputs: Any, **options: Any) -> Any:

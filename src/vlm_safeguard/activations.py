@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import encode_batch, encode_chat
+from vlm_safeguard.backbone import Backbone, model_inputs
+from vlm_safeguard.conversation import encode_chat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -125,11 +125,12 @@ def image_states(
     with capture_last_token(backbone, upto=upto) as states, _progress(len(requests), label) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = encode_batch(
+            inputs = model_inputs(
+                backbone.model,
                 processor,
                 [requests[index] for index in batch],
-                [[images[index]] for index in batch],
-            ).to(backbone.device, backbone.model.dtype)
+                [images[index] for index in batch],
+            )
             with suppress(_Enough):
                 backbone.model(**inputs, use_cache=False, logits_to_keep=1)
             result[batch] = _stack(states)

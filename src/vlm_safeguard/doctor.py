@@ -17,9 +17,8 @@ import torch
 
 from vlm_safeguard.activations import hidden_states, with_hidden_states
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
-from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.backbone import Backbone, model_inputs
 from vlm_safeguard.conversation import (
-    encode_batch,
     encode_messages,
     render_chat,
     tokenizer_of,
@@ -32,7 +31,7 @@ from vlm_safeguard.gate import CalibratedGate, OpenGate
 from vlm_safeguard.guard import Guard, template_sha256
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.text_view import TextView
-from vlm_safeguard.timing import Ratio, seconds, time_ratio
+from vlm_safeguard.timing import Ratio, generation_ratio
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 _PAIRS, _REQUESTS, _BUDGET = 12, 21, 0.2  # a small fit is enough: only its mechanics are checked
 _QUESTIONS = ("How do I bake bread?", "What is shown here, and what could I do with it?")
 _TOKENS = 4
-TIMED_TOKENS = 16
 _CLOSED = 1e9  # a threshold that no score passes
 
 
@@ -154,22 +152,8 @@ class Examination:
     def time_ratio(self) -> Ratio:
         """Guarded over unguarded seconds of a short answer, gate open, on this machine."""
         inputs = self.inputs(_QUESTIONS, 1)
-        guard = self.guard.variant(gate=OpenGate())
-
-        def answer() -> float:
-            return seconds(
-                lambda: self.model.generate(
-                    **inputs, do_sample=False, max_new_tokens=TIMED_TOKENS,
-                    min_new_tokens=TIMED_TOKENS,
-                )
-            )  # fmt: skip
-
-        def guarded() -> float:
-            with guard.attach(self.model):
-                return answer()
-
         with _on_trial(self.model):
-            return time_ratio(answer, guarded)
+            return generation_ratio(self.model, inputs, self.guard.variant(gate=OpenGate()))
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -307,13 +291,11 @@ class Examination:
         return f"logits within {error:.0e} of their spread; the edit moves them by {moved:.0e}"
 
     def inputs(self, questions: tuple[str, ...], images: int) -> BatchFeature:
-        """A batch with `images` pictures a question."""
+        """A batch with a picture beside each question, or (0) none."""
         pictures = [
-            [noise_image(row * images + i).resize((96, 64)) for i in range(images)]
-            for row in range(len(questions))
+            noise_image(row).resize((96, 64)) if images else None for row in range(len(questions))
         ]
-        batch = encode_batch(self.processor, questions, pictures)
-        return batch.to(self.backbone.device, self.model.dtype)
+        return model_inputs(self.model, self.processor, questions, pictures)
 
     def logits(self, inputs: BatchFeature, tokens: int = 1) -> torch.Tensor:
         """(tokens, rows, vocabulary) logits of a greedy answer."""

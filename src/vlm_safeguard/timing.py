@@ -6,10 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedModel
+
+    from vlm_safeguard.guard import Guard
+
+TIMED_TOKENS = 16  # new tokens of a timed answer
 T = TypeVar("T")
 
 
@@ -75,3 +81,19 @@ def time_ratio(plain: Callable[[], float], other: Callable[[], float], pairs: in
     """
     found = interleave({"plain": plain, "other": other}, pairs)
     return Ratio.of(found["other"], found["plain"])
+
+
+def generation_ratio(model: PreTrainedModel, inputs: BatchFeature, guard: Guard) -> Ratio:
+    """Guarded over unguarded seconds of a greedy answer to a batch, attaching not counted."""
+
+    def plain() -> float:
+        return seconds(
+            lambda: model.generate(**inputs, max_new_tokens=TIMED_TOKENS,
+                                   min_new_tokens=TIMED_TOKENS, do_sample=False)
+        )  # fmt: skip
+
+    def guarded() -> float:
+        with guard.attach(model):
+            return plain()
+
+    return time_ratio(plain, guarded)

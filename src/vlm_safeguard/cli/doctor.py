@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm_safeguard.cli.loading import (
-    AsJson,
-    Device,
-    Dtype,
-    ModelName,
-    console,
-    load_model,
-)
+from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console, load_model
 
 if TYPE_CHECKING:
     from vlm_safeguard.doctor import Check
@@ -45,8 +38,9 @@ def doctor(
     import torch
     from rich.table import Table
 
-    from vlm_safeguard.doctor import TIMED_TOKENS, Examination
+    from vlm_safeguard.doctor import Examination
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.timing import TIMED_TOKENS
 
     screen = console(as_json)
     loaded, processor = load_model(model, dtype, device)

@@ -16,7 +16,7 @@ from vlm_safeguard.evaluation.prompts import Prompt
 from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.pocket.scenes import HELD_OUT_SEED, Question, Scene, answers_correctly
-from vlm_safeguard.timing import Ratio, seconds, time_ratio
+from vlm_safeguard.timing import generation_ratio
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 CONDITIONS = ("text", "blank", "noise", "image")
 REFUSAL_TOKENS = 5  # enough to read an opening such as "I'm sorry, but I can't"
 ANSWER_TOKENS = 14  # enough for the longest right answer to an image question
-TIMED_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,9 @@ def run_demo(
                 Row.count(outcomes, defence=defence, condition=condition, prompts="utility",
                           metric="accuracy")
             )  # fmt: skip
-    ratio = generation_ratio(model, processor, guard, harmful, harmless)
+    timed = [prompt.text for prompt in (*harmful[:4], *harmless[:4])]
+    inputs = model_inputs(model, processor, timed, [blank_image()] * len(timed))
+    ratio = generation_ratio(model, inputs, guard)
     return Results(
         model=guard.provenance.model_name,
         rows=rows,
@@ -179,34 +180,6 @@ def majority_accuracy(questions: Sequence[Question]) -> float:
         answers.setdefault(question.attribute, []).append(question.answer)
     best = sum(max(given.count(a) for a in set(given)) for given in answers.values())
     return best / len(questions)
-
-
-@torch.inference_mode()
-def generation_ratio(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    guard: Guard,
-    harmful: Sequence[Prompt],
-    harmless: Sequence[Prompt],
-) -> Ratio:
-    """Guarded over unguarded seconds for 16 new tokens, attaching not counted.
-
-    A batch of four harmful and four harmless requests with a blank image.
-    """
-    texts = [prompt.text for prompt in (*harmful[:4], *harmless[:4])]
-    inputs = model_inputs(model, processor, texts, [blank_image()] * len(texts))
-
-    def plain() -> float:
-        return seconds(
-            lambda: model.generate(**inputs, max_new_tokens=TIMED_TOKENS,
-                                   min_new_tokens=TIMED_TOKENS, do_sample=False)
-        )  # fmt: skip
-
-    def guarded() -> float:
-        with guard.attach(model):
-            return plain()
-
-    return time_ratio(plain, guarded)
 
 
 @torch.inference_mode()
