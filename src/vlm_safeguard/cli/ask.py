@@ -9,16 +9,9 @@ from typing import Annotated
 
 import typer
 
-from vlm_safeguard.cli.loading import (
-    AsJson,
-    Device,
-    Dtype,
-    console,
-    load_guard,
-    load_image,
-    load_model,
-)
+from vlm_safeguard.cli.loading import AsJson, Device, Dtype, console
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.loading import load_guard, load_image, load_model
 
 
 def ask(

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vlm_safeguard.cli.loading import AsJson, Dtype, console, load_model
+from vlm_safeguard.cli.loading import AsJson, Dtype, console
+from vlm_safeguard.loading import load_model
 
 
 def demo(

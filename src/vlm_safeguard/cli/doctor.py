@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console, load_model
+from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console
+from vlm_safeguard.loading import load_model
 
 if TYPE_CHECKING:
     from vlm_safeguard.doctor import Check

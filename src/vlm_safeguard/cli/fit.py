@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console, load_model
+from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.loading import load_model
 
 
 def fit(
