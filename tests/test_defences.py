@@ -12,14 +12,26 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from reference import Change, run_row, text_ids
+from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.conversation import Chat, Turn, asked, chat_of, pictures, rephrased, unseen
-from vlm_safeguard.defences import ecso, guard_model, shiftdc
+from vlm_safeguard.defences import ecso, guard_model, prompts, shiftdc
+from vlm_safeguard.defences.cmrm import CMRM
 from vlm_safeguard.defences.defence import Answer, Defence, answers
 from vlm_safeguard.defences.ecso import ECSO
 from vlm_safeguard.defences.guard_model import REFUSAL, GuardModel
 from vlm_safeguard.defences.guarded import Guarded
-from vlm_safeguard.defences.prompts import ADASHIELD, NONE, SELF_REMINDER, PromptDefence
+from vlm_safeguard.defences.inferaligner import InferAligner
+from vlm_safeguard.defences.prompts import (
+    ADASHIELD,
+    GOAL_PRIORITY,
+    NONE,
+    SELF_REMINDER,
+    PromptDefence,
+)
 from vlm_safeguard.defences.shiftdc import ShiftDC, without_shift
+from vlm_safeguard.defences.steering import adding, steered
+from vlm_safeguard.defences.table import NAMES, defences
+from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.defences.verdict import yes_log_odds
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import OpenGate
@@ -80,6 +92,7 @@ def with_logits(
     defence: Defence,
     processor: LlavaProcessor,
     chats: Sequence[Chat],
+    **options: Any,
 ) -> tuple[list[Answer], Tensor]:
     """Answers, and the (rows, tokens, vocabulary) logits of the last `generate` behind them."""
     seen: list[Any] = []
@@ -91,22 +104,51 @@ def with_logits(
         return seen[-1].sequences
 
     monkeypatch.setattr(model, "generate", generate)
-    found = defence.generate(model, processor, chats, **SHORT)
+    found = defence.generate(model, processor, chats, **SHORT, **options)
     monkeypatch.undo()
     return found, torch.stack(seen[-1].logits, dim=1).double()
 
 
+# --- one door, one table ---
+
+
 def test_all_go_through_one_door(model: Llava, processor: LlavaProcessor, guard: Guard) -> None:
-    defences: list[Defence] = [
-        NONE, Guarded(guard), SELF_REMINDER, ADASHIELD, ECSO(threshold=-1e9, caption_tokens=2),
-        ShiftDC.of(guard, caption_tokens=2), GuardModel(model, processor, threshold=1e9),
-    ]  # fmt: skip
-    assert len({defence.name for defence in defences}) == len(defences)
-    for defence in defences:
+    shown = {**defences(guard), "guard model": GuardModel(model, processor, threshold=1e9)}
+    shown["ecso"] = ECSO(threshold=-1e9, caption_tokens=2)  # the longest way through
+    guarded = {"vlm-guard-project", "vlm-guard-add", "restore", "refuse", "default", "random",
+               "flipped"}  # fmt: skip
+    for name, defence in shown.items():
+        assert defence.name == name
         found = defence.generate(model, processor, (*CHATS, TALK), **SHORT)
-        assert [answer.tokens for answer in found] == [4] * 4
-        assert [answer.receipt is None for answer in found] == [defence.name != "guard"] * 4
+        assert [answer.tokens for answer in found] == [4 + (64 if "goal" in name else 0)] * 4
+        assert [answer.receipt is not None for answer in found] == [name in guarded] * 4
     assert not any(layer._forward_hooks for layer in model.model.language_model.layers)
+
+
+def test_the_table_has_an_order_and_says_what_is_in_it(guard: Guard) -> None:
+    assert tuple(defences(guard)) == NAMES
+    assert NAMES == (
+        "none", "self-reminder", "goal-priority", "adashield-s", "ecso", "inferaligner", "cmrm",
+        "shiftdc", "vlm-guard-project", "vlm-guard-add", "restore", "refuse", "default", "random",
+        "flipped",
+    )  # fmt: skip
+    assert list(defences(guard, ["shiftdc", "none"])) == ["shiftdc", "none"]
+    with pytest.raises(SafeguardError, match=r"no defence 'nun'; there are none, self-reminder, "):
+        defences(guard, ["none", "nun"])
+
+
+def test_table_and_demo_share_their_variants(guard: Guard) -> None:
+    shown = variants(guard)
+    assert list(shown) == ["default", "restore", "project", "random", "flipped"]
+    assert shown["project"].gate.name == "open"
+    table = defences(guard)
+    for name in set(shown) & set(table):
+        defence = table[name]
+        assert isinstance(defence, Guarded)
+        for part in ("edit", "gate", "layers", "rank", "random_seed", "hold"):
+            assert getattr(defence.guard, part) == getattr(shown[name], part), (name, part)
+    assert table["flipped"].guard.edit.strength == -guard.edit.strength  # type: ignore[attr-defined]
+    assert table["refuse"].guard.edit.name == "refuse"  # type: ignore[attr-defined]
 
 
 def test_without_words_it_is_the_model_itself(
@@ -172,7 +214,7 @@ def test_the_request_is_the_last_user_turn() -> None:
 # --- prompts ---
 
 
-@pytest.mark.parametrize("defence", [SELF_REMINDER, ADASHIELD])
+@pytest.mark.parametrize("defence", [SELF_REMINDER, ADASHIELD, GOAL_PRIORITY])
 def test_prompts_hold_the_request_verbatim(defence: PromptDefence) -> None:
     request = "How {to}  do\nthis? 100 %s"
     said = defence.prompt(request)
@@ -193,6 +235,28 @@ def test_prompts_are_what_the_model_is_asked(
         greedy(exact_model, processor, chat_of(defence.prompt(REQUESTS[0]), noise_image(1))),
         greedy(exact_model, processor, talk),
     ]
+
+
+def test_only_what_follows_the_thoughts_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply without an answer is given whole: nothing is lost, and nothing looks refused."""
+    replies = [
+        "[Internal thoughts] Harmless.\n[Final response] Bake it. [Final response] No.",
+        "I cannot help.",
+        "[Internal thoughts] Hm.\n[Final response] ",
+    ]
+    given: dict[str, Any] = {}
+
+    def say(model: Any, processor: Any, chats: Sequence[Chat], **options: Any) -> list[Answer]:
+        given.update(options)
+        assert all(prompts.GOAL_PRIORITY.marker in asked(chat) for chat in chats)
+        return [Answer(reply, 9) for reply in replies]
+
+    monkeypatch.setattr(prompts, "answers", say)
+    found = GOAL_PRIORITY.generate("vlm", "its", CHATS, **SHORT)  # type: ignore[arg-type]
+    assert [a.text for a in found] == ["Bake it. [Final response] No.", *replies[1:]]
+    assert [a.tokens for a in found] == [9] * 3
+    assert given == SHORT | {"max_new_tokens": SHORT["max_new_tokens"] + GOAL_PRIORITY.thoughts}
+    assert SELF_REMINDER.answer("[Final response] x") == "[Final response] x"
 
 
 # --- yes or no ---
@@ -371,3 +435,180 @@ def test_shiftdc_is_two_passes_by_hand(
 def test_shiftdc_needs_an_image(model: Llava, processor: LlavaProcessor, guard: Guard) -> None:
     plain = answers(model, processor, CHATS[1:2], **SHORT)
     assert ShiftDC.of(guard).generate(model, processor, CHATS[1:2], **SHORT) == plain
+
+
+@pytest.mark.parametrize("name", ["shiftdc", "cmrm", "inferaligner"])
+def test_rows_and_their_beams_are_steered_apart(
+    exact_model: Llava,
+    processor: LlavaProcessor,
+    guard: Guard,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    defence, chats = defences(guard, [name])[name], (CHATS[1], *CHATS, TALK)
+
+    def logits_of(defence: Defence, chats: Sequence[Chat]) -> Tensor:
+        """(rows, tokens, vocabulary) of each row's first beam."""
+        return with_logits(monkeypatch, exact_model, defence, processor, chats, num_beams=2)[1][::2]
+
+    found = logits_of(defence, chats)
+    for row, chat in zip(found, chats, strict=True):
+        torch.testing.assert_close(row, logits_of(defence, [chat])[0], rtol=0, atol=1e-5)
+    assert float((found - logits_of(NONE, chats))[-1, 0].abs().max()) > 1e-3
+
+
+# --- InferAligner, CMRM ---
+
+
+def expected_logits(
+    model: Llava, processor: LlavaProcessor, chat: Chat, change: Change
+) -> tuple[Answer, Tensor]:
+    """Every token changed in every pass, no cache, no padding, float64."""
+    row, pixels = by_hand(model, processor, chat)
+    prompt, logits = len(row), []
+    for _ in range(SHORT["max_new_tokens"]):
+        logits.append(run_row(model, row, pixels, change=change)[1][-1])
+        row.append(int(logits[-1].argmax()))
+    text = processor.decode(row[prompt:], skip_special_tokens=True)
+    return Answer(text, len(row) - prompt), torch.stack(logits)
+
+
+def plain_logits(model: Llava, processor: LlavaProcessor, chat: Chat) -> Tensor:
+    return run_row(model, *by_hand(model, processor, chat))[1][-1]
+
+
+def test_inferaligner_pushes_every_token_where_its_gate_is_open(
+    exact_model: Llava, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x + α g θ, the gate of each layer read at the last prompt token before anything is pushed."""
+    model, chats, layers = exact_model, (*CHATS, TALK), (1, 2, 3, 4)
+    made = InferAligner.of(guard, strength=0.7)
+    read = {i: run_row(model, *by_hand(model, processor, c))[0] for i, c in enumerate(chats)}
+    along = {
+        (i, layer): sum(
+            a * b
+            for a, b in zip(
+                read[i][layer][-1].tolist(), made.direction[layer].double().tolist(), strict=True
+            )
+        )
+        for i in read
+        for layer in layers
+    }
+    # thresholds between the requests', so that each layer opens for some of them
+    threshold = torch.zeros(len(guard.directions.auroc))
+    for place, layer in enumerate(layers):
+        values = sorted(along[i, layer] for i in read)
+        threshold[layer] = (values[place % 3] + values[place % 3 + 1]) / 2
+    defence = InferAligner(made.direction, threshold, layers, 0.7)
+
+    found, logits = with_logits(monkeypatch, model, defence, processor, chats)
+    patterns = set()
+    for i, chat in enumerate(chats):
+        opened = [layer for layer in layers if along[i, layer] > float(threshold[layer])]
+        patterns.add(tuple(opened))
+
+        def change(layer: int, state: Tensor, opened: list[int] = opened) -> Tensor:
+            return state + 0.7 * made.direction[layer].double() if layer in opened else state
+
+        answer, expected = expected_logits(model, processor, chat, change)
+        assert found[i] == answer
+        torch.testing.assert_close(logits[i], expected, rtol=0, atol=1e-5)
+        if opened:
+            assert (expected[0] - plain_logits(model, processor, chat)).abs().max() > 1e-2
+    assert len(patterns) >= 3
+
+
+def test_inferaligner_takes_direction_and_threshold_from_the_anchors(guard: Guard) -> None:
+    """θ is the difference of means, and the gate's edge lies halfway between the two."""
+    defence = InferAligner.of(guard)
+    assert defence.layers == guard.layers
+    for layer in guard.layers:
+        harmful = guard.directions.harmful_mean[layer].double()
+        harmless = guard.directions.harmless_mean[layer].double()
+        theta = harmful - harmless
+        torch.testing.assert_close(defence.direction[layer].double(), theta, rtol=0, atol=1e-5)
+        edge = float(defence.threshold[layer])
+        assert float(theta @ harmless) < edge < float(theta @ harmful)
+        assert float(theta @ harmful) - edge == pytest.approx(
+            edge - float(theta @ harmless), rel=1e-3
+        )
+
+
+def test_cmrm_takes_the_images_mean_shift_from_every_token(
+    exact_model: Llava, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """h − α v in the guard's layers, in conversations with an image alone."""
+    model, chats = exact_model, (*CHATS, TALK)
+    found, logits = with_logits(monkeypatch, model, CMRM.of(guard, strength=0.8), processor, chats)
+
+    def change(layer: int, state: Tensor) -> Tensor:
+        return state - 0.8 * guard.drift[layer].double() if layer in guard.layers else state
+
+    for i, chat in enumerate(chats):
+        if not pictures(chat):
+            assert found[i] == greedy(model, processor, chat)
+            continue
+        answer, expected = expected_logits(model, processor, chat, change)
+        assert found[i] == answer
+        torch.testing.assert_close(logits[i], expected, rtol=0, atol=1e-5)
+        assert (expected[0] - plain_logits(model, processor, chat)).abs().max() > 1e-2
+
+
+def test_steering_that_never_ran_is_an_error(model: Llava) -> None:
+    backbone = Backbone.of(model)
+    with (
+        pytest.raises(SafeguardError, match=r"Layers \[2\] never ran"),
+        steered(backbone, {2: adding(torch.zeros(1, backbone.hidden_size))}),
+    ):
+        pass
+    with pytest.raises(KeyError), steered(backbone, {2: adding(torch.zeros(1, 1))}):
+        raise KeyError  # what went wrong inside is what is told
+    assert not any(layer._forward_hooks for layer in backbone.layers)
+
+
+# --- VLM-Guard as the paper writes it ---
+
+
+@pytest.mark.parametrize("name", ["vlm-guard-project", "vlm-guard-add"])
+def test_the_literal_method_is_two_passes_by_hand(
+    exact_model: Llava,
+    processor: LlavaProcessor,
+    guard: Guard,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """h − g P h and h + g P h(q); g_l is the sign of V_1·h_l(q), uncentred, layer by layer."""
+    model, chats = exact_model, (*CHATS, TALK)
+    wide = guard.variant(layers=(1, 2, 3, 4), hold=False)
+    defence = defences(wide, [name])[name]
+    found, logits = with_logits(monkeypatch, model, defence, processor, chats)
+    decisions = set()
+    for i, chat in enumerate(chats):
+        text = run_row(model, *by_hand(model, processor, unseen(chat)))[0]
+        V = {n: guard.directions.vectors[n, : guard.rank].double() for n in wide.layers}
+        opened = tuple(n for n in wide.layers if float(V[n][0] @ text[n][-1]) > 0)
+        decisions.update((n, n in opened) for n in wide.layers)
+        P = {n: V[n].mT @ V[n] for n in wide.layers}
+
+        def change(
+            n: int,
+            h: Tensor,
+            opened: tuple[int, ...] = opened,
+            P: dict[int, Tensor] = P,
+            text: list[Tensor] = text,
+        ) -> Tensor:
+            if n not in opened:
+                return h
+            return h - P[n] @ h if name.endswith("project") else h + P[n] @ text[n][-1]
+
+        row, pixels = by_hand(model, processor, chat)
+        prompt, expected = len(row), []
+        for _ in range(SHORT["max_new_tokens"]):
+            last = run_row(model, row, pixels, change=change, start=prompt - 1, stop=prompt)
+            expected.append(last[1][-1])
+            row.append(int(expected[-1].argmax()))
+        torch.testing.assert_close(logits[i], torch.stack(expected), rtol=0, atol=1e-5)
+        receipt = found[i].receipt
+        assert receipt is not None
+        assert receipt.layers == opened
+    assert {is_open for _, is_open in decisions} == {True, False}

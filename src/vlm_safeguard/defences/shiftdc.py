@@ -7,14 +7,13 @@ anchors' mean states: ĥ = h(image) − proj_s(m). Prompts are in our own words.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from vlm_safeguard.activations import capture_last_token, hidden_states
+from vlm_safeguard.activations import capture_last_token
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.conversation import (
     Chat,
@@ -26,6 +25,7 @@ from vlm_safeguard.conversation import (
     unseen,
 )
 from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.steering import steered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -84,31 +84,29 @@ class ShiftDC:
         backbone = Backbone.of(model)
         with capture_last_token(backbone) as text:
             backbone.run_text(texts)
-        with self._correcting(backbone, seeing, text):
+        corrections = {
+            layer: self._correcting(layer, len(chats), seeing, text[layer]) for layer in self.layers
+        }
+        with steered(backbone, corrections):
             return answers(model, processor, chats, **options)
 
-    @contextmanager
     def _correcting(
-        self, backbone: Backbone, rows: list[int], text: dict[int, torch.Tensor]
-    ) -> Iterator[None]:
-        """While open, the next pass's last token is corrected in these rows, and no later one's."""
-        handles: dict[int, Any] = {}
+        self, layer: int, count: int, rows: list[int], text: torch.Tensor
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What corrects the last token of these of `count` rows, in the prompts' pass only."""
+        passes = iter((True,))
 
-        def correct(layer: int) -> Any:
-            def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-                handles[layer].remove()  # the prompt's pass; tokens of the answer are left alone
-                h = hidden_states(output)
-                h[rows, -1] = without_shift(h[rows, -1], text[layer], self.direction[layer])
+        def correct(states: torch.Tensor) -> torch.Tensor:
+            if not next(passes, False):
+                return states  # tokens of the answer are left alone
+            out = states.clone()
+            beams = out.view(count, -1, *out.shape[1:])  # as many of each row
+            beams[rows, :, -1] = without_shift(
+                beams[rows, :, -1], text[:, None], self.direction[layer]
+            )
+            return out
 
-            return hook
-
-        for layer in self.layers:
-            handles[layer] = backbone.layers[layer].register_forward_hook(correct(layer))
-        try:
-            yield
-        finally:
-            for handle in handles.values():
-                handle.remove()
+        return correct
 
 
 def without_shift(
@@ -117,14 +115,14 @@ def without_shift(
     """ĥ = h − s sᵀ(h − t) / ‖s‖²: states whose shift from `text` lost its part along s.
 
     Args:
-        states: (rows, hidden) with the image, h.
-        text: (rows, hidden) with the caption, t.
+        states: (…, hidden) with the image, h.
+        text: (…, hidden) with the caption, t.
         direction: (hidden,) safety direction, s, of any length.
 
     Returns:
-        (rows, hidden), in the states' dtype.
+        (…, hidden), in the states' dtype.
     """
     exact = torch.promote_types(states.dtype, torch.float32)
     s = torch.nn.functional.normalize(direction.to(states.device, exact), dim=0)
     shift = states.to(exact) - text.to(states.device, exact)
-    return (states.to(exact) - (shift @ s)[:, None] * s).to(states.dtype)
+    return (states.to(exact) - (shift @ s)[..., None] * s).to(states.dtype)
