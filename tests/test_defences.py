@@ -480,7 +480,7 @@ def plain_logits(model: Llava, processor: LlavaProcessor, chat: Chat) -> Tensor:
 def test_inferaligner_pushes_every_token_where_its_gate_is_open(
     exact_model: Llava, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """x + α g θ, the gate of each layer read at the last prompt token before anything is pushed."""
+    """x + α/n g θ; a layer's gate reads the last prompt token before anything is pushed."""
     model, chats, layers = exact_model, (*CHATS, TALK), (1, 2, 3, 4)
     made = InferAligner.of(guard, strength=0.7)
     read = {i: run_row(model, *by_hand(model, processor, c))[0] for i, c in enumerate(chats)}
@@ -508,7 +508,7 @@ def test_inferaligner_pushes_every_token_where_its_gate_is_open(
         patterns.add(tuple(opened))
 
         def change(layer: int, state: Tensor, opened: list[int] = opened) -> Tensor:
-            return state + 0.7 * made.direction[layer].double() if layer in opened else state
+            return state + 0.7 / 4 * made.direction[layer].double() if layer in opened else state
 
         answer, expected = expected_logits(model, processor, chat, change)
         assert found[i] == answer
@@ -537,12 +537,12 @@ def test_inferaligner_takes_direction_and_threshold_from_the_anchors(guard: Guar
 def test_cmrm_takes_the_images_mean_shift_from_every_token(
     exact_model: Llava, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """h − α v in the guard's layers, in conversations with an image alone."""
+    """h − α/n v in the guard's layers, in conversations with an image alone."""
     model, chats = exact_model, (*CHATS, TALK)
     found, logits = with_logits(monkeypatch, model, CMRM.of(guard, strength=0.8), processor, chats)
 
     def change(layer: int, state: Tensor) -> Tensor:
-        return state - 0.8 * guard.drift[layer].double() if layer in guard.layers else state
+        return state - 0.8 / 2 * guard.drift[layer].double() if layer in guard.layers else state
 
     for i, chat in enumerate(chats):
         if not pictures(chat):

@@ -1,8 +1,10 @@
 """CMRM (arXiv 2410.09047): take back the mean shift that an image causes.
 
-ĥ_l = h_l − α v_l with v_l = mean[h_l(x, blank) − h_l(x)], in the paper's dataset-level form: the
-mean is over the anchors, at their last token, measured once when the guard was fitted. It is
-taken from every token, of the prompt and of the answer.
+ĥ_l = h_l − (α/n) v_l with v_l = mean[h_l(x, blank) − h_l(x)], in the paper's dataset-level form:
+the mean is over the anchors, at their last token, measured once when the guard was fitted. It is
+taken from every token, of the prompt and of the answer, in each of n layers: what is taken stays
+out of the residual stream, so that α is what all layers add up to. (Taken whole in each of the
+Pocket VLM's 20 layers, it leaves no language.)
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class CMRM:
     Attributes:
         drift: (layers, hidden) v, of every decoder layer.
         layers: those whose states are shifted back.
-        strength: α.
+        strength: α, shared out among the layers.
     """
 
     drift: torch.Tensor
@@ -58,7 +60,7 @@ class CMRM:
         """See `Defence.generate`."""
         sees = torch.tensor([bool(pictures(chat)) for chat in chats])
         shifts = {
-            layer: adding(-self.strength * sees[:, None] * self.drift[layer])
+            layer: adding(-self.strength / len(self.layers) * sees[:, None] * self.drift[layer])
             for layer in self.layers
         }
         with steered(Backbone.of(model), shifts):

@@ -1,6 +1,7 @@
 """InferAligner (arXiv 2401.11206): push a harmful request's states along the safety vector.
 
-x′ = x + α g_l θ_l at every token of layer l. θ_l is the difference of the harmful and harmless
+x′ = x + (α/n) g_l θ_l at every token, in each of n layers: what is added stays in the residual
+stream, so that α is what all layers add up to. θ_l is the difference of the harmful and harmless
 anchors' mean states in the aligned model, which for a vision-language model is its own language
 model. The gate g_l is 1 where the last prompt token's state lies on the harmful side of the
 anchors' middle along θ_l, for each layer by itself.
@@ -36,7 +37,7 @@ class InferAligner:
         direction: (layers, hidden) θ, of every decoder layer.
         threshold: (layers,) value of θ_l·h_l above which the gate is open.
         layers: those that are pushed.
-        strength: α.
+        strength: α, shared out among the layers.
     """
 
     direction: torch.Tensor
@@ -74,6 +75,6 @@ class InferAligner:
             theta = self.direction[layer].to(states[layer].device)
             along = states[layer].to(torch.promote_types(states[layer].dtype, theta.dtype))
             is_open = along @ theta.to(along.dtype) > float(self.threshold[layer])
-            pushes[layer] = adding(self.strength * is_open[:, None] * theta)
+            pushes[layer] = adding(self.strength / len(self.layers) * is_open[:, None] * theta)
         with steered(backbone, pushes):
             return answers(model, processor, chats, **options)
