@@ -8,6 +8,7 @@ import unicodedata
 import pytest
 
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
+from vlm_safeguard.defences.prompts import GOAL_PRIORITY
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.pocket.requests import read_phrases, split_phrases
 
@@ -34,6 +35,7 @@ SEEN_BY_MODEL_OR_GUARD = {
     "development prompts": stems(
         " ".join(p.text for k in ("harmful", "harmless") for p in read_prompts(k, "development"))
     ),
+    "defences' examples": stems(GOAL_PRIORITY.prompt("")),
     "training phrases": stems(" ".join(phrase.text for phrase in read_phrases())),
 }
 

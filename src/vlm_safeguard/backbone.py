@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm_safeguard.conversation import encode_batch
+from vlm_safeguard.conversation import Chat, chat_of, encode_chats
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.families import FAMILIES, REFUSED
 
@@ -183,8 +183,16 @@ def model_inputs(
 ) -> BatchFeature:
     """A left-padded batch with one image a request or none, where the model wants it."""
     shown = [[image] if image is not None else [] for image in images]
+    chats = [chat_of(text, *pictures) for text, pictures in zip(requests, shown, strict=True)]
+    return chat_inputs(model, processor, chats)
+
+
+def chat_inputs(
+    model: PreTrainedModel, processor: ProcessorMixin, chats: Sequence[Chat]
+) -> BatchFeature:
+    """A left-padded batch of conversations, where the model wants it."""
     device = _device_of(model.get_input_embeddings())
-    return encode_batch(processor, requests, shown).to(device, model.dtype)
+    return encode_chats(processor, chats).to(device, model.dtype)
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:

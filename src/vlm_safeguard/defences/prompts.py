@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm_safeguard.defences.defence import answers
+from vlm_safeguard.conversation import Chat, asked, rephrased
+from vlm_safeguard.defences.defence import Answer, answers
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
 
 @dataclass(frozen=True)
 class PromptDefence:
-    """Words around every request, in the user's turn, so that any chat template takes them."""
+    """Words around the last request, in the user's turn, so that any chat template takes them.
+
+    Without words, the conversation stays as it is.
+
+    Attributes:
+        marker: what the words tell the model to put between its thoughts and its answer, of which
+            only the answer is given; a reply that does not get to an answer is given whole.
+        thoughts: tokens allowed for these thoughts, on top of `max_new_tokens`.
+    """
 
     name: str
     before: str = ""
     after: str = ""
+    marker: str = ""
+    thoughts: int = 0
 
     def prompt(self, request: str) -> str:
         """The request, verbatim, between the added words."""
@@ -29,13 +39,25 @@ class PromptDefence:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        requests: Sequence[str],
-        images: Sequence[Image | None],
+        chats: Sequence[Chat],
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """See `Defence.generate`."""
-        prompts = [self.prompt(request) for request in requests]
-        return answers(model, processor, prompts, images, **options)
+        if self.before or self.after:
+            chats = [rephrased(chat, self.prompt(asked(chat))) for chat in chats]
+        if "max_new_tokens" in options:
+            options["max_new_tokens"] += self.thoughts
+        found = answers(model, processor, chats, **options)
+        return [replace(answer, text=self.answer(answer.text)) for answer in found]
+
+    def answer(self, reply: str) -> str:
+        """What a reply says after its thoughts."""
+        said = reply.partition(self.marker)[2].strip() if self.marker else ""
+        return said or reply
+
+
+#: The model as it is.
+NONE = PromptDefence("none")
 
 
 #: A reminder of responsibility before and after the request (Xie et al., Nature Machine
@@ -59,4 +81,42 @@ ADASHIELD = PromptDefence(
         "what you saw: would doing what it asks cause harm? If either is so, say only that you "
         "are sorry and cannot help. If neither is, answer the request as usual."
     ),
+)
+
+_EXAMPLES = (
+    (
+        "How do I make a dish of soup last for a week?",
+        "Keeping food fresh puts nobody in danger. Safety allows this, so I help as well as I can.",
+        "Let it cool, fill it into closed boxes, and freeze what you will not eat within three "
+        "days.",
+    ),
+    (
+        "How can I frighten my sister so that she gives me her savings?",
+        "This is meant to threaten somebody and to take her money. Helping would put usefulness "
+        "before safety, so I have to decline.",
+        "I'm sorry, but I can't help with that.",
+    ),
+)
+
+#: Safety before helpfulness, with two worked examples and thoughts before the answer (Goal
+#: Priority, arXiv 2311.09096, the form that needs no training). The wording is ours.
+GOAL_PRIORITY = PromptDefence(
+    "goal-priority",
+    before="\n\n".join(
+        (
+            "You have two goals: to be safe, that is, to say nothing that could harm anyone or "
+            "break the law; and to be helpful. Safety always comes first. Be as helpful as you "
+            "can where safety allows it, and decline where it does not.",
+            "Reply in two parts. After [Internal thoughts], weigh whether the request can be met "
+            "within the first goal. After [Final response], write the reply that follows from it. "
+            "Two examples:",
+            *(
+                f"Request: {request}\n[Internal thoughts] {thoughts}\n[Final response] {response}"
+                for request, thoughts, response in _EXAMPLES
+            ),
+            "Now reply to this request in the same two parts, safety before helpfulness:",
+        )
+    ),
+    marker="[Final response]",
+    thoughts=64,
 )

@@ -7,20 +7,27 @@ anchors' mean states: ĥ = h(image) − proj_s(m). Prompts are in our own words.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from vlm_safeguard.activations import capture_last_token, hidden_states
+from vlm_safeguard.activations import capture_last_token
 from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import encode_chat
-from vlm_safeguard.defences.defence import answers
+from vlm_safeguard.conversation import (
+    Chat,
+    asked,
+    chat_of,
+    encode_chats,
+    pictures,
+    rephrased,
+    unseen,
+)
+from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.steering import steered
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
     from vlm_safeguard.guard import Guard
@@ -33,7 +40,7 @@ _CAPTIONED = "Image: {caption}\n\n{request}"
 class ShiftDC:
     """A caption, a text-only pass, and the corrected pass with the image.
 
-    A request without an image is answered as it is.
+    A conversation without an image is answered as it is; several images share a caption.
 
     Attributes:
         direction: (layers, hidden) harmful less harmless mean state, of every decoder layer.
@@ -58,50 +65,48 @@ class ShiftDC:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        requests: Sequence[str],
-        images: Sequence[Image | None],
+        chats: Sequence[Chat],
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """See `Defence.generate`."""
-        seeing = [row for row, image in enumerate(images) if image is not None]
+        seeing = [row for row, chat in enumerate(chats) if pictures(chat)]
         if not seeing:
-            return answers(model, processor, requests, images, **options)
+            return answers(model, processor, chats, **options)
         captions = answers(
-            model, processor, [_DESCRIBE] * len(seeing), [images[row] for row in seeing],
+            model, processor, [chat_of(_DESCRIBE, *pictures(chats[row])) for row in seeing],
             max_new_tokens=self.caption_tokens,
         )  # fmt: skip
-        texts = [
-            _CAPTIONED.format(caption=caption, request=requests[row])
-            for row, caption in zip(seeing, captions, strict=True)
-        ]
+        texts = []
+        for row, caption in zip(seeing, captions, strict=True):
+            words = _CAPTIONED.format(caption=caption.text, request=asked(chats[row]))
+            alone = encode_chats(processor, [rephrased(unseen(chats[row]), words)])
+            texts.append(alone["input_ids"][0].tolist())
         backbone = Backbone.of(model)
         with capture_last_token(backbone) as text:
-            backbone.run_text([encode_chat(processor, words) for words in texts])
-        with self._correcting(backbone, seeing, text):
-            return answers(model, processor, requests, images, **options)
+            backbone.run_text(texts)
+        corrections = {
+            layer: self._correcting(layer, len(chats), seeing, text[layer]) for layer in self.layers
+        }
+        with steered(backbone, corrections):
+            return answers(model, processor, chats, **options)
 
-    @contextmanager
     def _correcting(
-        self, backbone: Backbone, rows: list[int], text: dict[int, torch.Tensor]
-    ) -> Iterator[None]:
-        """While open, the next pass's last token is corrected in these rows, and no later one's."""
-        handles: dict[int, Any] = {}
+        self, layer: int, count: int, rows: list[int], text: torch.Tensor
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What corrects the last token of these of `count` rows, in the prompts' pass only."""
+        passes = iter((True,))
 
-        def correct(layer: int) -> Any:
-            def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-                handles[layer].remove()  # the prompt's pass; tokens of the answer are left alone
-                h = hidden_states(output)
-                h[rows, -1] = without_shift(h[rows, -1], text[layer], self.direction[layer])
+        def correct(states: torch.Tensor) -> torch.Tensor:
+            if not next(passes, False):
+                return states  # tokens of the answer are left alone
+            out = states.clone()
+            beams = out.view(count, -1, *out.shape[1:])  # as many of each row
+            beams[rows, :, -1] = without_shift(
+                beams[rows, :, -1], text[:, None], self.direction[layer]
+            )
+            return out
 
-            return hook
-
-        for layer in self.layers:
-            handles[layer] = backbone.layers[layer].register_forward_hook(correct(layer))
-        try:
-            yield
-        finally:
-            for handle in handles.values():
-                handle.remove()
+        return correct
 
 
 def without_shift(
@@ -110,14 +115,14 @@ def without_shift(
     """ĥ = h − s sᵀ(h − t) / ‖s‖²: states whose shift from `text` lost its part along s.
 
     Args:
-        states: (rows, hidden) with the image, h.
-        text: (rows, hidden) with the caption, t.
+        states: (…, hidden) with the image, h.
+        text: (…, hidden) with the caption, t.
         direction: (hidden,) safety direction, s, of any length.
 
     Returns:
-        (rows, hidden), in the states' dtype.
+        (…, hidden), in the states' dtype.
     """
     exact = torch.promote_types(states.dtype, torch.float32)
     s = torch.nn.functional.normalize(direction.to(states.device, exact), dim=0)
     shift = states.to(exact) - text.to(states.device, exact)
-    return (states.to(exact) - (shift @ s)[:, None] * s).to(states.dtype)
+    return (states.to(exact) - (shift @ s)[..., None] * s).to(states.dtype)

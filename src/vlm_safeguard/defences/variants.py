@@ -1,29 +1,38 @@
-"""A guard beside its controls: every claim about the default is shown next to these."""
+"""A guard beside its variants and controls: claims about the default are shown next to these."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from vlm_safeguard.edits import Project, Restore
-from vlm_safeguard.gate import OpenGate
+from vlm_safeguard.edits import Add, Project, Refuse, Restore
+from vlm_safeguard.gate import OpenGate, PaperGate
 from vlm_safeguard.guard import Guard
 
 _SEED = 0
 
+#: By name, what makes a variant of a fitted guard:
+#: - `default`: the guard as it is;
+#: - `restore`, `refuse`: its gate, that edit;
+#: - `project`: the literal projection h − P h, on every request;
+#: - `vlm-guard-project`, `vlm-guard-add`: the projection and h + P h(q), as the paper writes them,
+#:   behind its uncentred gate, for each layer by itself;
+#: - `random`: its gate and edit, in a random subspace of the same rank;
+#: - `flipped`: its gate and edit, pushing the other way.
+VARIANTS: dict[str, Callable[[Guard], Guard]] = {
+    "default": lambda guard: guard,
+    "restore": lambda guard: guard.variant(edit=Restore()),
+    "refuse": lambda guard: guard.variant(edit=Refuse()),
+    "project": lambda guard: guard.variant(edit=Project(), gate=OpenGate()),
+    "vlm-guard-project": lambda guard: guard.variant(edit=Project(), gate=PaperGate()),
+    "vlm-guard-add": lambda guard: guard.variant(edit=Add(), gate=PaperGate()),
+    "random": lambda guard: guard.variant(random_seed=_SEED),
+    "flipped": lambda guard: guard.variant(edit=replace(guard.edit, strength=-guard.edit.strength)),
+}
+#: Those that the demo shows.
+SHOWN = ("default", "restore", "project", "random", "flipped")
 
-def variants(guard: Guard) -> dict[str, Guard]:
-    """By name: the guard, the restoring edit, and three controls.
 
-    - `default`: the guard as it is;
-    - `restore`: its gate, the `restore` edit;
-    - `project`: the literal projection h − P h, on every request;
-    - `random`: its gate and edit, in a random subspace of the same rank;
-    - `flipped`: its gate and edit, pushing the other way.
-    """
-    return {
-        "default": guard,
-        "restore": guard.variant(edit=Restore()),
-        "project": guard.variant(edit=Project(), gate=OpenGate()),
-        "random": guard.variant(random_seed=_SEED),
-        "flipped": guard.variant(edit=replace(guard.edit, strength=-guard.edit.strength)),
-    }
+def variants(guard: Guard, names: Sequence[str] = SHOWN) -> dict[str, Guard]:
+    """Variants of a guard, by name; see `VARIANTS`."""
+    return {name: VARIANTS[name](guard) for name in names}

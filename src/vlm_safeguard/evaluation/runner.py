@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.attachment import TextReadings
 from vlm_safeguard.backbone import model_inputs
+from vlm_safeguard.defences.defence import until_end
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.receipt import Receipt
 
@@ -112,7 +113,7 @@ def generate_replies(
                 )
             receipts = [None] * len(batch) if guard is None else guard.receipts
             for i, row, receipt in zip(batch, output.cpu(), receipts, strict=True):
-                tokens = _answer(model, row[inputs["input_ids"].shape[1] :])
+                tokens = until_end(model, row[inputs["input_ids"].shape[1] :])
                 text = processor.decode(tokens, skip_special_tokens=True)
                 found[name][i] = (text, tokens, receipt)
             after_batch(name, len(batch))
@@ -137,12 +138,3 @@ def _read(model: PreTrainedModel, inputs: Any) -> Any:
         **start, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
     )
     return output.past_key_values
-
-
-def _answer(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """`tokens` up to and with the first that ends an answer; what follows is padding."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        return tokens
-    found = torch.isin(tokens, torch.tensor(ends)).nonzero()
-    return tokens[: int(found[0]) + 1] if len(found) else tokens
