@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 from transformers import BatchFeature
@@ -15,6 +16,28 @@ from vlm_safeguard.images import noise_image
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says: texts and pictures, in order."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | Image, ...]
+
+
+Chat = tuple[Turn, ...]
+
+
+def chat_of(text: str, *images: Image) -> Chat:
+    """One turn of the user: images first, then text."""
+    return (Turn("user", (*images, text)),)
+
+
+def asked(chat: Chat) -> str:
+    """The text of the last turn of the user."""
+    last = [turn for turn in chat if turn.role == "user"][-1]
+    return "\n".join(item for item in last.content if isinstance(item, str))
 
 
 def user_turn(text: str, *, images: int = 0) -> dict[str, Any]:
