@@ -11,6 +11,10 @@ from vlm_safeguard.errors import SafeguardError
 _ON_THE_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
+class NotInFolderError(SafeguardError):
+    """A folder that was given lacks a file of the benchmark's layout."""
+
+
 def obtain(path: str | Path | None, files: Sequence[str], source: str) -> Path:
     """The local file or folder that holds a benchmark.
 
@@ -58,21 +62,22 @@ def found(root: Path, *patterns: str) -> list[Path]:
     """The files under a folder that match the first pattern that any does; a file is itself.
 
     Raises:
-        SafeguardError: none does.
+        NotInFolderError: none does.
     """
     if root.is_file():
         return [root]
     for pattern in patterns:
         if there := sorted(path for path in root.glob(pattern) if path.is_file()):
             return there
-    raise SafeguardError(f"{root} holds no {' or '.join(patterns)}.")
+    raise NotInFolderError(f"{root} holds no {' or '.join(patterns)}.")
 
 
 def found_one(root: Path, *patterns: str) -> Path:
     """The only file under a folder that matches, as `found` looks for it.
 
     Raises:
-        SafeguardError: none does, or several.
+        NotInFolderError: none does.
+        SafeguardError: several do.
     """
     there = found(root, *patterns)
     if len(there) > 1:

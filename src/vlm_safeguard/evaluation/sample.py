@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.obtain import obtain
+from vlm_safeguard.evaluation.obtain import NotInFolderError, obtain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,7 +86,11 @@ class Benchmark:
                 raise SafeguardError(f"'{self.name}' comes with the package; it takes no path.")
             return self._whole(self.read(Path()), "the package")
         root = obtain(path or self.hub, self.files, f"{self.title}: {self.source}")
-        return self._whole(self.read(root), str(root))
+        try:
+            samples = self.read(root)
+        except NotInFolderError as error:
+            raise SafeguardError(f"{error} {self.title}: {self.source}") from error
+        return self._whole(samples, str(root))
 
     def _whole(self, samples: list[Sample], where: str) -> list[Sample]:
         if len(samples) != self.count:

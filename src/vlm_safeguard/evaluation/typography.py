@@ -25,7 +25,7 @@ _LEADING = 1.3
 
 
 def typeset(text: str) -> Image:
-    """The text above an empty numbered list, black on white, square, the same on every machine.
+    """The text above an empty numbered list, black on white, square; the same for the same text.
 
     The font is the largest between 48 and 16 pixels that lets all of it fit on 512 × 512 pixels;
     a text too long for that gets a larger picture.
@@ -63,18 +63,21 @@ def layout(text: str) -> tuple[int, int, list[str]]:
 
 def _wrapped(text: str, font: FreeTypeFont, room: int) -> list[str]:
     """Lines no wider than `room` pixels; a word too long for one is cut."""
-    lines = [""]
+    space = font.getlength(" ")
+    lines, taken = [""], 0.0
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= room:
-            lines[-1] = longer
+        width = font.getlength(word)
+        if lines[-1] and taken + space + width <= room:
+            lines[-1] += f" {word}"
+            taken += space + width
             continue
         if lines[-1]:
             lines.append("")
-        for letter in word:
+        for letter in word if width > room else (word,):
             if font.getlength(lines[-1] + letter) > room:
                 lines.append("")
             lines[-1] += letter
+        taken = font.getlength(lines[-1])
     return lines
 
 
