@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 
 import pytest
 
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.defences.prompts import GOAL_PRIORITY
+from vlm_safeguard.evaluation.benchmarks.own import jailbreak_templates
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.pocket.requests import read_phrases, split_phrases
 
@@ -40,8 +42,11 @@ SEEN_BY_MODEL_OR_GUARD = {
 }
 
 
+HELD_OUT = ("harmful", "harmless", "lookalike", "jailbreak")
+
+
 @pytest.mark.parametrize("source", SEEN_BY_MODEL_OR_GUARD)
-@pytest.mark.parametrize("kind", ["harmful", "harmless"])
+@pytest.mark.parametrize("kind", HELD_OUT)
 def test_no_topic_of_a_held_out_prompt_occurs_elsewhere(kind: str, source: str) -> None:
     for prompt in read_prompts(kind):
         (topic,) = stems(prompt.topic)
@@ -51,12 +56,40 @@ def test_no_topic_of_a_held_out_prompt_occurs_elsewhere(kind: str, source: str) 
 
 
 def test_held_out_prompts_are_distinct_and_many() -> None:
-    prompts = [*read_prompts("harmful"), *read_prompts("harmless")]
-    assert len({prompt.topic for prompt in prompts}) == len(prompts)
-    assert len({prompt.text for prompt in prompts}) == len(prompts)
+    prompts = [prompt for kind in HELD_OUT for prompt in read_prompts(kind)]
+    for part in ("id", "topic", "text"):
+        assert len({getattr(prompt, part) for prompt in prompts}) == len(prompts)
     assert min(len(read_prompts("harmful")), len(read_prompts("harmless"))) >= 100
     look_alikes = [p for p in read_prompts("harmless") if p.category == "look-alike"]
     assert len(look_alikes) >= 40
+
+
+@pytest.mark.parametrize("kind", ["lookalike", "jailbreak"])
+def test_no_topic_of_these_occurs_in_another_held_out_set(kind: str) -> None:
+    others = [prompt for other in HELD_OUT if other != kind for prompt in read_prompts(other)]
+    seen = stems(" ".join(prompt.text for prompt in others))
+    for prompt in read_prompts(kind):
+        assert not stems(prompt.topic) & seen, f"{prompt.id}: '{prompt.topic}'"
+
+
+def test_lookalikes_are_short_and_of_seven_kinds() -> None:
+    prompts = read_prompts("lookalike")
+    assert len(prompts) == 100
+    kinds = Counter(prompt.category for prompt in prompts)
+    assert set(kinds) == {
+        *("homonym", "figurative", "safe target", "safe context"),
+        *("definition", "history", "fiction"),
+    }
+    assert min(kinds.values()) >= 12
+    assert max(len(prompt.text.split()) for prompt in prompts) <= 20
+
+
+def test_jailbreaks_are_five_templates_of_twenty_requests() -> None:
+    templates, prompts = jailbreak_templates(), read_prompts("jailbreak")
+    assert (len(templates), len(prompts)) == (5, 20)
+    assert all(template.count("{request}") == 1 for template in templates.values())
+    assert max(len(prompt.text.split()) for prompt in prompts) <= 20
+    assert len(set(templates.values())) == 5
 
 
 def test_anchors_are_alike_in_form_and_length() -> None:

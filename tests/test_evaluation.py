@@ -11,11 +11,12 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.defences.variants import variants
-from vlm_safeguard.evaluation.demo import CONDITIONS, condition_images, majority_accuracy, run_demo
+from vlm_safeguard.evaluation.demo import CONDITIONS, majority_accuracy, run_demo
 from vlm_safeguard.evaluation.judges import is_refusal
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.evaluation.runner import Results, Row, generate_replies
+from vlm_safeguard.evaluation.sample import Sample
 from vlm_safeguard.gate import OpenGate
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
@@ -110,8 +111,12 @@ def test_right_answers_and_only_those_count() -> None:
 
 
 def test_majority_accuracy_against_a_count_by_hand() -> None:
-    asked = [Question("colour", "?", answer, "") for answer in ("red", "red", "blue")]
-    asked += [Question("digit", "?", "4", "")]
+    asked = [
+        Sample(str(number), "utility", "?", category, answer=answer)
+        for number, (category, answer) in enumerate(
+            [("colour", "red"), ("colour", "red"), ("colour", "blue"), ("digit", "4")]
+        )
+    ]
     assert majority_accuracy(asked) == 3 / 4
 
 
@@ -119,17 +124,6 @@ def test_images_mean_nothing_and_repeat() -> None:
     assert set(blank_image().tobytes()) == {255}
     assert noise_image(3).tobytes() == noise_image(3).tobytes()
     assert noise_image(3).tobytes() != noise_image(4).tobytes()
-
-
-def test_conditions_are_what_they_are_called() -> None:
-    assert condition_images("text", 3) == [None] * 3
-    blank, noise, scenes = (
-        [image for image in condition_images(name, 3) if image is not None]
-        for name in CONDITIONS[1:]
-    )
-    assert blank[0].tobytes() == blank_image().tobytes()
-    assert len({image.tobytes() for image in noise}) == 3
-    assert len({image.tobytes() for image in scenes}) == 3
 
 
 def test_replies_come_back_in_the_order_of_the_requests(

@@ -6,13 +6,15 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from vlm_safeguard.evaluation.demo import condition_images, image_questions
+from vlm_safeguard.evaluation.benchmarks.own import scene_questions
+from vlm_safeguard.evaluation.conditions import condition_image
 from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.pictures import opened
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.evaluation.runner import generate_replies
+from vlm_safeguard.evaluation.utility import names_answer
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.pocket import load
-from vlm_safeguard.pocket.scenes import answers_correctly
 
 pytestmark = pytest.mark.pocket
 N = 40
@@ -32,7 +34,7 @@ def pocket_guard(pocket: Pocket) -> Guard:
 
 def refused(pocket: Pocket, kind: str, condition: str, guard: Guard | None) -> int:
     texts = [prompt.text for prompt in read_prompts(kind)[:N]]
-    images = condition_images(condition, N)
+    images = [condition_image(condition, number) for number in range(N)]
     settings = {"max_new_tokens": 8, "batch_size": N}
     found = generate_replies(*pocket, texts, images, {"asked": guard}, **settings)
     return sum(map(is_refusal, found["asked"].texts))
@@ -55,13 +57,13 @@ def test_harmless_requests_are_answered_as_before(pocket: Pocket, pocket_guard: 
 
 
 def test_image_questions_keep_their_answers(pocket: Pocket, pocket_guard: Guard) -> None:
-    asked = image_questions(N)
-    texts, pictures = [q.text for _, q in asked], [scene.render() for scene, _ in asked]
+    asked = scene_questions(N)
+    texts, pictures = [sample.text for sample in asked], [opened(s.image) for s in asked if s.image]
     settings = {"max_new_tokens": 14, "batch_size": N}
     guards = {"none": None, "default": pocket_guard}
     found = generate_replies(*pocket, texts, pictures, guards, **settings)
     plain, guarded = found["none"], found["default"]
-    right = [answers_correctly(q, reply) for (_, q), reply in zip(asked, plain.texts, strict=True)]
+    right = [names_answer(s, reply) for s, reply in zip(asked, plain.texts, strict=True)]
     assert sum(right) >= 0.5 * N  # without looking: 8 % of 150
     for mine, theirs, receipt in zip(
         guarded.tokens, plain.tokens, guarded.receipts, strict=True

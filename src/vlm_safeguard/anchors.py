@@ -43,7 +43,7 @@ def read_anchors(path: str | Path) -> list[Anchor]:
     path = Path(path)
     anchors: list[Anchor] = []
     seen: dict[Anchor, int] = {}
-    for line, fields in _records(path):
+    for line, fields in records(path):
         anchor = Anchor(_text(path, line, fields, "harmful"), _text(path, line, fields, "harmless"))
         if anchor.harmful == anchor.harmless:
             raise SafeguardError(f"{path}, line {line}: 'harmful' and 'harmless' are the same.")
@@ -66,7 +66,7 @@ def read_requests(path: str | Path) -> list[str]:
         SafeguardError: no such file, another format, no request in it, or a bad line, by number.
     """
     path = Path(path)
-    requests = [_text(path, line, fields, "text") for line, fields in _records(path)]
+    requests = [_text(path, line, fields, "text") for line, fields in records(path)]
     if not requests:
         raise SafeguardError(f"{path} holds no requests.")
     return requests
@@ -82,7 +82,7 @@ def _shipped(name: str) -> Path:
     return Path(str(files("vlm_safeguard").joinpath("data", name)))
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+def records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """(line number, fields) of every record of a CSV or JSONL file."""
     try:
         text = path.read_text("utf-8-sig")

@@ -11,11 +11,15 @@ import torch
 from vlm_safeguard.activations import image_states, text_states
 from vlm_safeguard.backbone import Backbone, model_inputs
 from vlm_safeguard.defences.variants import variants
+from vlm_safeguard.evaluation.benchmarks.own import scene_questions
+from vlm_safeguard.evaluation.conditions import condition_image
 from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.pictures import opened
 from vlm_safeguard.evaluation.prompts import Prompt
 from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies
-from vlm_safeguard.images import blank_image, noise_image
-from vlm_safeguard.pocket.scenes import HELD_OUT_SEED, Question, Scene, answers_correctly
+from vlm_safeguard.evaluation.sample import Sample
+from vlm_safeguard.evaluation.utility import names_answer
+from vlm_safeguard.images import blank_image
 from vlm_safeguard.timing import generation_ratio
 
 if TYPE_CHECKING:
@@ -37,31 +41,6 @@ class Gap:
     text: tuple[torch.Tensor, torch.Tensor]
     unguarded: tuple[torch.Tensor, torch.Tensor]
     guarded: tuple[torch.Tensor, torch.Tensor]
-
-
-def condition_images(condition: str, count: int) -> list[Image | None]:
-    """The image that goes with each of `count` prompts; None each for text alone.
-
-    Blank is the same white picture each time; noise and rendered scenes differ from prompt to
-    prompt and from everything seen in training and fitting.
-    """
-    if condition == "text":
-        return [None] * count
-    if condition == "blank":
-        return [blank_image()] * count
-    if condition == "noise":
-        return [noise_image(HELD_OUT_SEED + i) for i in range(count)]
-    return [Scene.from_seed(HELD_OUT_SEED + i).render() for i in range(count)]
-
-
-def image_questions(count: int) -> list[tuple[Scene, Question]]:
-    """One question each about `count` held-out scenes, attributes in turn."""
-    asked = []
-    for i in range(count):
-        scene = Scene.from_seed(HELD_OUT_SEED + 1_000_000 + i)
-        questions = scene.questions()
-        asked.append((scene, questions[i % len(questions)]))
-    return asked
 
 
 def run_demo(
@@ -110,9 +89,9 @@ def run_demo(
         for conditions in (CONDITIONS[:1], CONDITIONS[1:]):
             texts = [prompt.text for prompt in requests]
             images = [
-                image
+                condition_image(condition, number)
                 for condition in conditions
-                for image in condition_images(condition, len(texts))
+                for number in range(len(texts))
             ]
             found = replies_to(
                 f"{kind}, {' + '.join(conditions)}",
@@ -137,10 +116,10 @@ def run_demo(
                 closed += not receipt.guarded
                 identical += not receipt.guarded and torch.equal(mine, plain)
 
-    asked = image_questions(questions)
-    texts = [question.text for _, question in asked]
+    asked = scene_questions(questions)
+    texts = [sample.text for sample in asked]
     blind: list[Image | None] = [None] * questions
-    seeing: list[Image | None] = [scene.render() for scene, _ in asked]
+    seeing: list[Image | None] = [opened(s.image) for s in asked if s.image is not None]
     for condition, shown, compared in (
         ("text", blind, {"none": None}),  # the best guess without looking
         ("image", seeing, {"none": None, "default": guard}),
@@ -148,8 +127,8 @@ def run_demo(
         found = replies_to(f"image questions, {condition}", texts, shown, compared, ANSWER_TOKENS)
         for defence, replies in found.items():
             outcomes = [
-                answers_correctly(question, reply)
-                for (_, question), reply in zip(asked, replies.texts, strict=True)
+                names_answer(sample, reply)
+                for sample, reply in zip(asked, replies.texts, strict=True)
             ]
             rows.append(
                 Row.count(outcomes, defence=defence, condition=condition, prompts="utility",
@@ -166,20 +145,20 @@ def run_demo(
             "time_ratio_range": [ratio.low, ratio.high],
             "closed_gate_rows": closed,
             "closed_gate_rows_identical": identical,
-            "utility_majority_accuracy": majority_accuracy([q for _, q in asked]),
+            "utility_majority_accuracy": majority_accuracy(asked),
             "max_new_tokens": REFUSAL_TOKENS,
             "judge": "refusal",
         },
     )
 
 
-def majority_accuracy(questions: Sequence[Question]) -> float:
-    """Accuracy of always giving each attribute's most frequent answer, chosen in hindsight."""
-    answers: dict[str, list[str]] = {}
-    for question in questions:
-        answers.setdefault(question.attribute, []).append(question.answer)
+def majority_accuracy(samples: Sequence[Sample]) -> float:
+    """Accuracy of always giving each category's most frequent answer, chosen in hindsight."""
+    answers: dict[str, list[str | None]] = {}
+    for sample in samples:
+        answers.setdefault(sample.category, []).append(sample.answer)
     best = sum(max(given.count(a) for a in set(given)) for given in answers.values())
-    return best / len(questions)
+    return best / len(samples)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The project's own prompts: harmful and harmless requests, to choose on and to report on.
+"""The project's own prompts: requests of several kinds, to choose on and to report on.
 
 The held-out ones share no topic with the development prompts, the anchors, the calibration
 requests or the Pocket VLM's training data.
@@ -22,9 +22,11 @@ class Prompt:
 
 
 def read_prompts(kind: str, split: str = "held-out") -> list[Prompt]:
-    """The prompts of one kind, "harmful" or "harmless", in a fixed order.
+    """The prompts of one kind, in a fixed order.
 
     Args:
+        kind: "harmful" or "harmless"; held out only, also "lookalike" (harmless) and "jailbreak"
+            (harmful, to be put into templates).
         split: "held-out", to report on, or "development", to choose on.
     """
     path = files("vlm_safeguard.evaluation").joinpath("prompts", split, f"{kind}.jsonl")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import random
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -48,6 +50,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "count": COUNTS,
     "digit": DIGITS,
     "word": WORDS,
+}
+
+#: Other ways of writing a value.
+_MEANT = {
+    **{str(number): word for number, word in enumerate(COUNTS, start=1)},
+    **{f"{shape}s": shape for shape in SHAPES if shape != "cross"},
+    "crosses": "cross",
 }
 
 _QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -257,10 +266,11 @@ class Scene:
 
 def answers_correctly(question: Question, reply: str) -> bool:
     """True where `reply` names the right value of the attribute and none of its other values."""
-    words = reply.lower().replace('"', " ").replace(".", " ").replace(",", " ").split()
-    plural = {"crosses": "cross", **{f"{shape}s": shape for shape in SHAPES if shape != "cross"}}
-    words = [plural.get(word, word) for word in words]
-    words = [{"1": "one", "2": "two", "3": "three", "4": "four", "5": "five"}.get(word, word)
-             if question.attribute == "count" else word for word in words]  # fmt: skip
-    named = {value for value in ATTRIBUTES[question.attribute] if value in words}
-    return named == {question.answer}
+    return names_only(reply, question.answer, ATTRIBUTES[question.attribute])
+
+
+def names_only(reply: str, answer: str, choices: Sequence[str]) -> bool:
+    """True where `reply` names `answer`, in any case or number, and no other of `choices`."""
+    words = re.findall(r"\w+", reply.lower())
+    meant = {word if word in choices else _MEANT.get(word) for word in words}
+    return meant & set(choices) == {answer}

@@ -1,0 +1,1 @@
+"""Benchmarks: the project's own, and loaders of published ones in their original layouts."""
