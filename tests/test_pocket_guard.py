@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vlm_safeguard.evaluation.benchmarks.own import scene_questions
 from vlm_safeguard.evaluation.conditions import condition_image
-from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.pictures import opened
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.evaluation.runner import generate_replies

@@ -13,7 +13,7 @@ from vlm_safeguard.backbone import Backbone, model_inputs
 from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.benchmarks.own import scene_questions
 from vlm_safeguard.evaluation.conditions import condition_image
-from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.pictures import opened
 from vlm_safeguard.evaluation.prompts import Prompt
 from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from vlm_safeguard.attachment import TextReadings
 from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.defences.defence import until_end
-from vlm_safeguard.evaluation.metrics import wilson
+from vlm_safeguard.evaluation.metrics import Estimate, wilson
 from vlm_safeguard.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -24,15 +24,34 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 
+#: The metrics that are shares of answers.
+SHARES = ("refusal", "accuracy", "attack_success", "unreadable")
+
+
 class Row(BaseModel):
-    """One cell of a results table; values in 0–1, interval 95 % Wilson."""
+    """One cell of a results table.
+
+    Shares (`SHARES`) are in 0–1 with a 95 % Wilson interval. The other metrics have a 95 %
+    bootstrap interval and units of their own: perplexity; KL in nats a token; new tokens and
+    seconds an answer.
+
+    Attributes:
+        n: answers that the value is a share or mean of.
+        benchmark: where the prompts come from; None for the demo's own.
+        judge: whose verdicts were counted; None where none was needed, and for the demo's.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     defence: str
     condition: str
     prompts: Literal["harmful", "harmless", "utility"]
-    metric: Literal["refusal", "accuracy"]
+    metric: Literal[
+        "refusal", "accuracy", "attack_success", "unreadable",
+        "perplexity", "kl", "tokens", "seconds",
+    ]  # fmt: skip
+    benchmark: str | None = None
+    judge: str | None = None
     n: int
     value: float
     low: float
@@ -44,6 +63,11 @@ class Row(BaseModel):
         low, high = wilson(sum(outcomes), len(outcomes))
         return cls(n=len(outcomes), value=sum(outcomes) / len(outcomes), low=low, high=high,
                    **names)  # fmt: skip
+
+    @classmethod
+    def of(cls, estimate: Estimate, **names: Any) -> Row:
+        """The row of a mean, a ratio or a perplexity."""
+        return cls(**asdict(estimate), **names)
 
 
 class Results(BaseModel):
