@@ -24,14 +24,21 @@ if TYPE_CHECKING:
 
 
 class Row(BaseModel):
-    """One cell of a results table; values in 0–1, interval 95 % Wilson."""
+    """One cell of a results table, with its 95 % interval.
+
+    Shares are in 0–1 with Wilson's interval; perplexity, kl, tokens and seconds are means with a
+    bootstrap's.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     defence: str
     condition: str
     prompts: Literal["harmful", "harmless", "utility"]
-    metric: Literal["refusal", "accuracy"]
+    metric: Literal["refusal", "accuracy", "attack_success", "unreadable", "perplexity", "kl",
+                    "tokens", "seconds"]  # fmt: skip
+    benchmark: str | None = None
+    judge: str | None = None
     n: int
     value: float
     low: float
