@@ -9,10 +9,11 @@ from statistics import median
 
 from models import GATES, guard_for, load, requests_with, with_gate
 from results import Cell, Sheet, in_turns, parser, told
-from vlm_safeguard.defences.defence import Defence, Undefended
+from vlm_safeguard.conversation import chat_of
+from vlm_safeguard.defences.defence import Defence
 from vlm_safeguard.defences.ecso import ECSO
 from vlm_safeguard.defences.guard_model import GuardModel
-from vlm_safeguard.defences.prompts import SELF_REMINDER
+from vlm_safeguard.defences.prompts import NONE, SELF_REMINDER
 from vlm_safeguard.defences.shiftdc import ShiftDC
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.timing import Ratio, seconds
@@ -33,14 +34,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheet = Sheet("baselines", asked, model)
     fitted = guard_for(asked.model, model, processor)
     judge = load(asked.model)[0]  # weights of its own, as a second model has
-    plain = Undefended()
     for size in BATCHES:
         for gate, kind in GATES.items():
             acts = -math.inf if gate == "open" else math.inf
             defences: dict[str, Defence] = {
-                "none": plain,
-                "none again": plain,
-                "guard": plain,  # attached below
+                "none": NONE,
+                "none again": NONE,
+                "guard": NONE,  # attached below
                 "self-reminder": SELF_REMINDER,
                 "guard model": GuardModel(judge, processor, threshold=acts),
                 "shiftdc": ShiftDC.of(fitted, caption_tokens=CAPTION),
@@ -51,13 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             guard = with_gate(asked.model, fitted, gate)
             texts = requests_with(model, processor, guard, gate, size)
+            chats = [chat_of(text, blank_image()) for text in texts]
 
             def timed(name: str, defence: Defence) -> Callable[[], float]:
                 def run() -> float:
                     with guard.attach(model) if name == "guard" else nullcontext():  # noqa: B023
                         return seconds(
                             lambda: defence.generate(
-                                model, processor, texts, [blank_image()] * len(texts),  # noqa: B023
+                                model, processor, chats,  # noqa: B023
                                 max_new_tokens=TOKENS, min_new_tokens=TOKENS,
                             )
                         )  # fmt: skip

@@ -11,12 +11,14 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from reference import ask, run_row, text_ids
+from reference import Change, run_row, text_ids
+from vlm_safeguard.conversation import Chat, Turn, asked, chat_of, pictures, rephrased, unseen
 from vlm_safeguard.defences import ecso, guard_model, shiftdc
-from vlm_safeguard.defences.defence import Defence, Guarded, Undefended, answers
+from vlm_safeguard.defences.defence import Answer, Defence, answers
 from vlm_safeguard.defences.ecso import ECSO
 from vlm_safeguard.defences.guard_model import REFUSAL, GuardModel
-from vlm_safeguard.defences.prompts import ADASHIELD, SELF_REMINDER, PromptDefence
+from vlm_safeguard.defences.guarded import Guarded
+from vlm_safeguard.defences.prompts import ADASHIELD, NONE, SELF_REMINDER, PromptDefence
 from vlm_safeguard.defences.shiftdc import ShiftDC, without_shift
 from vlm_safeguard.defences.verdict import yes_log_odds
 from vlm_safeguard.errors import SafeguardError
@@ -26,52 +28,145 @@ from vlm_safeguard.images import blank_image, noise_image
 
 REQUESTS = ("How to {kill} a man", "How to bake a cake", "What is the colour of the sky today?")
 PICTURES: tuple[Image | None, ...] = (noise_image(1), None, blank_image())
+CHATS = tuple(
+    chat_of(request, *([image] if image else []))
+    for request, image in zip(REQUESTS, PICTURES, strict=True)
+)
+#: A system turn, an earlier turn with a picture, and two pictures among the request's words.
+TALK: Chat = (
+    Turn("system", ("Answer briefly.",)),
+    Turn("user", (noise_image(3), "What is it?")),
+    Turn("assistant", ("Noise.",)),
+    Turn("user", (noise_image(5), "And this,", blank_image(), "beside it?")),
+)
 SHORT = {"max_new_tokens": 4, "min_new_tokens": 4}
 
 Llava = LlavaForConditionalGeneration
 
 
-def greedy(model: Llava, processor: LlavaProcessor, request: str, image: Image | None) -> str:
-    """One answer by hand: its row alone, no cache."""
+def by_hand(model: Llava, processor: LlavaProcessor, chat: Chat) -> tuple[list[int], Tensor | None]:
+    """Token ids and pixels of one conversation, written out turn by turn."""
+    written, shown = "", []
+    for turn in chat:
+        written += f"<|im_start|>{turn.role}\n"
+        for part in turn.content:
+            if isinstance(part, str):
+                written += part
+            else:
+                written += "<image>"
+                shown.append(part)
+        written += "<|im_end|>\n"
     inputs = processor(
-        text="<|im_start|>user\n" + ("<image>" if image else "") + request
-        + "<|im_end|>\n<|im_start|>assistant\n",
-        images=[image] if image else None, return_tensors="pt",
-    )  # fmt: skip
-    pixels = inputs["pixel_values"].to(model.dtype) if image else None
-    row = inputs["input_ids"][0].tolist()
+        text=written + "<|im_start|>assistant\n", images=shown or None, return_tensors="pt"
+    )
+    pixels = inputs["pixel_values"].to(model.dtype) if shown else None
+    return inputs["input_ids"][0].tolist(), pixels
+
+
+def greedy(
+    model: Llava, processor: LlavaProcessor, chat: Chat, change: Change | None = None
+) -> Answer:
+    """One answer by hand: its row alone, no cache; every token changed, if any."""
+    row, pixels = by_hand(model, processor, chat)
     prompt = len(row)
     for _ in range(SHORT["max_new_tokens"]):
-        row.append(int(run_row(model, row, pixels)[1][-1].argmax()))
-    return processor.decode(row[prompt:], skip_special_tokens=True)
+        row.append(int(run_row(model, row, pixels, change=change)[1][-1].argmax()))
+    return Answer(processor.decode(row[prompt:], skip_special_tokens=True), len(row) - prompt)
+
+
+def with_logits(
+    monkeypatch: pytest.MonkeyPatch,
+    model: Llava,
+    defence: Defence,
+    processor: LlavaProcessor,
+    chats: Sequence[Chat],
+) -> tuple[list[Answer], Tensor]:
+    """Answers, and the (rows, tokens, vocabulary) logits of the last `generate` behind them."""
+    seen: list[Any] = []
+    inner = model.generate
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        kwargs |= {"output_logits": True, "return_dict_in_generate": True}
+        seen.append(inner(*args, **kwargs))
+        return seen[-1].sequences
+
+    monkeypatch.setattr(model, "generate", generate)
+    found = defence.generate(model, processor, chats, **SHORT)
+    monkeypatch.undo()
+    return found, torch.stack(seen[-1].logits, dim=1).double()
 
 
 def test_all_go_through_one_door(model: Llava, processor: LlavaProcessor, guard: Guard) -> None:
     defences: list[Defence] = [
-        Undefended(), Guarded(guard), SELF_REMINDER, ADASHIELD, ECSO(caption_tokens=2),
-        ShiftDC.of(guard, caption_tokens=2), GuardModel(model, processor),
+        NONE, Guarded(guard), SELF_REMINDER, ADASHIELD, ECSO(threshold=-1e9, caption_tokens=2),
+        ShiftDC.of(guard, caption_tokens=2), GuardModel(model, processor, threshold=1e9),
     ]  # fmt: skip
     assert len({defence.name for defence in defences}) == len(defences)
     for defence in defences:
-        found = defence.generate(model, processor, REQUESTS, PICTURES, **SHORT)
-        assert [type(answer) for answer in found] == [str] * len(REQUESTS)
+        found = defence.generate(model, processor, (*CHATS, TALK), **SHORT)
+        assert [answer.tokens for answer in found] == [4] * 4
+        assert [answer.receipt is None for answer in found] == [defence.name != "guard"] * 4
     assert not any(layer._forward_hooks for layer in model.model.language_model.layers)
 
 
-def test_undefended_is_the_model_itself(exact_model: Llava, processor: LlavaProcessor) -> None:
-    found = Undefended().generate(exact_model, processor, REQUESTS, PICTURES, **SHORT)
-    for answer, *asked in zip(found, REQUESTS, PICTURES, strict=True):
-        assert answer == greedy(exact_model, processor, *asked)
+def test_without_words_it_is_the_model_itself(
+    exact_model: Llava, processor: LlavaProcessor
+) -> None:
+    found = NONE.generate(exact_model, processor, (*CHATS, TALK), **SHORT)
+    assert found == [greedy(exact_model, processor, chat) for chat in (*CHATS, TALK)]
 
 
-def test_guarded_is_the_attached_guard(
+def test_guarded_is_the_attached_guard_with_its_receipts(
     model: Llava, processor: LlavaProcessor, guard: Guard
 ) -> None:
     opened = guard.variant(gate=OpenGate())
     with opened.attach(model):
-        expected = answers(model, processor, REQUESTS, PICTURES, **SHORT)
-    assert Guarded(opened).generate(model, processor, REQUESTS, PICTURES, **SHORT) == expected
-    assert expected != answers(model, processor, REQUESTS, PICTURES, **SHORT)
+        expected = answers(model, processor, (*CHATS, TALK), **SHORT)
+    found = Guarded(opened).generate(model, processor, (*CHATS, TALK), **SHORT)
+    assert [(a.text, a.tokens) for a in found] == [(a.text, a.tokens) for a in expected]
+    assert [a.text for a in found] != [a.text for a in answers(model, processor, CHATS, **SHORT)]
+    receipts = [answer.receipt for answer in found]
+    assert receipts == opened.receipts
+    assert [receipt.images for receipt in receipts if receipt] == [1, 0, 1, 3]
+
+    beams = Guarded(opened).generate(model, processor, CHATS, num_beams=2, **SHORT)
+    assert [a.receipt.images for a in beams if a.receipt] == [1, 0, 1]
+
+
+def test_an_answer_ends_where_the_model_ends_it(model: Llava, processor: LlavaProcessor) -> None:
+    """Rows of a batch end at different places; padding is not counted."""
+    free = answers(model, processor, CHATS, max_new_tokens=6)
+    ids = [processor.tokenizer.encode(a.text, add_special_tokens=False) for a in free]
+    end = ids[0][2]
+    for options in ({"eos_token_id": end}, {"eos_token_id": [end, 1]}):
+        found = answers(model, processor, CHATS, max_new_tokens=6, **options)
+        lengths = [row.index(end) + 1 if end in row else 6 for row in ids]
+        assert [answer.tokens for answer in found] == lengths
+        assert lengths[0] == 3
+
+
+def test_one_answer_each(model: Llava, processor: LlavaProcessor) -> None:
+    with pytest.raises(SafeguardError, match="6 answers to 3 requests"):
+        answers(model, processor, CHATS, do_sample=True, num_return_sequences=2, max_new_tokens=1)
+
+
+# --- conversations ---
+
+
+def test_the_request_is_the_last_user_turn() -> None:
+    first, second, third = pictures(TALK)
+    assert asked(TALK) == "And this,\nbeside it?"
+    assert rephrased(TALK, "Why?") == (*TALK[:3], Turn("user", (second, third, "Why?")))
+    assert pictures(rephrased(TALK, "Why?")) == [first, second, third]
+    assert pictures(unseen(TALK)) == []
+    assert asked(unseen(TALK)) == asked(TALK)
+    assert [turn.role for turn in unseen(TALK)] == [turn.role for turn in TALK]
+    reply = Turn("assistant", ("Yes.",))
+    assert asked((*chat_of("Is it?"), reply)) == "Is it?"
+    assert rephrased((*chat_of("Is it?"), reply), "Or?") == (*chat_of("Or?"), reply)
+    for ask_of in (asked, lambda chat: rephrased(chat, "Or?")):
+        with pytest.raises(SafeguardError, match="no turn of the user"):
+            ask_of((reply,))
 
 
 # --- prompts ---
@@ -91,8 +186,13 @@ def test_prompts_hold_the_request_verbatim(defence: PromptDefence) -> None:
 def test_prompts_are_what_the_model_is_asked(
     exact_model: Llava, processor: LlavaProcessor, defence: PromptDefence
 ) -> None:
-    found = defence.generate(exact_model, processor, REQUESTS[:1], PICTURES[:1], **SHORT)
-    assert found == [greedy(exact_model, processor, defence.prompt(REQUESTS[0]), PICTURES[0])]
+    found = defence.generate(exact_model, processor, [CHATS[0], TALK], **SHORT)
+    said = defence.prompt("And this,\nbeside it?")
+    talk = (*TALK[:3], Turn("user", (noise_image(5), blank_image(), said)))
+    assert found == [
+        greedy(exact_model, processor, chat_of(defence.prompt(REQUESTS[0]), noise_image(1))),
+        greedy(exact_model, processor, talk),
+    ]
 
 
 # --- yes or no ---
@@ -101,7 +201,7 @@ def test_prompts_are_what_the_model_is_asked(
 def test_log_odds_are_those_of_the_next_token(
     exact_model: Llava, processor: LlavaProcessor
 ) -> None:
-    found = yes_log_odds(exact_model, processor, REQUESTS, [None] * 3)
+    found = yes_log_odds(exact_model, processor, [chat_of(request) for request in REQUESTS])
     first = {
         word: {
             processor.tokenizer.encode(form, add_special_tokens=False)[0]
@@ -121,7 +221,7 @@ def test_one_token_for_both_words_is_refused(
 ) -> None:
     monkeypatch.setattr(type(processor.tokenizer), "encode", lambda self, *a, **k: [7])
     with pytest.raises(SafeguardError, match="cannot tell"):
-        yes_log_odds(model, processor, REQUESTS, PICTURES)
+        yes_log_odds(model, processor, CHATS)
 
 
 # --- flows, scripted ---
@@ -131,73 +231,81 @@ class Script:
     """Stands where a model would be asked: remembers what it was asked, says what it is told."""
 
     def __init__(self, module: Any, monkeypatch: pytest.MonkeyPatch, odds: list[float]) -> None:
-        self.asked: list[tuple[list[str], list[Image | None], dict[str, Any]]] = []
-        self.judged: list[tuple[Any, list[str], list[Image | None]]] = []
+        self.asked: list[tuple[list[Chat], dict[str, Any]]] = []
+        self.judged: list[tuple[Any, list[Chat]]] = []
         self.odds = odds
         monkeypatch.setattr(module, "answers", self.answers)
         monkeypatch.setattr(module, "yes_log_odds", self.yes_log_odds)
 
     def answers(
-        self, model: Any, processor: Any, requests: Sequence[str],
-        images: Sequence[Image | None], **options: Any,
-    ) -> list[str]:  # fmt: skip
-        self.asked.append((list(requests), list(images), options))
-        return [f"pass {len(self.asked)}, row {row}" for row in range(len(requests))]
+        self, model: Any, processor: Any, chats: Sequence[Chat], **options: Any
+    ) -> list[Answer]:
+        self.asked.append((list(chats), options))
+        return [told(len(self.asked), row) for row in range(len(chats))]
 
-    def yes_log_odds(
-        self, model: Any, processor: Any, questions: Sequence[str],
-        images: Sequence[Image | None],
-    ) -> Tensor:  # fmt: skip
-        self.judged.append((model, list(questions), list(images)))
+    def yes_log_odds(self, model: Any, processor: Any, questions: Sequence[Chat]) -> Tensor:
+        self.judged.append((model, list(questions)))
         return torch.tensor(self.odds)
+
+
+def told(number: int, row: int) -> Answer:
+    return Answer(f"pass {number}, row {row}", row)
 
 
 def test_ecso_closes_its_eyes_where_the_answer_was_harmful(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    script = Script(ecso, monkeypatch, odds=[1.0, -1.0])
-    found = ECSO(caption_tokens=9).generate("vlm", "its", REQUESTS, PICTURES, **SHORT)  # type: ignore[arg-type]
-    assert found == ["pass 3, row 0", "pass 1, row 1", "pass 1, row 2"]
+    script = Script(ecso, monkeypatch, odds=[1.0, -1.0, 1.0])
+    chats = [*CHATS, TALK]
+    found = ECSO(caption_tokens=9).generate("vlm", "its", chats, **SHORT)  # type: ignore[arg-type]
+    assert found == [told(3, 0), told(1, 1), told(1, 2), told(3, 1)]
 
-    (_, judged, seen), *others = script.judged
+    (_, judged), *others = script.judged
     assert not others
-    assert seen == [PICTURES[0], PICTURES[2]]  # the one without an image is not in question
-    assert REQUESTS[0] in judged[0]
-    assert "pass 1, row 0" in judged[0]
-    assert REQUESTS[2] in judged[1]
-    assert "pass 1, row 2" in judged[1]
+    # the one without an image is not in question
+    assert [pictures(chat) for chat in judged] == [[PICTURES[0]], [PICTURES[2]], pictures(TALK)]
+    for chat, request, row in zip(judged, (*REQUESTS[::2], asked(TALK)), (0, 2, 3), strict=True):
+        assert request in asked(chat)
+        assert f"pass 1, row {row}" in asked(chat)
 
     first, caption, blind = script.asked
-    assert first == (list(REQUESTS), list(PICTURES), SHORT)
-    assert caption[1:] == ([PICTURES[0]], {"max_new_tokens": 9})
-    assert REQUESTS[0] in caption[0][0]  # aware of the query
-    assert blind[1:] == ([None], SHORT)
-    assert REQUESTS[0] in blind[0][0]
-    assert "pass 2, row 0" in blind[0][0]
+    assert first == (chats, SHORT)
+    assert caption[1] == {"max_new_tokens": 9}
+    assert [pictures(chat) for chat in caption[0]] == [[PICTURES[0]], pictures(TALK)]
+    assert REQUESTS[0] in asked(caption[0][0])  # aware of the query
+    assert asked(TALK) in asked(caption[0][1])
+    assert blind[1] == SHORT
+    assert [pictures(chat) for chat in blind[0]] == [[], []]
+    assert REQUESTS[0] in asked(blind[0][0])
+    assert "pass 2, row 0" in asked(blind[0][0])
+    assert blind[0][1][:-1] == unseen(TALK)[:-1]  # what was said before is there again
+    assert asked(TALK) in asked(blind[0][1])
+    assert "pass 2, row 1" in asked(blind[0][1])
 
 
 def test_ecso_leaves_other_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(ecso, monkeypatch, odds=[-1.0, 0.0])
-    found = ECSO().generate("vlm", "its", REQUESTS, PICTURES, **SHORT)  # type: ignore[arg-type]
-    assert found == [f"pass 1, row {row}" for row in range(3)]
+    found = ECSO().generate("vlm", "its", CHATS, **SHORT)  # type: ignore[arg-type]
+    assert found == [told(1, row) for row in range(3)]
     assert len(script.asked) == 1
-    ECSO().generate("vlm", "its", REQUESTS, [None] * 3, **SHORT)  # type: ignore[arg-type]
+    ECSO().generate("vlm", "its", CHATS[1:2], **SHORT)  # type: ignore[arg-type]
     assert len(script.judged) == 1  # nothing to close one's eyes to
 
 
 def test_the_guard_model_refuses_what_it_calls_unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(guard_model, monkeypatch, odds=[2.0, -2.0, 0.0])
     defence = GuardModel("judge", "its")  # type: ignore[arg-type]
-    found = defence.generate("vlm", "its", REQUESTS, PICTURES, **SHORT)  # type: ignore[arg-type]
-    assert found == [REFUSAL, "pass 1, row 0", "pass 1, row 1"]
-    ((judge, questions, images),) = script.judged
+    found = defence.generate("vlm", "its", CHATS, **SHORT)  # type: ignore[arg-type]
+    assert found == [Answer(REFUSAL, 0), told(1, 0), told(1, 1)]
+    ((judge, questions),) = script.judged
     assert judge == "judge"
-    assert images == [None] * 3
-    assert all(request in said for request, said in zip(REQUESTS, questions, strict=True))
-    assert script.asked == [(list(REQUESTS[1:]), list(PICTURES[1:]), SHORT)]
+    assert not any(map(pictures, questions))
+    assert all(r in asked(said) for r, said in zip(REQUESTS, questions, strict=True))
+    assert script.asked == [(list(CHATS[1:]), SHORT)]
 
     script.odds = [1.0] * 3
-    assert defence.generate("vlm", "its", REQUESTS, PICTURES) == [REFUSAL] * 3  # type: ignore[arg-type]
+    found = defence.generate("vlm", "its", CHATS)  # type: ignore[arg-type]
+    assert found == [Answer(REFUSAL, 0)] * 3
     assert len(script.asked) == 1
 
 
@@ -223,17 +331,20 @@ def test_the_shift_loses_its_part_along_the_direction() -> None:
     assert half.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("chat", [CHATS[0], TALK], ids=["one turn", "talk"])
 def test_shiftdc_is_two_passes_by_hand(
-    exact_model: Llava, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+    exact_model: Llava,
+    processor: LlavaProcessor,
+    guard: Guard,
+    monkeypatch: pytest.MonkeyPatch,
+    chat: Chat,
 ) -> None:
     """The last prompt token alone, in the guard's layers alone, and later layers see it."""
     model, defence = exact_model, ShiftDC.of(guard, caption_tokens=3)
-    request = "How to bake a very good cake for a birthday"  # `ask` pairs odd lengths with noise
-    inputs = ask(processor, [request], dtype=torch.float64)
-    image = noise_image(len(request)) if len(request) % 2 else blank_image()
-    caption = answers(model, processor, [shiftdc._DESCRIBE], [image], max_new_tokens=3)[0]
-    said = shiftdc._CAPTIONED.format(caption=caption, request=request)
-    text = run_row(model, text_ids(processor, said))[0]
+    look = chat_of(shiftdc._DESCRIBE, *pictures(chat))
+    caption = answers(model, processor, [look], max_new_tokens=3)[0].text
+    said = shiftdc._CAPTIONED.format(caption=caption, request=asked(chat))
+    text = run_row(model, *by_hand(model, processor, rephrased(unseen(chat), said)))[0]
 
     s = guard.directions.harmful_mean - guard.directions.harmless_mean
 
@@ -242,32 +353,21 @@ def test_shiftdc_is_two_passes_by_hand(
             return state
         return corrected(state, text[layer][-1], s[layer])
 
-    row = inputs["input_ids"][0].tolist()
-    prompt, pixels, expected = len(row), inputs["pixel_values"], []
+    row, pixels = by_hand(model, processor, chat)
+    prompt, expected = len(row), []
     unmoved = run_row(model, row, pixels)[1][-1]
     for _ in range(SHORT["max_new_tokens"]):
         last = run_row(model, row, pixels, change=change, start=prompt - 1, stop=prompt)[1][-1]
         expected.append(last)
         row.append(int(last.argmax()))
 
-    seen: list[Any] = []
-    inner = model.generate
-
-    def generate(*args: Any, **kwargs: Any) -> Tensor:
-        kwargs |= {"output_logits": True, "return_dict_in_generate": True}
-        seen.append(inner(*args, **kwargs))
-        return seen[-1].sequences
-
-    monkeypatch.setattr(model, "generate", generate)
-    found = defence.generate(model, processor, [request, REQUESTS[1]], [image, None], **SHORT)
-    for step, logits in zip(seen[-1].logits, expected, strict=True):
-        torch.testing.assert_close(step[0].double(), logits, rtol=0, atol=1e-5)
+    found, logits = with_logits(monkeypatch, model, defence, processor, [chat, CHATS[1]])
+    torch.testing.assert_close(logits[0], torch.stack(expected), rtol=0, atol=1e-5)
     assert (expected[0] - unmoved).abs().max() > 1e-3
-    assert found[0] == processor.decode(row[prompt:], skip_special_tokens=True)
-    assert found[1] == greedy(model, processor, REQUESTS[1], None)  # no image, left as it is
+    assert found[0].text == processor.decode(row[prompt:], skip_special_tokens=True)
+    assert found[1] == greedy(model, processor, CHATS[1])  # no image, left as it is
 
 
 def test_shiftdc_needs_an_image(model: Llava, processor: LlavaProcessor, guard: Guard) -> None:
-    plain = answers(model, processor, REQUESTS, [None] * 3, **SHORT)
-    found = ShiftDC.of(guard).generate(model, processor, REQUESTS, [None] * 3, **SHORT)
-    assert found == plain
+    plain = answers(model, processor, CHATS[1:2], **SHORT)
+    assert ShiftDC.of(guard).generate(model, processor, CHATS[1:2], **SHORT) == plain

@@ -12,7 +12,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.demo import CONDITIONS, condition_images, majority_accuracy, run_demo
-from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.evaluation.runner import Results, Row, generate_replies

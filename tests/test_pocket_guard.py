@@ -7,7 +7,7 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vlm_safeguard.evaluation.demo import condition_images, image_questions
-from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.prompts import read_prompts
 from vlm_safeguard.evaluation.runner import generate_replies
 from vlm_safeguard.guard import Guard

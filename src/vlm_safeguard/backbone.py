@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm_safeguard.conversation import encode_batch
+from vlm_safeguard.conversation import Chat, chat_of, encode_chats
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.families import FAMILIES, REFUSED
 
@@ -139,29 +139,67 @@ class Backbone:
         Returns:
             (rows, hidden) final states of the last tokens, from which the next one is predicted.
         """
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        ids, mask, positions = (x.to(self.device) for x in (ids, mask, positions))
-        output = self.decoder(
-            input_ids=ids,
-            attention_mask=self._both_ways(ids, mask, positions) if self.bidirectional else mask,
-            position_ids=positions,
-            use_cache=False,
-        )
-        final: torch.Tensor = output.last_hidden_state[:, -1]
-        return final
+        return self._final_states(rows, [len(row) for row in rows])[:, -1]
 
-    def _both_ways(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Any:
-        """The mask that the model itself gives its decoder for a prompt, here without an image."""
+    def answer_log_probs(
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        """Log-probability of each token of `answers` behind its prompt, text only, in one pass.
+
+        Args:
+            prompts: token ids without images; none is empty.
+            answers: one for each prompt; an empty one gives an empty tensor.
+
+        Returns:
+            (tokens,) float32 each, in nats.
+        """
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        states = self._final_states(rows, [len(prompt) for prompt in prompts])
+        found = []
+        for row, answer in enumerate(answers):
+            # the state before a token predicts it; rows end at the right
+            before = states[row, states.shape[1] - len(answer) - 1 : -1]
+            log_probs = self.next_token_logits(before).log_softmax(-1)
+            tokens = torch.tensor(list(answer), dtype=torch.long, device=log_probs.device)
+            found.append(log_probs.gather(-1, tokens[:, None])[:, 0])
+        return found
+
+    def _final_states(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> torch.Tensor:
+        """(rows, width, hidden) final states of left-padded `rows`, by the decoder alone.
+
+        Args:
+            prompts: tokens at the start of each row that are its prompt; what follows is answer.
+        """
+        width = max(len(row) for row in rows)
+        left = [width - len(row) for row in rows]
+        ids = torch.tensor([[0] * pad + list(row) for pad, row in zip(left, rows, strict=True)])
+        place = torch.arange(width)
+        start = torch.tensor(left)[:, None]
+        mask = (place >= start).long()
+        answer = (place >= start + torch.tensor(list(prompts))[:, None]).long()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        ids, mask, positions, answer = (x.to(self.device) for x in (ids, mask, positions, answer))
+        seen = self._both_ways(ids, mask, positions, answer) if self.bidirectional else mask
+        states: torch.Tensor = self.decoder(
+            input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return states
+
+    def _both_ways(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, answer: torch.Tensor
+    ) -> Any:
+        """The mask that the model itself gives its decoder for a prompt, here without an image.
+
+        Args:
+            answer: 1 where a token is the answer's, which attends to earlier ones only.
+        """
         return self.model.create_masks_for_generate(
             config=self.model.config,
             inputs_embeds=self.model.get_input_embeddings()(ids),
             attention_mask=mask,
             past_key_values=None,
             position_ids=positions,
-            token_type_ids=torch.zeros_like(ids),  # all of it prompt
+            token_type_ids=answer,
         )
 
     def next_token_logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -183,8 +221,16 @@ def model_inputs(
 ) -> BatchFeature:
     """A left-padded batch with one image a request or none, where the model wants it."""
     shown = [[image] if image is not None else [] for image in images]
+    chats = [chat_of(text, *pictures) for text, pictures in zip(requests, shown, strict=True)]
+    return chat_inputs(model, processor, chats)
+
+
+def chat_inputs(
+    model: PreTrainedModel, processor: ProcessorMixin, chats: Sequence[Chat]
+) -> BatchFeature:
+    """A left-padded batch of conversations, where the model wants it."""
     device = _device_of(model.get_input_embeddings())
-    return encode_batch(processor, requests, shown).to(device, model.dtype)
+    return encode_chats(processor, chats).to(device, model.dtype)
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 from transformers import BatchFeature
@@ -15,6 +16,77 @@ from vlm_safeguard.images import noise_image
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says: texts and pictures, in order."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | Image, ...]
+
+
+Chat = tuple[Turn, ...]
+
+
+def chat_of(text: str, *images: Image) -> Chat:
+    """A conversation of one user turn, its images first."""
+    return (Turn("user", (*images, text)),)
+
+
+def asked(chat: Chat) -> str:
+    """The text of the last user turn, its parts on lines of their own.
+
+    Raises:
+        SafeguardError: no turn is the user's.
+    """
+    return "\n".join(part for part in chat[_request(chat)].content if isinstance(part, str))
+
+
+def rephrased(chat: Chat, text: str) -> Chat:
+    """`chat` with `text` for all text of the last user turn; the turn's pictures come first.
+
+    Raises:
+        SafeguardError: no turn is the user's.
+    """
+    place = _request(chat)
+    shown = tuple(part for part in chat[place].content if not isinstance(part, str))
+    return (*chat[:place], Turn("user", (*shown, text)), *chat[place + 1 :])
+
+
+def unseen(chat: Chat) -> Chat:
+    """`chat` without any pictures."""
+    return tuple(
+        replace(turn, content=tuple(part for part in turn.content if isinstance(part, str)))
+        for turn in chat
+    )
+
+
+def pictures(chat: Chat) -> list[Image]:
+    """The pictures of all turns, in order."""
+    return [part for turn in chat for part in turn.content if not isinstance(part, str)]
+
+
+def _request(chat: Chat) -> int:
+    """Where the last user turn stands."""
+    for place in reversed(range(len(chat))):
+        if chat[place].role == "user":
+            return place
+    raise SafeguardError("The conversation has no turn of the user, so there is nothing to answer.")
+
+
+def _messages(chat: Chat) -> list[dict[str, Any]]:
+    """A conversation as chat templates take it."""
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in turn.content
+            ],
+        }
+        for turn in chat
+    ]
 
 
 def user_turn(text: str, *, images: int = 0) -> dict[str, Any]:
@@ -85,11 +157,21 @@ def encode_batch(
     processor: ProcessorMixin, questions: Sequence[str], images: Sequence[Sequence[Image]]
 ) -> BatchFeature:
     """Questions of one turn each, behind their images, as a left-padded batch for `generate`."""
-    rendered = [
-        render_chat(processor, question, images=len(shown))
-        for question, shown in zip(questions, images, strict=True)
-    ]
-    return _encode(processor, rendered, images, padding=True, padding_side="left")
+    return encode_chats(
+        processor,
+        [chat_of(question, *shown) for question, shown in zip(questions, images, strict=True)],
+    )
+
+
+def encode_chats(processor: ProcessorMixin, chats: Sequence[Chat]) -> BatchFeature:
+    """Conversations as a left-padded batch for `generate`, ready for the answer.
+
+    Raises:
+        SafeguardError: the processor cannot render one, or takes pictures for all or none.
+    """
+    rendered = [render_messages(processor, _messages(chat)) for chat in chats]
+    shown = [pictures(chat) for chat in chats]
+    return _encode(processor, rendered, shown, padding=True, padding_side="left")
 
 
 def _encode(

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_safeguard.defences.defence import answers
+from vlm_safeguard.conversation import Chat, asked, chat_of, pictures, rephrased, unseen
+from vlm_safeguard.defences.defence import Answer, answers
 from vlm_safeguard.defences.verdict import yes_log_odds
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
 _HARMFUL = (
@@ -34,7 +34,10 @@ _EYES_CLOSED = (
 
 @dataclass(frozen=True)
 class ECSO:
-    """Two to four passes; a request without an image is answered as it is.
+    """Two to four passes; a conversation without an image is answered as it is.
+
+    The model judges and describes in conversations of their own, about the last request and all
+    pictures; what was said before it is there again when it answers with its eyes closed.
 
     Attributes:
         threshold: log-odds of "harmful" above which the eyes are closed.
@@ -50,31 +53,36 @@ class ECSO:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        requests: Sequence[str],
-        images: Sequence[Image | None],
+        chats: Sequence[Chat],
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """See `Defence.generate`."""
-        found = answers(model, processor, requests, images, **options)
-        seeing = [row for row, image in enumerate(images) if image is not None]
+        found = answers(model, processor, chats, **options)
+        seeing = [row for row, chat in enumerate(chats) if pictures(chat)]
         if not seeing:
             return found
-        questions = [_HARMFUL.format(request=requests[row], answer=found[row]) for row in seeing]
-        odds = yes_log_odds(model, processor, questions, [images[row] for row in seeing])
+
+        def about(row: int, words: str, **more: str) -> Chat:
+            question = words.format(request=asked(chats[row]), **more)
+            return chat_of(question, *pictures(chats[row]))
+
+        questions = [about(row, _HARMFUL, answer=found[row].text) for row in seeing]
+        odds = yes_log_odds(model, processor, questions)
         harmful = [row for row, value in zip(seeing, odds, strict=True) if value > self.threshold]
         if not harmful:
             return found
         captions = answers(
-            model, processor,
-            [_DESCRIBE.format(request=requests[row]) for row in harmful],
-            [images[row] for row in harmful],
+            model, processor, [about(row, _DESCRIBE) for row in harmful],
             max_new_tokens=self.caption_tokens,
         )  # fmt: skip
         blind = [
-            _EYES_CLOSED.format(caption=caption, request=requests[row])
+            rephrased(
+                unseen(chats[row]),
+                _EYES_CLOSED.format(caption=caption.text, request=asked(chats[row])),
+            )
             for row, caption in zip(harmful, captions, strict=True)
         ]
-        again = answers(model, processor, blind, [None] * len(harmful), **options)
+        again = answers(model, processor, blind, **options)
         for row, answer in zip(harmful, again, strict=True):
             found[row] = answer
         return found

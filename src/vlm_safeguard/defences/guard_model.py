@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_safeguard.defences.defence import answers
+from vlm_safeguard.conversation import Chat, asked, chat_of
+from vlm_safeguard.defences.defence import Answer, answers
 from vlm_safeguard.defences.verdict import yes_log_odds
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -22,7 +22,7 @@ _UNSAFE = (
 
 @dataclass(frozen=True, eq=False)
 class GuardModel:
-    """A judge that reads the request's text; what it calls unsafe gets a fixed refusal.
+    """A judge that reads the last request's text; what it calls unsafe gets a fixed refusal.
 
     Attributes:
         judge: another vision-language model, asked without the image; a second instance of the
@@ -41,20 +41,16 @@ class GuardModel:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        requests: Sequence[str],
-        images: Sequence[Image | None],
+        chats: Sequence[Chat],
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """See `Defence.generate`."""
-        questions = [_UNSAFE.format(request=request) for request in requests]
-        odds = yes_log_odds(self.judge, self.judge_processor, questions, [None] * len(questions))
-        found = [REFUSAL] * len(requests)
+        questions = [chat_of(_UNSAFE.format(request=asked(chat))) for chat in chats]
+        odds = yes_log_odds(self.judge, self.judge_processor, questions)
+        found = [Answer(REFUSAL, tokens=0)] * len(chats)
         safe = [row for row, value in enumerate(odds) if value <= self.threshold]
         if safe:
-            told = answers(
-                model, processor, [requests[row] for row in safe], [images[row] for row in safe],
-                **options,
-            )  # fmt: skip
+            told = answers(model, processor, [chats[row] for row in safe], **options)
             for row, answer in zip(safe, told, strict=True):
                 found[row] = answer
         return found

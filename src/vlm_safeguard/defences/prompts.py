@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlm_safeguard.defences.defence import answers
+from vlm_safeguard.conversation import Chat, asked, rephrased
+from vlm_safeguard.defences.defence import Answer, answers
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
 
 @dataclass(frozen=True)
 class PromptDefence:
-    """Words around every request, in the user's turn, so that any chat template takes them."""
+    """Words around the last request, in the user's turn, so that any chat template takes them.
+
+    Without words, the conversation stays as it is.
+    """
 
     name: str
     before: str = ""
@@ -29,13 +32,17 @@ class PromptDefence:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        requests: Sequence[str],
-        images: Sequence[Image | None],
+        chats: Sequence[Chat],
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """See `Defence.generate`."""
-        prompts = [self.prompt(request) for request in requests]
-        return answers(model, processor, prompts, images, **options)
+        if self.before or self.after:
+            chats = [rephrased(chat, self.prompt(asked(chat))) for chat in chats]
+        return answers(model, processor, chats, **options)
+
+
+#: The model as it is.
+NONE = PromptDefence("none")
 
 
 #: A reminder of responsibility before and after the request (Xie et al., Nature Machine

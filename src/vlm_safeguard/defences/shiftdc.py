@@ -16,11 +16,18 @@ import torch
 
 from vlm_safeguard.activations import capture_last_token, hidden_states
 from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import encode_chat
-from vlm_safeguard.defences.defence import answers
+from vlm_safeguard.conversation import (
+    Chat,
+    asked,
+    chat_of,
+    encode_chats,
+    pictures,
+    rephrased,
+    unseen,
+)
+from vlm_safeguard.defences.defence import Answer, answers
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
     from vlm_safeguard.guard import Guard
@@ -33,7 +40,7 @@ _CAPTIONED = "Image: {caption}\n\n{request}"
 class ShiftDC:
     """A caption, a text-only pass, and the corrected pass with the image.
 
-    A request without an image is answered as it is.
+    A conversation without an image is answered as it is; several images share a caption.
 
     Attributes:
         direction: (layers, hidden) harmful less harmless mean state, of every decoder layer.
@@ -58,27 +65,27 @@ class ShiftDC:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        requests: Sequence[str],
-        images: Sequence[Image | None],
+        chats: Sequence[Chat],
         **options: Any,
-    ) -> list[str]:
+    ) -> list[Answer]:
         """See `Defence.generate`."""
-        seeing = [row for row, image in enumerate(images) if image is not None]
+        seeing = [row for row, chat in enumerate(chats) if pictures(chat)]
         if not seeing:
-            return answers(model, processor, requests, images, **options)
+            return answers(model, processor, chats, **options)
         captions = answers(
-            model, processor, [_DESCRIBE] * len(seeing), [images[row] for row in seeing],
+            model, processor, [chat_of(_DESCRIBE, *pictures(chats[row])) for row in seeing],
             max_new_tokens=self.caption_tokens,
         )  # fmt: skip
-        texts = [
-            _CAPTIONED.format(caption=caption, request=requests[row])
-            for row, caption in zip(seeing, captions, strict=True)
-        ]
+        texts = []
+        for row, caption in zip(seeing, captions, strict=True):
+            words = _CAPTIONED.format(caption=caption.text, request=asked(chats[row]))
+            alone = encode_chats(processor, [rephrased(unseen(chats[row]), words)])
+            texts.append(alone["input_ids"][0].tolist())
         backbone = Backbone.of(model)
         with capture_last_token(backbone) as text:
-            backbone.run_text([encode_chat(processor, words) for words in texts])
+            backbone.run_text(texts)
         with self._correcting(backbone, seeing, text):
-            return answers(model, processor, requests, images, **options)
+            return answers(model, processor, chats, **options)
 
     @contextmanager
     def _correcting(

@@ -7,26 +7,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_safeguard.backbone import model_inputs
-from vlm_safeguard.conversation import tokenizer_of
+from vlm_safeguard.backbone import chat_inputs
+from vlm_safeguard.conversation import Chat, tokenizer_of
 from vlm_safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
 
 def yes_log_odds(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    questions: Sequence[str],
-    images: Sequence[Image | None],
+    model: PreTrainedModel, processor: ProcessorMixin, questions: Sequence[Chat]
 ) -> torch.Tensor:
     """Log p(yes) − log p(no) of the answer's first token; above 0 the model says yes.
 
     Args:
-        questions: that ask for yes or no.
-        images: the picture that goes with each; None for text alone.
+        questions: conversations that end with a question for yes or no.
 
     Returns:
         (questions,) float32, on the CPU.
@@ -38,7 +33,7 @@ def yes_log_odds(
     if not yes - no or not no - yes:
         raise SafeguardError('This tokenizer cannot tell "yes" from "no" by the first token.')
     output = model.generate(
-        **model_inputs(model, processor, questions, images),
+        **chat_inputs(model, processor, questions),
         max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     logits: torch.Tensor = output.logits[0].float().cpu()

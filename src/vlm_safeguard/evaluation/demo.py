@@ -11,7 +11,7 @@ import torch
 from vlm_safeguard.activations import image_states, text_states
 from vlm_safeguard.backbone import Backbone, model_inputs
 from vlm_safeguard.defences.variants import variants
-from vlm_safeguard.evaluation.judges import is_refusal
+from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.prompts import Prompt
 from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies
 from vlm_safeguard.images import blank_image, noise_image

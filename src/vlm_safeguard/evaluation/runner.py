@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.attachment import TextReadings
 from vlm_safeguard.backbone import model_inputs
-from vlm_safeguard.evaluation.metrics import wilson
+from vlm_safeguard.defences.defence import until_end
+from vlm_safeguard.evaluation.metrics import Estimate, wilson
 from vlm_safeguard.receipt import Receipt
 
 if TYPE_CHECKING:
@@ -23,11 +24,21 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 
-class Row(BaseModel):
-    """One cell of a results table, with its 95 % interval.
+#: The metrics that are shares of answers.
+SHARES = ("refusal", "accuracy", "attack_success", "unreadable")
 
-    Shares are in 0–1 with Wilson's interval; perplexity, kl, tokens and seconds are means with a
-    bootstrap's.
+
+class Row(BaseModel):
+    """One cell of a results table.
+
+    Shares (`SHARES`) are in 0–1 with a 95 % Wilson interval. The other metrics have a 95 %
+    bootstrap interval and units of their own: perplexity; KL in nats a token; new tokens and
+    seconds an answer.
+
+    Attributes:
+        n: answers that the value is a share or mean of.
+        benchmark: where the prompts come from; None for the demo's own.
+        judge: whose verdicts were counted; None where none was needed, and for the demo's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,8 +46,10 @@ class Row(BaseModel):
     defence: str
     condition: str
     prompts: Literal["harmful", "harmless", "utility"]
-    metric: Literal["refusal", "accuracy", "attack_success", "unreadable", "perplexity", "kl",
-                    "tokens", "seconds"]  # fmt: skip
+    metric: Literal[
+        "refusal", "accuracy", "attack_success", "unreadable",
+        "perplexity", "kl", "tokens", "seconds",
+    ]  # fmt: skip
     benchmark: str | None = None
     judge: str | None = None
     n: int
@@ -50,6 +63,11 @@ class Row(BaseModel):
         low, high = wilson(sum(outcomes), len(outcomes))
         return cls(n=len(outcomes), value=sum(outcomes) / len(outcomes), low=low, high=high,
                    **names)  # fmt: skip
+
+    @classmethod
+    def of(cls, estimate: Estimate, **names: Any) -> Row:
+        """The row of a mean, a ratio or a perplexity."""
+        return cls(**asdict(estimate), **names)
 
 
 class Results(BaseModel):
@@ -119,7 +137,7 @@ def generate_replies(
                 )
             receipts = [None] * len(batch) if guard is None else guard.receipts
             for i, row, receipt in zip(batch, output.cpu(), receipts, strict=True):
-                tokens = _answer(model, row[inputs["input_ids"].shape[1] :])
+                tokens = until_end(model, row[inputs["input_ids"].shape[1] :])
                 text = processor.decode(tokens, skip_special_tokens=True)
                 found[name][i] = (text, tokens, receipt)
             after_batch(name, len(batch))
@@ -144,12 +162,3 @@ def _read(model: PreTrainedModel, inputs: Any) -> Any:
         **start, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
     )
     return output.past_key_values
-
-
-def _answer(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """`tokens` up to and with the first that ends an answer; what follows is padding."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        return tokens
-    found = torch.isin(tokens, torch.tensor(ends)).nonzero()
-    return tokens[: int(found[0]) + 1] if len(found) else tokens

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlm_safeguard.evaluation.runner import Row
-from vlm_safeguard.report.contents import Contents
+from vlm_safeguard.report.contents import Contents, Picture
 from vlm_safeguard.report.findings import Aim
 from vlm_safeguard.report.sheets import Cell, Sheet
 
@@ -21,8 +21,8 @@ def export(found: Contents, folder: Path) -> None:
     `tables/rows.csv` holds the rows as they are, numbers to all digits; the other tables hold
     what the report shows.
     """
-    tables, drawn = folder / "tables", folder / "figures"
-    for place in (tables, drawn):
+    tables = folder / "tables"
+    for place in (tables, folder / "figures"):
         place.mkdir(parents=True, exist_ok=True)
     with (tables / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(Row.model_fields))
@@ -36,8 +36,13 @@ def export(found: Contents, folder: Path) -> None:
                 plain.writerow(table.header)
                 plain.writerows([_inline(cell) for cell in line] for line in table.lines)
         for picture in section.pictures:
-            picture.draw(drawn / f"{file_name(picture.name)}.png")
+            picture.draw(figure_path(folder, picture))
     (folder / "report.md").write_text("\n".join(_markdown(found)) + "\n", "utf-8")
+
+
+def figure_path(folder: Path, picture: Picture) -> Path:
+    """Where a figure's PNG file lies."""
+    return folder / "figures" / f"{file_name(picture.name)}.png"
 
 
 def file_name(name: str) -> str:

@@ -12,7 +12,7 @@ import matplotlib as mpl
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.report.contents import Contents, Picture, contents
-from vlm_safeguard.report.export import export
+from vlm_safeguard.report.export import export, figure_path
 from vlm_safeguard.report.figures import DARK
 from vlm_safeguard.report.samples import packed
 from vlm_safeguard.report.sheets import is_default
@@ -31,18 +31,17 @@ def write_report(folder: Path) -> Path:
         SafeguardError: the folder cannot be read or written, or the `report` extra is missing.
     """
     found = contents(read_source(folder))
-    html = render(found)
     path = folder / "report.html"
     try:
         export(found, folder)
-        path.write_text(html, "utf-8")
+        path.write_text(render(found, folder), "utf-8")
     except OSError as error:
         raise SafeguardError(f"The report cannot be written into {folder}: {error}") from error
     return path
 
 
-def render(found: Contents) -> str:
-    """The page's HTML.
+def render(found: Contents, folder: Path) -> str:
+    """The page's HTML, with the figures that `export` wrote into `folder`.
 
     Answers are untrusted: everything is escaped, samples travel as JSON that no parser takes for
     HTML, and the page's policy runs no script but its own.
@@ -67,8 +66,9 @@ def render(found: Contents) -> str:
     script = (_TEMPLATES / "report.js").read_text("utf-8")
     with TemporaryDirectory() as drawing:
         images = {
-            picture.name: _image(picture, Path(drawing) / f"{number}.png")
-            for number, picture in enumerate(p for s in found.sections for p in s.pictures)
+            picture.name: _image(picture, figure_path(folder, picture), Path(drawing) / "dark.png")
+            for section in found.sections
+            for picture in section.pictures
         }
     return environment.get_template("report.html.j2").render(
         contents=found,
@@ -81,18 +81,19 @@ def render(found: Contents) -> str:
     )
 
 
-def _image(picture: Picture, path: Path) -> dict[str, Any]:
+def _image(picture: Picture, light: Path, dark: Path) -> dict[str, Any]:
     """A picture as data addresses for light and dark pages, and its size in pixels."""
     from PIL import Image
 
-    shown: dict[str, Any] = {}
-    for theme, settings in (("light", {}), ("dark", DARK)):
-        with mpl.rc_context(settings):
-            picture.draw(path)
-        shown[theme] = f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
-    with Image.open(path) as drawn:
-        shown["width"], shown["height"] = drawn.size
-    return shown
+    with mpl.rc_context(DARK):
+        picture.draw(dark)
+    with Image.open(light) as drawn:
+        width, height = drawn.size
+    return {"light": _address(light), "dark": _address(dark), "width": width, "height": height}
+
+
+def _address(image: Path) -> str:
+    return f"data:image/png;base64,{b64encode(image.read_bytes()).decode()}"
 
 
 def _inert(json: str) -> str:

@@ -1,0 +1,1 @@
+"""Judges: what a reply counts as. One file each, and what they have in common."""
