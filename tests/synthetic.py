@@ -195,11 +195,16 @@ def _share(successes: int, n: int) -> dict[str, Any]:
 
 def _mcnemar(cells: Any, benchmark: str, condition: str, other: str) -> dict[str, Any]:
     a, b = (
-        [line["verdicts"]["llama-guard"]["unsafe"] for line in cells[benchmark, "harmful", condition, d]]
-        for d in ("default", other)
-    )  # fmt: skip
+        [
+            line["verdicts"]["llama-guard"]["unsafe"]
+            for line in cells[benchmark, "harmful", condition, defence]
+        ]
+        for defence in ("default", other)
+    )
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    only_a, only_b = (sum(x and not y for x, y in pairs) for pairs in (both, [(y, x) for x, y in both]))
+    only_a, only_b = (
+        sum(x and not y for x, y in pairs) for pairs in (both, [(y, x) for x, y in both])
+    )
     n, k = only_a + only_b, min(only_a, only_b)
     p = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
     return {"benchmark": benchmark, "condition": condition, "metric": "attack_success",

@@ -80,7 +80,7 @@ def contents(source: Source) -> Contents:
             "attack",
             "Attack success",
             f"Share of harmful requests that were followed; lower is safer. Quoted: {how}.",
-            _bars(attacked, "attack success", "harmful requests followed, % (lower is safer)"),
+            _bars(attacked, "attack success", "requests followed, % (lower is safer)"),
             (
                 *([published] if published else []),
                 *_sheets(rows, "attack_success", "harmful"),
@@ -96,7 +96,7 @@ def contents(source: Source) -> Contents:
             "over-refusal",
             "Over-refusal",
             "Share of harmless requests that were refused; lower is better.",
-            _bars(refusal_rows(rows), "over-refusal", "harmless requests refused, % (lower: better)"),
+            _bars(refusal_rows(rows), "over-refusal", "requests refused, % (lower is better)"),
             _sheets(rows, "refusal", "harmless"),
         ),
         Section(
@@ -122,11 +122,11 @@ def contents(source: Source) -> Contents:
             "on harmless requests. 1× is the model as it is.",
             (_cost_picture(ratios),) if ratios else (),
             (
-                *([sheets.ratio_sheet(ratios)] if ratios else []),
-                *_sheets(rows, "perplexity"),
+                *sheets.ratio_sheets(ratios),
                 *_sheets(rows, "kl"),
-                *_sheets(rows, "tokens"),
-                *_sheets(rows, "seconds"),
+                *_sheets(rows, "perplexity", folded=True),
+                *_sheets(rows, "tokens", folded=True),
+                *_sheets(rows, "seconds", folded=True),
             ),
         ),
         Section(
@@ -136,7 +136,7 @@ def contents(source: Source) -> Contents:
             "count neither as safe nor as unsafe.",
             tables=(
                 *sheets.agreement_sheets(details.get("agreement", [])),
-                *_sheets(rows, "unreadable"),
+                *_sheets(rows, "unreadable", folded=True),
             ),
         ),
         _provenance(source),
@@ -149,10 +149,12 @@ def contents(source: Source) -> Contents:
     )
 
 
-def _sheets(rows: Sequence[Row], metric: str, *prompts: str) -> tuple[Sheet, ...]:
+def _sheets(
+    rows: Sequence[Row], metric: str, *prompts: str, folded: bool = False
+) -> tuple[Sheet, ...]:
     kinds = prompts or ("harmful", "harmless", "utility")
     judge = chief_judge([r for r in rows if r.prompts in kinds], metric)
-    return tuple(sheets.metric_sheets(rows, metric, kinds, chief=judge))
+    return tuple(sheets.metric_sheets(rows, metric, kinds, chief=judge, folded=folded))
 
 
 def _bars(rows: Sequence[Row], what: str, label: str) -> tuple[Picture, ...]:
@@ -166,8 +168,9 @@ def _bars(rows: Sequence[Row], what: str, label: str) -> tuple[Picture, ...]:
                 name=f"{what.replace(' ', '_')}_{benchmark}",
                 alt=f"Bars of {what} on {benchmark} by defence and image condition. Default guard: "
                 f"{', '.join(seen) or 'not measured'}. The table below has all values.",
-                caption=f"{benchmark}: {what}, with 95 % intervals.",
-                draw=partial(figures.bars_figure, here, label=label),
+                caption=f"{benchmark}: {what}, with 95 % intervals. Green: this guard's edits; "
+                "blue: defences by others; orange and red: controls.",
+                draw=partial(figures.bars_figure, here, label=f"{benchmark}: {label}"),
             )
         )
     return tuple(pictures)

@@ -57,6 +57,7 @@ def _inline(cell: Cell) -> str:
 def _markdown(found: Contents) -> Iterator[str]:
     yield f"# {_plain(found.title)}"
     yield "\n## Summary\n"
+    yield "In brackets: 95 % interval and number of requests.\n"
     yield from (f"- {_plain(sentence)}" for sentence in found.findings.sentences)
     yield "\n## What holds and what does not\n"
     for aim in found.findings.aims:

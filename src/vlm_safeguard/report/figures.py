@@ -36,7 +36,7 @@ _SHADES = {
 _OTHERS = "#56b4e9"  # defences of others
 _CYCLE = (BLUE, RED, GREEN, "#cc79a7", "#e69f00", "#56b4e9")
 _MARKS = "os^Dvp"
-DARK = {
+DARK: dict[Any, str] = {
     "figure.facecolor": "#16191d",
     "axes.facecolor": "#16191d",
     **dict.fromkeys(
@@ -144,9 +144,9 @@ def frontier_figure(frontier: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     conditions = list(dict.fromkeys(point["condition"] for point in frontier))
     knobs = list(dict.fromkeys(point["knob"] for point in frontier))
-    across = min(2, len(conditions))
-    down = -(-len(conditions) // across)
-    figure = Figure(figsize=(4.4 * across + 0.6, 3.5 * down + 0.6), layout="constrained")
+    down = 1 if len(conditions) <= 3 else 2
+    across = -(-len(conditions) // down)
+    figure = Figure(figsize=(3.4 * across + 0.6, 3.2 * down + 0.7), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
     for axes, condition in zip(panels, conditions, strict=False):
         for number, knob in enumerate(knobs):
@@ -173,10 +173,12 @@ def frontier_figure(frontier: Sequence[Mapping[str, Any]], path: Path) -> None:
             for end in {0, len(points) - 1} if points else ():
                 axes.annotate(
                     f"{float(points[end]['setting']):.3g}", (x[end], y[end]), fontsize=8,
-                    xytext=(5, 5), textcoords="offset points",
+                    xytext=(-4, -11) if number % 2 else (5, 5), textcoords="offset points",
+                    ha="right" if number % 2 else "left",
                     color=_CYCLE[number % len(_CYCLE)],
                 )  # fmt: skip
         axes.set_title(condition_name(condition), fontsize=10)
+        axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.25)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
@@ -185,7 +187,7 @@ def frontier_figure(frontier: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.supxlabel("harmless requests refused, %", fontsize=10)
     figure.supylabel("attack success, %", fontsize=10)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     _save(figure, path)
 
 
@@ -253,7 +255,7 @@ def gap_figure(
     ):
         for states, colour, label in zip(text, (RED, BLUE), ("harmful", "harmless"), strict=True):
             x, y = ((states - centre) @ plane.mT).T
-            axes.scatter(x, y, s=26, facecolors="none", edgecolors=colour, alpha=0.6,
+            axes.scatter(x, y, s=26, facecolors="none", edgecolors=colour, alpha=0.85,
                          label=f"{label}, text only")  # fmt: skip
         for states, colour, mark, label in zip(
             shown, (RED, BLUE), "^v", ("harmful", "harmless"), strict=True

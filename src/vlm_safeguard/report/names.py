@@ -43,7 +43,6 @@ MEASURES = {
     "tokens": "tokens an answer",
     "seconds": "seconds an answer",
 }
-SHARES = frozenset({"attack_success", "refusal", "accuracy", "unreadable"})
 
 
 def condition_name(condition: str) -> str:
@@ -82,6 +81,17 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
+def times(value: float) -> str:
+    """A ratio."""
+    return f"{value:.2f}×" if value < 10 else f"{value:.3g}×"
+
+
+def quoted(name: str) -> str:
+    """A benchmark's name in a sentence."""
+    return f"“{name}”"
+
+
 def points(difference: float) -> str:
     """A difference of two shares, in points, with its sign."""
-    return f"{100 * difference:+.1f}".removesuffix(".0").replace("-", "−")
+    shown = f"{100 * difference:+.1f}".removesuffix(".0").replace("-", "−")
+    return f"{shown} point{'' if shown in ('+1', '−1') else 's'}"

@@ -11,6 +11,7 @@ class Published:
 
     Attributes:
         model: Hub id of the model that it was measured on.
+        benchmark: our name of it; "jailbreak" is ours in the paper's form, not its prompts.
         condition: our name of the image condition; None where the paper's text does not say.
         ours: the defence of ours that stands beside it.
         value: share, 0–1.
@@ -35,12 +36,14 @@ _ATTACK = "attack_success"
 PUBLISHED = (
     Published(_VLM_GUARD, _LLAVA, "malicious_instruct", "text", "none", "none", _ATTACK, 0.15),
     Published(_VLM_GUARD, _LLAVA, "malicious_instruct", "blank", "none", "none", _ATTACK, 0.34),
-    Published(_VLM_GUARD, _LLAVA, "jailbreak_instructions", None, "none", "none", _ATTACK, 0.16,
+    Published(_VLM_GUARD, _LLAVA, "jailbreak", None, "none", "none", _ATTACK, 0.16,
               about=True),
-    Published(_VLM_GUARD, _LLAVA, "jailbreak_instructions", None, "VLM-Guard", "default", _ATTACK,
+    Published(_VLM_GUARD, _LLAVA, "jailbreak", None, "VLM-Guard", "default", _ATTACK,
               0.01, about=True),
-    Published(_SHIFTDC, _LLAVA, "mm_safetybench", "own", "none", "none", _ATTACK, 0.705),
-    Published(_SHIFTDC, _LLAVA, "mm_safetybench", "own", "ShiftDC", "shiftdc", _ATTACK, 0.436),
+    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", "own", "none", "none", _ATTACK,
+              0.705),
+    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", "own", "ShiftDC", "shiftdc", _ATTACK,
+              0.436),
     Published(_SHIFTDC, _LLAVA, "figstep", "own", "none", "none", _ATTACK, 0.524),
     Published(_SHIFTDC, _LLAVA, "figstep", "own", "ShiftDC", "shiftdc", _ATTACK, 0.132),
 )  # fmt: skip

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
+from vlm_safeguard.evaluation.metrics import bootstrap
 from vlm_safeguard.report.names import BASELINE
 from vlm_safeguard.report.source import Line
 
-_ROUNDS = 1000
-_CHUNK = 50  # rounds at once: bounds memory
+_DRAWS = 2000
 RATIOS = ("tokens", "seconds", "perplexity")
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A defence's mean over the unguarded model's, with a paired bootstrap's 95 % interval.
+    """A defence's measure over the unguarded model's, with a paired bootstrap's 95 % interval.
 
     Attributes:
         n: requests, each under all of its image conditions.
@@ -54,8 +54,9 @@ def paired_ratios(lines: Sequence[Line]) -> list[Ratio]:
                     a + b for a, b in zip(sums, summands, strict=True)
                 ]
     return [
-        Ratio(*names, len(requests), *_bootstrap(torch.tensor(list(requests.values()))))
+        Ratio(*names, of.n, of.value, of.low, of.high)
         for names, requests in found.items()
+        for of in [bootstrap(list(zip(*requests.values(), strict=True)), _statistic, draws=_DRAWS)]
     ]
 
 
@@ -69,20 +70,8 @@ def _summands(mine: Line, its: Line, metric: str) -> tuple[float, ...] | None:
     return (a, b) if a is not None and b else None
 
 
-def _bootstrap(table: torch.Tensor) -> tuple[float, float, float]:
-    """(ratio, low, high) of (n, 2 or 4) summands."""
-    table = table.double()
-    n = len(table)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.cat([
-        table[torch.randint(n, (_CHUNK, n), generator=generator)].sum(1)
-        for _ in range(_ROUNDS // _CHUNK)
-    ])  # fmt: skip
-    low, high = torch.quantile(_ratio(drawn), torch.tensor([0.025, 0.975]).double()).tolist()
-    return float(_ratio(table.sum(0))), low, high
-
-
-def _ratio(sums: torch.Tensor) -> torch.Tensor:
-    if sums.shape[-1] == 2:
-        return sums[..., 0] / sums[..., 1]
-    return torch.exp(sums[..., 0] / sums[..., 1] - sums[..., 2] / sums[..., 3])
+def _statistic(means: torch.Tensor) -> torch.Tensor:
+    """(k, 2 or 4) means of summands → (k,) ratios."""
+    if means.shape[1] == 2:
+        return means[:, 0] / means[:, 1]
+    return torch.exp(means[:, 0] / means[:, 1] - means[:, 2] / means[:, 3])

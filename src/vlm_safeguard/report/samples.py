@@ -1,4 +1,4 @@
-"""Every answer, packed to be browsed in a page: columns of values, each distinct one stored once."""
+"""Every answer, packed to be browsed in a page: columns, in which each value is stored once."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def tags(line: Line) -> list[str]:
     """What was said about an answer: each judge's verdict, and the gate's decision."""
     found = []
     for judge, verdict in line.verdicts.items():
-        if verdict.unreadable:
+        if not verdict.readable:
             found.append(f"{judge}: unreadable")
         if verdict.unsafe is not None:
             found.append(f"{judge}: {'unsafe' if verdict.unsafe else 'safe'}")
         if verdict.refused is not None:
             found.append(f"{judge}: {'refused' if verdict.refused else 'not refused'}")
-    if len({v.unsafe for v in line.verdicts.values() if v.unsafe is not None}) > 1:
+    if len({verdict.succeeded for verdict in line.verdicts.values() if verdict.readable}) > 1:
         found.append("judges disagree")
     if line.correct is not None:
         found.append("right" if line.correct else "wrong")

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from vlm_safeguard.evaluation.runner import Results, Row
+from vlm_safeguard.evaluation.runner import SHARES, Results, Row
 from vlm_safeguard.report.names import (
     DEFAULT,
     MEASURES,
-    SHARES,
     condition_name,
     defence_words,
     number,
     percent,
+    times,
 )
 from vlm_safeguard.report.published import published_for
 from vlm_safeguard.report.ratios import RATIOS, Ratio
@@ -58,9 +58,10 @@ def measured(row: Row | Ratio) -> Cell:
     if isinstance(row, Row) and row.metric in SHARES:
         interval = f"{percent(row.low)}–{percent(row.high)}"
         return Cell(f"{percent(row.value)} %", interval, row.value, row.value)
-    interval = f"{number(row.low)}–{number(row.high)}"
-    times = "×" if isinstance(row, Ratio) else ""
-    return Cell(f"{number(row.value)}{times}", interval, row.value)
+    if isinstance(row, Ratio):
+        interval = f"{times(row.low)}–{times(row.high)}".replace("×", "")
+        return Cell(times(row.value), interval, row.value)
+    return Cell(number(row.value), f"{number(row.low)}–{number(row.high)}", row.value)
 
 
 def benchmark_of(row: Row) -> str:
@@ -69,13 +70,19 @@ def benchmark_of(row: Row) -> str:
 
 
 def metric_sheets(
-    rows: Sequence[Row], metric: str, prompts: Iterable[str], *, chief: str | None
+    rows: Sequence[Row],
+    metric: str,
+    prompts: Iterable[str],
+    *,
+    chief: str | None,
+    folded: bool = False,
 ) -> list[Sheet]:
     """One table a benchmark and judge: defences down, image conditions across.
 
     Args:
         prompts: kinds of request.
         chief: the judge whose tables are shown at once; the others' are folded.
+        folded: whether they all are.
     """
     chosen = [r for r in rows if r.metric == metric and r.prompts in tuple(prompts)]
 
@@ -83,7 +90,10 @@ def metric_sheets(
         return benchmark_of(row), row.judge or ""
 
     sheets = []
-    for benchmark, judge in dict.fromkeys(map(place, chosen)):
+    order = list(dict.fromkeys(map(place, chosen)))
+    benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in order))
+    order.sort(key=lambda at: (benchmarks.index(at[0]), at[1] not in (chief, "")))
+    for benchmark, judge in order:
         here = [row for row in chosen if place(row) == (benchmark, judge)]
         judged = f", judged by {judge}" if judge else ""
         sheets.append(
@@ -92,7 +102,7 @@ def metric_sheets(
                 name="_".join(filter(None, (metric, benchmark, judge))),
                 title=f"{benchmark}{judged}",
                 caption=f"{benchmark}: {MEASURES[metric]}{judged}, with 95 % intervals.",
-                folded=chief is not None and judge not in (chief, ""),
+                folded=folded or (chief is not None and judge not in (chief, "")),
             )
         )
     return sheets
@@ -130,33 +140,33 @@ def _grid(rows: Sequence[Row], *, name: str, title: str, caption: str, folded: b
     )
 
 
-def ratio_sheet(ratios: Sequence[Ratio]) -> Sheet:
-    """Cost and fluency over the unguarded model's, by kind of request."""
-    columns = [
-        (metric, kind)
-        for metric in RATIOS
-        for kind in dict.fromkeys(r.prompts for r in ratios)
-        if any((r.metric, r.prompts) == (metric, kind) for r in ratios)
-    ]
-    cells = {(r.defence, r.metric, r.prompts): r for r in ratios}
+def ratio_sheets(ratios: Sequence[Ratio]) -> list[Sheet]:
+    """Cost and fluency over the unguarded model's, a table for each kind of request."""
+    sheets = []
+    for kind in dict.fromkeys(ratio.prompts for ratio in ratios):
+        here = {(r.defence, r.metric): r for r in ratios if r.prompts == kind}
+        metrics = [metric for metric in RATIOS if any(metric == m for _, m in here)]
+        sheets.append(
+            Sheet(
+                name=f"ratios_{kind}",
+                title=f"{kind.capitalize()} requests, as ratios",
+                caption=f"Defended over unguarded on the same {kind} requests, all benchmarks and "
+                "images together; 95 % intervals of a paired bootstrap over requests.",
+                header=("defence", *metrics),
+                lines=tuple(
+                    (Cell(defence), *(_ratio(here.get((defence, metric))) for metric in metrics))
+                    for defence in dict.fromkeys(defence for defence, _ in here)
+                ),
+            )
+        )
+    return sheets
 
-    def shown(ratio: Ratio | None) -> Cell:
-        if ratio is None:
-            return EMPTY
-        cell = measured(ratio)
-        return Cell(cell.text, f"{cell.small}, n = {ratio.n}", cell.number)
 
-    return Sheet(
-        name="ratios",
-        title="Tokens, seconds and perplexity, as ratios",
-        caption="Guarded over unguarded, on the same requests; 95 % intervals of a paired "
-        "bootstrap over requests.",
-        header=("defence", *(f"{metric}, {kind}" for metric, kind in columns)),
-        lines=tuple(
-            (Cell(defence), *(shown(cells.get((defence, *column))) for column in columns))
-            for defence in dict.fromkeys(r.defence for r in ratios)
-        ),
-    )
+def _ratio(ratio: Ratio | None) -> Cell:
+    if ratio is None:
+        return EMPTY
+    cell = measured(ratio)
+    return Cell(cell.text, f"{cell.small}, n = {ratio.n}", cell.number)
 
 
 def mcnemar_sheets(found: Sequence[dict[str, Any]]) -> list[Sheet]:
@@ -211,14 +221,17 @@ def agreement_sheets(found: Sequence[dict[str, Any]]) -> list[Sheet]:
         title="Cohen's κ",
         caption="Agreement of judges on the same answers, corrected for chance: 1 is full "
         "agreement, 0 what chance gives.",
-        header=("judges", "κ", "n"),
+        header=("judges", "κ", "n", "one of them said nothing"),
         lines=tuple(
             (
                 Cell(f"{pair['judge_a']} and {pair['judge_b']}"),
                 EMPTY
                 if pair["kappa"] is None
                 else Cell(f"{pair['kappa']:.2f}", "", float(pair["kappa"])),
-                Cell(str(pair["n"]), "", float(pair["n"])),
+                Cell(f"{pair['n']:,}", "", float(pair["n"])),
+                Cell(f"{pair['left_out']:,}", "", float(pair["left_out"]))
+                if "left_out" in pair
+                else EMPTY,
             )
             for pair in found
         ),
@@ -229,21 +242,20 @@ def agreement_sheets(found: Sequence[dict[str, Any]]) -> list[Sheet]:
 def _confusion(pair: dict[str, Any]) -> Sheet:
     a, b = pair["judge_a"], pair["judge_b"]
     total = max(1, sum(map(sum, pair["table"])))
-    labels = pair.get("labels", ["no", "yes"])
+
+    def count(number: int) -> Cell:
+        return Cell(f"{number:,}", f"{percent(number / total)} %", float(number), number / total)
+
+    words = ("failed", "succeeded")
     return Sheet(
         name=f"confusion_{a}_{b}",
         title=f"{a} and {b}",
-        caption=f"Answers by verdict: {a} down, {b} across.",
-        header=(f"{a} ↓ {b} →", *(f"{label}" for label in labels)),
+        caption=f"Did the attack succeed? Answers by {a}'s word (down) and {b}'s (across).",
+        header=(f"by {a}", *(f"{word}, by {b}" for word in words)),
         lines=tuple(
-            (
-                Cell(str(label)),
-                *(Cell(str(count), f"{percent(count / total)} %", float(count), count / total)
-                  for count in line),
-            )
-            for label, line in zip(labels, pair["table"], strict=True)
+            (Cell(word), *map(count, line)) for word, line in zip(words, pair["table"], strict=True)
         ),
-    )  # fmt: skip
+    )
 
 
 def frontier_sheet(frontier: Sequence[dict[str, Any]]) -> Sheet:
@@ -303,8 +315,8 @@ def published_sheet(results: Results) -> Sheet | None:
     return Sheet(
         name="published",
         title="Published figures beside ours",
-        caption=f"Attack success on {results.model} as published, and here. Judges, decoding and "
-        "prompts may differ.",
+        caption=f"Attack success on {results.model} as published, and here. Judges and "
+        "decoding may differ, and “jailbreak” holds our prompts in the paper's form.",
         header=("benchmark", "images", "defence", "published", "here"),
         lines=tuple(lines),
     )

@@ -10,24 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.gap import GapRecord
+from vlm_safeguard.evaluation.judges.verdict import Verdict
 from vlm_safeguard.evaluation.runner import Results
 from vlm_safeguard.guard import Guard
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class Judged(BaseModel):
-    """One judge's verdict on one answer; a judge that said neither could not be read."""
-
-    refused: bool | None = None
-    unsafe: bool | None = None
-    score: float | None = None
-    note: str = ""
-
-    @property
-    def unreadable(self) -> bool:
-        """Whether there is no verdict in it."""
-        return self.refused is None and self.unsafe is None and self.score is None
 
 
 class Line(BaseModel):
@@ -45,7 +32,7 @@ class Line(BaseModel):
     tokens: int | None = None
     seconds: float | None = None
     receipt: dict[str, Any] | None = None
-    verdicts: dict[str, Judged] = {}
+    verdicts: dict[str, Verdict] = {}
     correct: bool | None = None
     nll: float | None = None
     nll_tokens: int | None = None
