@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vlm_safeguard.cli import ask, demo, doctor, families, fit, inspect, pocket
+from vlm_safeguard.cli import ask, demo, doctor, families, fit, inspect, pocket, report
 from vlm_safeguard.errors import SafeguardError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("ask")(ask.ask)
 app.command("inspect")(inspect.inspect)
 app.command("families")(families.families)
 app.command("doctor")(doctor.doctor)
+app.command("report")(report.report)
 app.add_typer(pocket.app, name="pocket")
 
 

@@ -1,0 +1,97 @@
+"""What the report calls things: conditions, measures and defences, in words."""
+
+from __future__ import annotations
+
+BASELINE, DEFAULT = "none", "default"
+TEXT = "text"
+CONTROLS = ("project", "vlm-guard-project", "vlm-guard-add", "random", "flipped")
+
+_CONDITIONS = {
+    "text": "text only",
+    "blank": "+ blank image",
+    "noise": "+ noise image",
+    "image": "+ rendered image",
+    "rendered": "+ rendered image",
+    "own": "+ its own image",
+    "typographic": "request in the image",
+}
+_DEFENCES = {
+    "none": "the model as it is",
+    "self-reminder": "the prompt reminds the model to be responsible (Xie et al. 2023)",
+    "goal-priority": "the prompt puts safety before helpfulness (Zhang et al. 2023)",
+    "adashield-s": "a fixed prompt that asks to look at image and text first (AdaShield-S)",
+    "ecso": "the model judges its own answer and, if unsafe, answers the image's caption (ECSO)",
+    "inferaligner": "adds the mean difference where a linear gate sees harm (InferAligner)",
+    "cmrm": "takes away the mean shift that an image causes (CMRM)",
+    "shiftdc": "puts the text-only component along one direction back (ShiftDC)",
+    "vlm-guard-project": "the paper's projection, taken literally, with its gate; a control",
+    "vlm-guard-add": "the paper's alignment equation, taken literally, with its gate; a control",
+    "project": "the literal projection on every request; a control",
+    "restore": "this guard's gate; puts the text-only coordinates back",
+    "refuse": "this guard's gate; also moves to the harmful anchors' mean at least",
+    "default": "this guard as it is fitted by default",
+    "random": "the default in a random subspace of the same rank; a control",
+    "flipped": "the default pushing the other way; a control",
+}
+MEASURES = {
+    "attack_success": "attack success",
+    "refusal": "refused",
+    "accuracy": "answered right",
+    "unreadable": "verdicts that could not be read",
+    "perplexity": "perplexity of the answers",
+    "kl": "KL divergence from the unguarded model",
+    "tokens": "tokens an answer",
+    "seconds": "seconds an answer",
+}
+
+
+def condition_name(condition: str) -> str:
+    """An image condition in words."""
+    if condition.startswith("folder:"):
+        return f"+ images of {condition.removeprefix('folder:')}"
+    return _CONDITIONS.get(condition, condition)
+
+
+def with_image(condition: str) -> str:
+    """An image condition as the end of a sentence."""
+    if condition == TEXT:
+        return "as text alone"
+    name = condition_name(condition)
+    if name.startswith("+ images of"):
+        return f"with {name.removeprefix('+ ')}"
+    if name.startswith("+ its"):
+        return "with their own images"
+    if name.startswith("+ "):
+        return f"with a {name.removeprefix('+ ')}"
+    return f"with the {name}" if name != condition else f"with image condition '{name}'"
+
+
+def defence_words(defence: str) -> str:
+    """One line on a defence; empty where it is not one of ours."""
+    return _DEFENCES.get(defence, "")
+
+
+def percent(value: float) -> str:
+    """A share as a number of per cent: at most one decimal."""
+    return f"{100 * value:.1f}".removesuffix(".0")
+
+
+def number(value: float) -> str:
+    """A number to three digits that count."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def times(value: float) -> str:
+    """A ratio."""
+    return f"{value:.2f}×" if value < 10 else f"{value:.3g}×"
+
+
+def quoted(name: str) -> str:
+    """A benchmark's name in a sentence."""
+    return f"“{name}”"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares, in points, with its sign."""
+    shown = f"{100 * difference:+.1f}".removesuffix(".0").replace("-", "−")
+    return f"{shown} point{'' if shown in ('+1', '−1') else 's'}"

@@ -1,0 +1,103 @@
+"""The report as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib as mpl
+
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.report.contents import Contents, Picture, contents
+from vlm_safeguard.report.export import export, figure_path
+from vlm_safeguard.report.figures import DARK
+from vlm_safeguard.report.samples import packed
+from vlm_safeguard.report.sheets import is_default
+from vlm_safeguard.report.source import read_source
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into an evaluation's folder, and the same as Markdown, CSV and PNG.
+
+    Returns:
+        The HTML file; beside it are `report.md`, `tables/` and `figures/`.
+
+    Raises:
+        SafeguardError: the folder cannot be read or written, or the `report` extra is missing.
+    """
+    found = contents(read_source(folder))
+    path = folder / "report.html"
+    try:
+        export(found, folder)
+        path.write_text(render(found, folder), "utf-8")
+    except OSError as error:
+        raise SafeguardError(f"The report cannot be written into {folder}: {error}") from error
+    return path
+
+
+def render(found: Contents, folder: Path) -> str:
+    """The page's HTML, with the figures that `export` wrote into `folder`.
+
+    Answers are untrusted: everything is escaped, samples travel as JSON that no parser takes for
+    HTML, and the page's policy runs no script but its own.
+
+    Raises:
+        SafeguardError: the `report` extra is not installed.
+    """
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from markupsafe import Markup
+    except ImportError as error:
+        raise SafeguardError(
+            "The report needs jinja2; install it with pip install 'vlm-safeguard[report]'."
+        ) from error
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_TEMPLATES / "report.js").read_text("utf-8")
+    with TemporaryDirectory() as drawing:
+        images = {
+            picture.name: _image(picture, figure_path(folder, picture), Path(drawing) / "dark.png")
+            for section in found.sections
+            for picture in section.pictures
+        }
+    return environment.get_template("report.html.j2").render(
+        contents=found,
+        images=images,
+        is_default=is_default,
+        style=Markup((_TEMPLATES / "report.css").read_text("utf-8")),
+        script=Markup(script),
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        samples=Markup(_inert(packed(found.source.lines))),
+    )
+
+
+def _image(picture: Picture, light: Path, dark: Path) -> dict[str, Any]:
+    """A picture as data addresses for light and dark pages, and its size in pixels."""
+    from PIL import Image
+
+    with mpl.rc_context(DARK):
+        picture.draw(dark)
+    with Image.open(light) as drawn:
+        width, height = drawn.size
+    return {"light": _address(light), "dark": _address(dark), "width": width, "height": height}
+
+
+def _address(image: Path) -> str:
+    return f"data:image/png;base64,{b64encode(image.read_bytes()).decode()}"
+
+
+def _inert(json: str) -> str:
+    """JSON in which nothing can end a script element."""
+    for character in "<>&\u2028\u2029":
+        json = json.replace(character, f"\\u{ord(character):04x}")
+    return json

@@ -1,0 +1,136 @@
+"""Every answer, packed to be browsed in a page: columns, in which each value is stored once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from vlm_safeguard.report.names import condition_name
+from vlm_safeguard.report.source import Line
+
+LIMIT = 12_000_000  # characters of JSON in a page
+_LENGTHS = (4000, 1500, 600, 200)  # characters of a text that are shown, until all fits
+
+
+def packed(lines: Sequence[Line], limit: int = LIMIT) -> str:
+    """The lines as JSON of at most `limit` characters.
+
+    Texts are cut first, then whole requests left out, evenly; the JSON says how many answers
+    there were (`total`) and where texts were cut (`cut`).
+    """
+    for length in _LENGTHS:
+        text = _json(lines, len(lines), length)
+        if len(text) <= limit:
+            return text
+    requests = list(dict.fromkeys((line.benchmark, line.sample) for line in lines))
+    step = 2
+    while True:
+        kept = set(requests[::step])
+        text = _json(
+            [line for line in lines if (line.benchmark, line.sample) in kept],
+            len(lines), _LENGTHS[-1],
+        )  # fmt: skip
+        if len(text) <= limit or len(kept) == 1:
+            return text
+        step *= 2
+
+
+def tags(line: Line) -> list[str]:
+    """What was said about an answer: each judge's verdict, and the gate's decision."""
+    found = []
+    for judge, verdict in line.verdicts.items():
+        if not verdict.readable:
+            found.append(f"{judge}: unreadable")
+        if verdict.unsafe is not None:
+            found.append(f"{judge}: {'unsafe' if verdict.unsafe else 'safe'}")
+        if verdict.refused is not None:
+            found.append(f"{judge}: {'refused' if verdict.refused else 'not refused'}")
+    if len({verdict.succeeded for verdict in line.verdicts.values() if verdict.readable}) > 1:
+        found.append("judges disagree")
+    if line.correct is not None:
+        found.append("right" if line.correct else "wrong")
+    if line.receipt is not None and "guarded" in line.receipt:
+        found.append("gate open" if line.receipt["guarded"] else "gate closed")
+    return found
+
+
+def folded(line: Line) -> bool:
+    """Whether an answer may be harmful, and is shown only on a click."""
+    unsafe = any(verdict.unsafe for verdict in line.verdicts.values())
+    return line.kind == "harmful" or unsafe
+
+
+def _json(lines: Sequence[Line], total: int, length: int) -> str:
+    receipts = list(dict.fromkeys(key for line in lines for key in line.receipt or {}))
+    columns: dict[str, list[Any]] = {
+        "benchmark": [line.benchmark for line in lines],
+        "condition": [condition_name(line.condition) for line in lines],
+        "defence": [line.defence for line in lines],
+        "kind": [line.kind for line in lines],
+        "category": [line.category for line in lines],
+        "sample": [line.sample for line in lines],
+        "image": [line.image for line in lines],
+        "request": [line.request[:length] for line in lines],
+        "answer": [line.answer[:length] for line in lines],
+        "tags": ["\n".join(tags(line)) for line in lines],
+        "notes": ["\n".join(_notes(line))[:length] for line in lines],
+        "facts": [_facts(line) for line in lines],
+        "folded": [folded(line) for line in lines],
+        **{
+            f"receipt {key}": [_short((line.receipt or {}).get(key)) for line in lines]
+            for key in receipts
+        },
+    }
+    cut = max((len(x) for line in lines for x in (line.request, line.answer)), default=0) > length
+    found = {
+        "rows": len(lines),
+        "total": total,
+        "cut": length if cut else None,
+        "columns": {name: _column(values) for name, values in columns.items()},
+    }
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _column(values: list[Any]) -> dict[str, list[Any]]:
+    """{is: values}, or, where many repeat, {of: distinct values, at: which}."""
+    keys = [json.dumps(value, ensure_ascii=False) for value in values]
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    if 2 * len(places) > len(values):
+        return {"is": values}
+    return {"of": [json.loads(key) for key in places], "at": [places[key] for key in keys]}
+
+
+def _notes(line: Line) -> list[str]:
+    return [
+        " ".join(filter(None, (
+            f"{judge}:",
+            "" if verdict.score is None else f"score {verdict.score:g}.",
+            verdict.note,
+        )))
+        for judge, verdict in line.verdicts.items()
+        if verdict.note or verdict.score is not None
+    ]  # fmt: skip
+
+
+def _facts(line: Line) -> str:
+    said = []
+    if line.tokens is not None:
+        said.append(f"{line.tokens} tokens")
+    if line.seconds is not None:
+        said.append(f"{line.seconds:.2f} s")
+    if line.nll is not None and line.nll_tokens:
+        said.append(f"perplexity {math.exp(min(700.0, line.nll / line.nll_tokens)):.3g}")
+    return " · ".join(said)
+
+
+def _short(value: Any) -> Any:
+    """A receipt's value, short: floats to four digits, a run of layers by its ends."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        if len(value) > 1 and list(value) == list(range(value[0], value[0] + len(value))):
+            return f"{value[0]}–{value[-1]}"
+        return ", ".join(map(str, value))
+    return value
