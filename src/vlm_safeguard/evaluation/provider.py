@@ -8,10 +8,9 @@ judges are such models.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from vlm_safeguard.conversation import Chat, tokenizer_of
+from vlm_safeguard.conversation import Chat, pictures, tokenizer_of
 from vlm_safeguard.defences.defence import Answer, answers
 from vlm_safeguard.defences.guarded import Guarded
 from vlm_safeguard.defences.table import NAMES, defences
@@ -144,9 +143,11 @@ class SafeguardAPI(ModelAPI):
         if tools:
             raise SafeguardError("A vlm-safeguard model takes no tools.")
         options = generation_options(config)
+        chat = chat_of_messages(input)
         request = Request(
-            payload=chat_of_messages(input),
-            line=json.dumps([*self._model, *self._defence, options]),
+            payload=chat,
+            # processors may take pictures for all of a batch or for none
+            line=json.dumps([*self._model, *self._defence, options, bool(pictures(chat))]),
             run=lambda chats: self._answer(chats, options),
             most=min(self.batch_size, config.max_connections or self.batch_size),
             place=place_of(input),
@@ -167,6 +168,11 @@ class SafeguardAPI(ModelAPI):
             usage=ModelUsage(output_tokens=found["tokens"], total_tokens=found["tokens"]),
             metadata={name: found[name] for name in ("receipt", "seconds", "tokens", "batch")},
         )
+
+    @cached_property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return sees(self.model_name)
 
     def max_tokens(self) -> int | None:
         """Tokens of an answer where the task does not say."""
@@ -197,7 +203,7 @@ class SafeguardAPI(ModelAPI):
                 "tokens": answer.tokens,
                 "seconds": seconds,
                 "batch": len(chats),
-                "receipt": None if answer.receipt is None else answer.receipt.model_dump("json"),
+                "receipt": answer.receipt and answer.receipt.model_dump(mode="json"),
             }
             for answer in found
         ]
