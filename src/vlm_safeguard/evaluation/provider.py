@@ -184,7 +184,7 @@ class SafeguardAPI(ModelAPI):
 
     def _answer(self, chats: list[Chat], options: dict[str, Any]) -> list[dict[str, Any]]:
         """Answer one batch; runs in the thread of `batches` only."""
-        model, processor = _loaded(*self._model)
+        model, processor = loaded(*self._model)
         options = dict(options)
         seed = options.pop("seed", None)
         if "stop_strings" in options:
@@ -256,7 +256,7 @@ _models: dict[tuple[str, str, str], tuple[Any, Any]] = {}
 _guards: dict[tuple[tuple[str, str, str], str | None], Guard] = {}
 
 
-def _loaded(name: str, dtype: str, device: str) -> tuple[Any, Any]:
+def loaded(name: str, dtype: str, device: str) -> tuple[Any, Any]:
     """(model, processor), loaded once for everything that asks for the same."""
     if (name, dtype, device) not in _models:
         load = load_model if sees(name) else load_language_model
@@ -274,7 +274,7 @@ def release() -> None:
 def _guard(model: tuple[str, str, str], source: str | None) -> Guard:
     if (model, source) not in _guards:
         path = None if source is None else Path(source)
-        _guards[model, source] = load_guard(path, model[0], *_loaded(*model))
+        _guards[model, source] = load_guard(path, model[0], *loaded(*model))
     return _guards[model, source]
 
 
