@@ -43,6 +43,7 @@ def test_a_file_says_the_same_as_values(tmp_path: Path) -> None:
         (SMALL | {"dtype": "float4"}, "dtype: There is no dtype"),
         (SMALL | {"judges": ["llama-guard"]}, "judges: llama-guard names its model"),
         (SMALL | {"judges": ["rubric"]}, "needs a grader"),
+        (SMALL | {"grader": "pocket"}, "not named as inspect does"),
         (SMALL | {"judges": ["oracle"]}, "there is no judge 'oracle'"),
         ({"benchmarks": [{"name": "harmful"}, {"name": "harmful"}]}, "named twice"),
         ({"benchmarks": [{"name": "harmful", "defences": ["ecso"]}]}, "defended by ecso"),
@@ -66,14 +67,11 @@ def test_a_file_that_is_no_plan(tmp_path: Path, text: str, words: str) -> None:
         read_plan(tmp_path / "nothing.yaml")
 
 
-def test_judges_and_graders_by_name() -> None:
-    facts = {"judges": ["refusal", "llama-guard=meta-llama/LlamaGuard-7b", "rubric"]}
-    local = plan_of(SMALL | facts | {"grader": "Qwen/Qwen2.5-7B-Instruct"}, "here")
-    assert local.judge_names == ["refusal", "llama-guard", "rubric"]
-    assert local.moderator == "meta-llama/LlamaGuard-7b"
-    assert local.grader_name == "vlm-safeguard/Qwen/Qwen2.5-7B-Instruct"
-    served = plan_of(SMALL | facts | {"grader": "openai/gpt-4o-mini"}, "here")
-    assert served.grader_name == "openai/gpt-4o-mini"
+def test_judges_by_name() -> None:
+    judges = ["refusal", "llama-guard=meta-llama/LlamaGuard-7b", "rubric"]
+    plan = plan_of(SMALL | {"judges": judges, "grader": "openai/gpt-4o-mini"}, "here")
+    assert plan.judge_names == ["refusal", "llama-guard", "rubric"]
+    assert plan.moderator == "meta-llama/LlamaGuard-7b"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

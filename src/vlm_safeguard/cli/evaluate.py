@@ -51,7 +51,7 @@ def evaluate(
         typer.Option(help="refusal, llama-guard=MODEL, rubric; repeat it."),
     ] = None,
     grader: Annotated[
-        str | None, typer.Option(help="Who grades by rubric: a model here, or inspect's name.")
+        str | None, typer.Option(help="Who grades by rubric: openai/…, vlm-safeguard/MODEL, …")
     ] = None,
     ppl_model: Annotated[
         str | None, typer.Option(help="Scores the answers' perplexity; the model's LLM else.")

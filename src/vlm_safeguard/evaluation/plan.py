@@ -12,7 +12,6 @@ from vlm_safeguard.defences.table import NAMES
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.benchmarks.catalogue import BENCHMARKS
 from vlm_safeguard.evaluation.conditions import CONDITIONS, FOLDER
-from vlm_safeguard.evaluation.provider import PROVIDER
 from vlm_safeguard.loading import check_dtype
 
 JUDGES = ("refusal", "llama-guard", "rubric")
@@ -105,7 +104,10 @@ class Plan(_Part):
     judges: tuple[str, ...] = Field(
         ("refusal",), min_length=1, description="'refusal', 'llama-guard=MODEL', 'rubric'."
     )
-    grader: str | None = Field(None, description="Who grades by rubric: a model, or inspect's name")
+    grader: str | None = Field(
+        None,
+        description="Who grades by rubric, as inspect names it: openai/…, vlm-safeguard/<model>.",
+    )
     ppl_model: str | None = Field(None, description="Scores the answers; the model's own LLM else.")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Samples of a benchmark.")
     seed: int = Field(0, description="Draws the samples where there is a limit.")
@@ -144,6 +146,11 @@ class Plan(_Part):
     def _consistent(self) -> Self:
         if "rubric" in self.judges and self.grader is None:
             raise ValueError("the judge 'rubric' needs a grader")
+        if self.grader is not None and "/" not in self.grader:
+            raise ValueError(
+                f"the grader '{self.grader}' is not named as inspect does: openai/…, or "
+                "vlm-safeguard/<model> for one that runs here"
+            )
         for benchmark in self.benchmarks:
             if strange := set(benchmark.defences or ()) - set(self.defences):
                 raise ValueError(
@@ -166,13 +173,6 @@ class Plan(_Part):
         models = [judge.partition("=")[2] for judge in self.judges if "=" in judge]
         return models[0] if models else None
 
-    @property
-    def grader_name(self) -> str | None:
-        """The grader as inspect names it: a plain name or folder is a model that runs here."""
-        if self.grader is None or self.grader.startswith((f"{PROVIDER}/", *_SERVICES)):
-            return self.grader
-        return f"{PROVIDER}/{self.grader}"
-
     def asks(self, defence: str) -> list[tuple[BenchmarkPlan, str]]:
         """What a defence is asked: benchmarks with their conditions, in the plan's order."""
         return [
@@ -181,13 +181,6 @@ class Plan(_Part):
             if benchmark.defences is None or defence in benchmark.defences
             for condition in benchmark.conditions
         ]
-
-
-# providers of inspect's that people grade with; other names are models that run here
-_SERVICES = (
-    "openai/", "anthropic/", "google/", "mistral/", "grok/", "groq/", "together/", "openrouter/",
-    "bedrock/", "azureai/", "openai-api/", "vllm/", "sglang/", "hf/", "ollama/", "mockllm/",
-)  # fmt: skip
 
 
 def plan_of(facts: dict[str, Any], where: str) -> Plan:

@@ -63,7 +63,6 @@ _TRANSPORT = {
 }  # fmt: skip
 
 
-@modelapi(name=PROVIDER)
 class SafeguardAPI(ModelAPI):
     """A model of this package's, answering in batches under a defence."""
 
@@ -207,6 +206,9 @@ class SafeguardAPI(ModelAPI):
             }
             for answer in found
         ]
+
+
+modelapi(name=PROVIDER)(SafeguardAPI)  # not as a decorator, which would put a function in its place
 
 
 def generation_options(config: GenerateConfig) -> dict[str, Any]:

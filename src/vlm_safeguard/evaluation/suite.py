@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import inspect_ai
 import torch
 from inspect_ai.hooks import Hooks, SampleEnd, hooks
+from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import Model, get_model
 
 from vlm_safeguard.backbone import Backbone
@@ -212,7 +213,7 @@ def _roles(plan: Plan) -> dict[str, str | Model]:
         "batch_size": plan.batch_size,
     }
     names = {"llama-guard": plan.moderator and f"{PROVIDER}/{plan.moderator}",
-             "grader": plan.grader_name if "rubric" in plan.judge_names else None}  # fmt: skip
+             "grader": plan.grader if "rubric" in plan.judge_names else None}  # fmt: skip
     for role, name in names.items():
         if name is not None:
             given = local if name.startswith(f"{PROVIDER}/") else {}
@@ -220,12 +221,16 @@ def _roles(plan: Plan) -> dict[str, str | Model]:
     return roles
 
 
-def _why(logs: Sequence[Any]) -> str:
-    """What the first failed log says."""
+def _why(logs: Sequence[EvalLog]) -> str:
+    """What the first log that failed says."""
     for log in logs:
-        if log.status != "success":
-            message = log.error.message if log.error else f"it was {log.status}"
-            return f"{log.eval.task}: {message.strip().splitlines()[-1]}."
+        if log.status == "success":
+            continue
+        samples = read_eval_log(log.location).samples or []
+        failed = [(f"sample {each.id}", each.error) for each in samples if each.error]
+        where, error = failed[0] if failed else ("the task", log.error)
+        said = (error.message if error else f"it was {log.status}").strip().splitlines()[0]
+        return f"{log.eval.task}, {where}: {said.rstrip('.')}."
     return "no log says why."
 
 
