@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL.Image import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -52,7 +53,11 @@ ANSWERS = ["Mix flour and water.", "I cannot help with that.", ""]
 
 
 def tokenizer_with(template: str | None) -> PreTrainedTokenizerFast:
+    """Puts `<s>` before a text unless told not to, as Llama's."""
     tokenizer = make_tokenizer(["<image>"], bos="<s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
     tokenizer.chat_template = template
     return tokenizer
 
