@@ -322,19 +322,22 @@ def test_published_figures_only_beside_the_same_model() -> None:
         cells = [
             row(benchmark, condition, defence, 0.25, judge="llama-guard")
             for benchmark in ("malicious_instruct", "jailbreak")
-            for condition in ("text", "blank")
+            for condition in ("text", "blank", "noise")
             for defence in ("none", "default")
         ]
+        cells += [cell.model_copy(update={"judge": "rubric", "value": 0.5}) for cell in cells]
         return Results(model=model, rows=cells, time_ratio=1)
 
-    assert published_sheet(rows("pocket")) is None
-    assert published_sheet(rows("llava-hf/llava-1.5-13b-hf")) is None
-    sheet = published_sheet(rows("llava-hf/llava-1.5-7b-hf"))
+    assert published_sheet(rows("pocket"), "llama-guard") is None
+    assert published_sheet(rows("llava-hf/llava-1.5-13b-hf"), "llama-guard") is None
+    sheet = published_sheet(rows("llava-hf/llava-1.5-7b-hf"), "llama-guard")
     assert sheet is not None
     shown = [[cell.text for cell in line] for line in sheet.lines]
     assert ["malicious_instruct", "+ blank image", "none", "34 %", "25 %"] in shown
     assert ["figstep", "+ its own image", "ShiftDC", "13.2 %", "not measured"] in shown
-    assert shown.count(["jailbreak", "not said", "VLM-Guard", "about 1 %", "25 %"]) == 2
+    either = "text only or + blank image"
+    assert shown.count(["jailbreak", either, "VLM-Guard", "about 1 %", "25 %"]) == 2
+    assert not any("50 %" in line for line in shown)
     assert {figure.model for figure in PUBLISHED} == {"llava-hf/llava-1.5-7b-hf"}
 
 

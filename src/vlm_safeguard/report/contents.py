@@ -73,7 +73,7 @@ def contents(source: Source) -> Contents:
     rows = results.rows
     ratios = paired_ratios(source.lines)
     attacked, how = attack_rows(rows)
-    published = sheets.published_sheet(results)
+    published = sheets.published_sheet(results, chief_judge(rows, "attack_success"))
     made = [
         Section(
             "attack",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vlm_safeguard.evaluation.gap import principal_plane
 from vlm_safeguard.report.names import condition_name
@@ -327,6 +328,7 @@ def _spectrum(axes: Axes, guard: Guard, layers: Sequence[int] | Mapping[int, Any
         axes.plot(range(1, len(energy) + 1), energy, marker=mark, markersize=3, color=shade,
                   label=f"layer {layer}")  # fmt: skip
     axes.axvline(guard.rank + 0.5, color="grey", linestyle=":", label=f"rank {guard.rank}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="singular value", ylabel="share of the energy")
     axes.legend(frameon=False)
 

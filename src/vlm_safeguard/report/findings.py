@@ -11,7 +11,6 @@ from vlm_safeguard.report.names import (
     CONTROLS,
     DEFAULT,
     TEXT,
-    number,
     percent,
     points,
     quoted,
@@ -453,8 +452,8 @@ def _aim_perplexity(ratios: Sequence[Ratio]) -> Aim:
         return Aim(name, None, "No perplexity of answers with and without the guard.")
     return _judged(
         name,
-        [(r.value, f"{r.prompts} requests: {number(r.value)}× "
-          f"({number(r.low)}–{number(r.high)}, n\u00a0=\u00a0{r.n})") for r in ours],
+        [(r.value, f"{r.prompts} requests: {r.value:.3f}× "
+          f"({r.low:.3f}–{r.high:.3f}, n\u00a0=\u00a0{r.n})") for r in ours],
         1.05,
     )  # fmt: skip
 

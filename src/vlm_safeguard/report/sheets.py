@@ -279,8 +279,12 @@ def frontier_sheet(frontier: Sequence[Setting]) -> Sheet:
     )
 
 
-def published_sheet(results: Results) -> Sheet | None:
-    """Published figures beside ours; None where nothing was published on this model."""
+def published_sheet(results: Results, judge: str | None) -> Sheet | None:
+    """Published figures beside ours; None where nothing was published on this model.
+
+    Args:
+        judge: whose word of attack success is ours.
+    """
     lines = []
     for figure in published_for(results.model):
         ours = [
@@ -289,11 +293,12 @@ def published_sheet(results: Results) -> Sheet | None:
             if row.defence == figure.ours
             and row.benchmark == figure.benchmark
             and row.metric == figure.metric
-            and figure.condition in (None, row.condition)
+            and row.condition in figure.conditions
+            and row.judge == judge
         ]
         about = "about " if figure.about else ""
         theirs = Cell(f"{about}{percent(figure.value)} %", figure.source, figure.value)
-        condition = "not said" if figure.condition is None else condition_name(figure.condition)
+        condition = " or ".join(map(condition_name, figure.conditions))
         for row in ours:
             cell = measured(row)
             judged = f", by {row.judge}" if row.judge else ""
