@@ -46,7 +46,7 @@ from vlm_safeguard.text_view import TextView
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-RANK = 32  # directions a layer, where there are as many anchors
+RANK = 64  # a layer, where there are as many anchors; development prompts lost more with 32
 STORED_RANK = 8  # directions kept in the artifact at least, to choose a smaller rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
 _TELLS = 0.5  # by how much more of the harmful anchors than of the calibration requests a model
@@ -120,7 +120,7 @@ class Guard:
             gate: `calibrated` to the budget; `paper`, its uncentred one for each layer by itself;
                 or `open`, always.
             layers: layers to edit; `choose_layers` decides by default.
-            rank: directions a layer, m; 32 by default, or as many as there are anchors.
+            rank: directions a layer, m; 64 by default, or as many as there are anchors.
             hold: also edit every token of the answer, not the last prompt token alone.
             budget: share of harmless requests that may open the gate, 0–1.
             batch_size: requests in one forward pass.
