@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vlm_safeguard.cli import ask, demo, doctor, families, fit, inspect, pocket, report
+from vlm_safeguard.cli import ask, demo, doctor, evaluate, families, fit, inspect, pocket, report
 from vlm_safeguard.errors import SafeguardError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("fit")(fit.fit)
+app.command("eval")(evaluate.evaluate)
 app.command("ask")(ask.ask)
 app.command("inspect")(inspect.inspect)
 app.command("families")(families.families)

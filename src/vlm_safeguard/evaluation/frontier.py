@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 
-def tuned(
-    guard: Guard, *, strength: float | None = None, threshold: float | None = None
-) -> Guard:
+def tuned(guard: Guard, *, strength: float | None = None, threshold: float | None = None) -> Guard:
     """A guard with one of its settings moved.
 
     Args:

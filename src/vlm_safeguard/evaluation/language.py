@@ -41,7 +41,12 @@ def text_answers(
         add_special_tokens=not opens_itself(tokenizer, rendered[0]),
     ).to(model.device)
     # a checkpoint's own repetition penalty would keep a judge from giving a grade twice
-    options = {"do_sample": False, "repetition_penalty": 1.0, "pad_token_id": tokenizer.pad_token_id, **options}
+    options = {
+        "do_sample": False,
+        "repetition_penalty": 1.0,
+        "pad_token_id": tokenizer.pad_token_id,
+        **options,
+    }
     output = model.generate(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options
     )

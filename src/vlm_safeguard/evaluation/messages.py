@@ -49,7 +49,7 @@ def messages_of(chat: Chat, place: Place | None = None) -> list[ChatMessage]:
 
 
 def chat_of_messages(messages: Sequence[ChatMessage]) -> Chat:
-    """inspect's messages as a conversation, pictures loaded.
+    """Inspect's messages as a conversation, pictures loaded.
 
     Raises:
         SafeguardError: a message that is neither text nor picture, or no user's turn.

@@ -8,10 +8,9 @@ judges are such models.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from vlm_safeguard.conversation import Chat, tokenizer_of
+from vlm_safeguard.conversation import Chat, pictures, tokenizer_of
 from vlm_safeguard.defences.defence import Answer, answers
 from vlm_safeguard.defences.guarded import Guarded
 from vlm_safeguard.defences.table import NAMES, defences
@@ -144,9 +143,11 @@ class SafeguardAPI(ModelAPI):
         if tools:
             raise SafeguardError("A vlm-safeguard model takes no tools.")
         options = generation_options(config)
+        chat = chat_of_messages(input)
         request = Request(
-            payload=chat_of_messages(input),
-            line=json.dumps([*self._model, *self._defence, options]),
+            payload=chat,
+            # processors may take pictures for all of a batch or for none
+            line=json.dumps([*self._model, *self._defence, options, bool(pictures(chat))]),
             run=lambda chats: self._answer(chats, options),
             most=min(self.batch_size, config.max_connections or self.batch_size),
             place=place_of(input),
@@ -168,6 +169,11 @@ class SafeguardAPI(ModelAPI):
             metadata={name: found[name] for name in ("receipt", "seconds", "tokens", "batch")},
         )
 
+    @cached_property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return sees(self.model_name)
+
     def max_tokens(self) -> int | None:
         """Tokens of an answer where the task does not say."""
         return MAX_TOKENS
@@ -178,7 +184,7 @@ class SafeguardAPI(ModelAPI):
 
     def _answer(self, chats: list[Chat], options: dict[str, Any]) -> list[dict[str, Any]]:
         """Answer one batch; runs in the thread of `batches` only."""
-        model, processor = _loaded(*self._model)
+        model, processor = loaded(*self._model)
         options = dict(options)
         seed = options.pop("seed", None)
         if "stop_strings" in options:
@@ -197,7 +203,7 @@ class SafeguardAPI(ModelAPI):
                 "tokens": answer.tokens,
                 "seconds": seconds,
                 "batch": len(chats),
-                "receipt": None if answer.receipt is None else answer.receipt.model_dump("json"),
+                "receipt": answer.receipt and answer.receipt.model_dump(mode="json"),
             }
             for answer in found
         ]
@@ -250,7 +256,7 @@ _models: dict[tuple[str, str, str], tuple[Any, Any]] = {}
 _guards: dict[tuple[tuple[str, str, str], str | None], Guard] = {}
 
 
-def _loaded(name: str, dtype: str, device: str) -> tuple[Any, Any]:
+def loaded(name: str, dtype: str, device: str) -> tuple[Any, Any]:
     """(model, processor), loaded once for everything that asks for the same."""
     if (name, dtype, device) not in _models:
         load = load_model if sees(name) else load_language_model
@@ -268,7 +274,7 @@ def release() -> None:
 def _guard(model: tuple[str, str, str], source: str | None) -> Guard:
     if (model, source) not in _guards:
         path = None if source is None else Path(source)
-        _guards[model, source] = load_guard(path, model[0], *_loaded(*model))
+        _guards[model, source] = load_guard(path, model[0], *loaded(*model))
     return _guards[model, source]
 
 

@@ -22,7 +22,7 @@ from vlm_safeguard.conversation import pictures
 from vlm_safeguard.evaluation.judges.llama_guard import LLAMA_GUARD
 from vlm_safeguard.evaluation.judges.refusal import verdict
 from vlm_safeguard.evaluation.judges.rubric import RUBRIC
-from vlm_safeguard.evaluation.judges.verdict import Unreadable, Verdict
+from vlm_safeguard.evaluation.judges.verdict import UnreadableError, Verdict
 from vlm_safeguard.evaluation.messages import chat_of_messages, messages_of, place_of
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.evaluation.provider import SafeguardAPI
@@ -90,7 +90,7 @@ def _judged(judge: Judge, role: str) -> Scorer:
         )
         try:
             found = judge.parse(reply.completion)
-        except Unreadable as error:
+        except UnreadableError as error:
             silent = Verdict(None, None, note=f"unreadable: {error}")
             return Score.unscored(reason="unreadable", metadata=asdict(silent))
         return Score(value=int(bool(found.succeeded)), explanation=reply.completion,

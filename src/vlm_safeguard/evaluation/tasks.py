@@ -21,11 +21,10 @@ from vlm_safeguard.evaluation.sample import Sample
 from vlm_safeguard.evaluation.scorers import SCORERS, right
 
 DEFAULT_TOKENS = 64
+Asked = list[tuple[int, Sample]]  # samples with their places in the benchmark
 
 
-def chosen(
-    name: str, path: str | None = None, limit: int | None = None, seed: int = 0
-) -> list[tuple[int, Sample]]:
+def chosen(name: str, path: str | None = None, limit: int | None = None, seed: int = 0) -> Asked:
     """A benchmark's samples with their places in it; a limit draws that many at random.
 
     Raises:
@@ -71,7 +70,7 @@ def benchmark_task(
     # near in length, near in the order: what shares a batch is then padded little
     samples.sort(key=lambda each: (len(each[1].text), each[0]))
     return Task(
-        name=f"{name}/{shown}",
+        name=f"{name}-{shown.partition(':')[0]}",
         dataset=MemoryDataset(
             [
                 InspectSample(

@@ -1,0 +1,164 @@
+"""What follows from a suite's answers: divergence, likelihoods, the gap, and time; each kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_safeguard.activations import image_states, text_states
+from vlm_safeguard.backbone import Backbone, model_inputs
+from vlm_safeguard.directions import auroc
+from vlm_safeguard.evaluation.answered import Line
+from vlm_safeguard.evaluation.batches import Journal
+from vlm_safeguard.evaluation.conditions import illustrated
+from vlm_safeguard.evaluation.demo import gap_states
+from vlm_safeguard.evaluation.divergence import divergences
+from vlm_safeguard.evaluation.gap import GapRecord
+from vlm_safeguard.evaluation.metrics import ratio
+from vlm_safeguard.evaluation.perplexity import likelihoods
+from vlm_safeguard.evaluation.plan import Plan
+from vlm_safeguard.evaluation.prompts import read_prompts
+from vlm_safeguard.evaluation.provider import loaded, release
+from vlm_safeguard.evaluation.runner import Row
+from vlm_safeguard.evaluation.tasks import Asked
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.images import blank_image
+from vlm_safeguard.loading import load_language_model, load_model, sees
+from vlm_safeguard.timing import generation_ratio
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+MEASURED = "measured.jsonl"
+_GAP, _AUROC = 25, 100  # prompts of each kind in the gap's figure, and behind its AUROC
+_TIMED = 4  # prompts of each kind in the batch that is timed
+_DIVERGED = 100  # harmless requests of a cell whose divergence is measured
+
+
+def measure_model(
+    plan: Plan, asked: dict[str, Asked], out: Path
+) -> tuple[list[Row], dict[str, float]]:
+    """The guarded model beside the unguarded one: (divergence by cell, ratio of time).
+
+    Writes gap.json.
+    """
+    measured = Journal(out / MEASURED)
+    model, processor = loaded(plan.model, plan.dtype, plan.device)
+    guard = Guard.from_pretrained(out / "guard")
+    gap = _kept(measured, ["gap", plan.model, plan.dtype],
+                lambda: _gap(model, processor, guard).model_dump(mode="json"))  # fmt: skip
+    (out / "gap.json").write_text(json.dumps(gap) + "\n", "utf-8")
+    timing = _kept(measured, ["time", plan.model, plan.dtype, plan.device],
+                   lambda: _time_ratio(model, processor, guard))  # fmt: skip
+    return _divergence_rows(plan, asked, model, processor, guard, measured), timing
+
+
+def _kept(journal: Journal, key: list[Any], compute: Callable[[], dict[str, Any]]) -> Any:
+    """A result from the journal, or computed now and kept."""
+    name = json.dumps(key)
+    if (known := journal.get(name)) is None:
+        journal.add({name: compute()})
+        known = journal.get(name)
+    return known
+
+
+def measure_answers(plan: Plan, lines: list[Line], out: Path) -> None:
+    """Fill in how likely each answer to a request in words is; all models are let go.
+
+    Raises:
+        SafeguardError: the scoring model does not load, or gives an answer no likelihood.
+    """
+    measured = Journal(out / MEASURED)
+    scorer = plan.ppl_model or plan.model
+    told = [line for line in lines if line["kind"] != "utility"]
+
+    def key(line: Line) -> str:
+        return json.dumps(["nll", scorer, line["request"], line["answer"]])
+
+    open_keys = {key(line): line for line in told if measured.get(key(line)) is None}
+    if open_keys:
+        if plan.ppl_model is None:
+            model, processor = loaded(plan.model, plan.dtype, plan.device)
+        else:
+            release()
+            load = load_model if sees(scorer) else load_language_model
+            model, processor = load(scorer, plan.dtype, plan.device)
+        waiting = list(open_keys.items())
+        for start in range(0, len(waiting), 8 * plan.batch_size):
+            part = waiting[start : start + 8 * plan.batch_size]
+            scored = likelihoods(
+                model, processor, [line["request"] for _, line in part],
+                [line["answer"] for _, line in part], batch_size=plan.batch_size,
+            )  # fmt: skip
+            measured.add({name: {"nll": each.nll, "tokens": each.tokens}
+                          for (name, _), each in zip(part, scored, strict=True)})  # fmt: skip
+    for line in told:
+        known = measured.get(key(line))
+        assert known is not None
+        line["nll"], line["nll_tokens"] = known["nll"], known["tokens"]
+    release()
+
+
+def _divergence_rows(
+    plan: Plan,
+    asked: dict[str, Asked],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    guard: Guard,
+    measured: Journal,
+) -> list[Row]:
+    """How far the default guard moves the model on harmless requests, in nats a token."""
+    found = []
+    for benchmark, condition in plan.asks("default") if "default" in plan.defences else ():
+        harmless = [each for each in asked[benchmark.name] if each[1].kind == "harmless"]
+        harmless = harmless[:_DIVERGED]
+        if not harmless:
+            continue
+
+        def compute(harmless: Asked = harmless, condition: str = condition) -> dict[str, Any]:
+            values = divergences(
+                model, processor,
+                [illustrated(sample, number, condition) for number, sample in harmless],
+                guard.attach, max_new_tokens=plan.max_new_tokens, batch_size=plan.batch_size,
+            )  # fmt: skip
+            return {"sums": [float(each.sum()) for each in values],
+                    "tokens": [len(each) for each in values]}  # fmt: skip
+
+        ids = [sample.id for _, sample in harmless]
+        key = ["kl", plan.model, plan.dtype, benchmark.name, condition, plan.max_new_tokens, ids]
+        known = _kept(measured, key, compute)
+        found.append(
+            Row.of(
+                ratio(known["sums"], known["tokens"]), metric="kl", prompts="harmless",
+                benchmark=benchmark.name, condition=condition, defence="default",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _gap(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> GapRecord:
+    """The gap on the held-out prompts, as points and as AUROC by layer."""
+    harmful, harmless = (read_prompts(kind)[:_AUROC] for kind in ("harmful", "harmless"))
+    requests = [prompt.text for prompt in (*harmful, *harmless)]
+    backbone = Backbone.of(model)
+    states = {
+        "text": text_states(backbone, processor, requests)[0],
+        "blank": image_states(backbone, processor, requests, [blank_image()] * len(requests)),
+    }
+    scores = {name: guard.directions.harm_scores(each) for name, each in states.items()}
+    return GapRecord.of(
+        gap_states(model, processor, guard, harmful[:_GAP], harmless[:_GAP]),
+        "blank",
+        {name: auroc(each[: len(harmful)], each[len(harmful) :]).tolist()
+         for name, each in scores.items()},
+    )  # fmt: skip
+
+
+def _time_ratio(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> dict[str, Any]:
+    """Guarded over unguarded seconds of a batch of the held-out prompts with a blank image."""
+    timed = [p.text for kind in ("harmful", "harmless") for p in read_prompts(kind)[:_TIMED]]
+    inputs = model_inputs(model, processor, timed, [blank_image()] * len(timed))
+    found = generation_ratio(model, inputs, guard)
+    return {"median": found.median, "low": found.low, "high": found.high}

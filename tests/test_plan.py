@@ -1,0 +1,82 @@
+"""Plans: what they hold, and how a mistake in one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlm_safeguard.defences.table import NAMES
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.plan import Plan, plan_of, read_plan
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SMALL: dict[str, Any] = {"benchmarks": [{"name": "harmful"}]}
+
+
+def test_what_is_left_out_has_its_usual_value() -> None:
+    plan = plan_of({"benchmarks": [{"name": "harmful"}, {"name": "scenes"}]}, "here")
+    assert (plan.model, plan.defences, plan.judges) == ("pocket", ("none", "default"), ("refusal",))
+    assert [b.conditions for b in plan.benchmarks] == [("text",), ("own",)]
+
+
+def test_a_file_says_the_same_as_values(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("benchmarks:\n  - name: harmful\n    conditions: [text, blank]\nlimit: 5\n")
+    facts = {"benchmarks": [{"name": "harmful", "conditions": ["text", "blank"]}], "limit": 5}
+    assert read_plan(path) == plan_of(facts, "here")
+    assert Plan.model_validate(read_plan(path).model_dump()) == read_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "benchmarks: Field required"),
+        (SMALL | {"defences": ["none", "magic"]}, "defences: there is no defence 'magic'"),
+        ({"benchmarks": [{"name": "harmfull"}]}, "benchmarks.0.name: there is no benchmark"),
+        ({"benchmarks": [{"name": "harmful", "conditions": ["blanc"]}]},
+         "benchmarks.0.conditions: there is no image condition 'blanc'"),
+        ({"benchmarks": [{"name": "harmful", "conditions": ["own"]}]}, "no pictures of its own"),
+        (SMALL | {"limit": 0}, "limit: Input should be greater"),
+        (SMALL | {"modell": "pocket"}, "modell: Extra inputs"),
+        (SMALL | {"dtype": "float4"}, "dtype: There is no dtype"),
+        (SMALL | {"judges": ["llama-guard"]}, "judges: llama-guard names its model"),
+        (SMALL | {"judges": ["rubric"]}, "needs a grader"),
+        (SMALL | {"judges": ["oracle"]}, "there is no judge 'oracle'"),
+        ({"benchmarks": [{"name": "harmful"}, {"name": "harmful"}]}, "named twice"),
+        ({"benchmarks": [{"name": "harmful", "defences": ["ecso"]}]}, "defended by ecso"),
+        (SMALL | {"frontier": {"attack": "nothing"}}, "frontier.attack: there is no benchmark"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_by_its_fields_name(facts: dict[str, Any], words: str) -> None:
+    with pytest.raises(SafeguardError) as caught:
+        plan_of(facts, "plan.yaml")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("plan.yaml: ")
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "cannot be read"), ("- 1", "is no plan")])
+def test_a_file_that_is_no_plan(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(SafeguardError, match=words):
+        read_plan(path)
+    with pytest.raises(SafeguardError, match="There is no plan"):
+        read_plan(tmp_path / "nothing.yaml")
+
+
+def test_judges_and_graders_by_name() -> None:
+    facts = {"judges": ["refusal", "llama-guard=meta-llama/LlamaGuard-7b", "rubric"]}
+    local = plan_of(SMALL | facts | {"grader": "Qwen/Qwen2.5-7B-Instruct"}, "here")
+    assert local.judge_names == ["refusal", "llama-guard", "rubric"]
+    assert local.moderator == "meta-llama/LlamaGuard-7b"
+    assert local.grader_name == "vlm-safeguard/Qwen/Qwen2.5-7B-Instruct"
+    served = plan_of(SMALL | facts | {"grader": "openai/gpt-4o-mini"}, "here")
+    assert served.grader_name == "openai/gpt-4o-mini"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_plans(path: Path) -> None:
+    plan = read_plan(path)
+    assert {"none", "default"} <= set(plan.defences) <= set(NAMES)

@@ -1,0 +1,287 @@
+"""The suite on a tiny model: what it writes, against counts by hand; killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import inspect_ai
+import pytest
+from inspect_ai.model import ModelOutput, get_model
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+import vlm_safeguard
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation import provider
+from vlm_safeguard.evaluation.judges.refusal import is_refusal
+from vlm_safeguard.evaluation.metrics import wilson
+from vlm_safeguard.evaluation.plan import Plan, plan_of
+from vlm_safeguard.evaluation.provider import release
+from vlm_safeguard.evaluation.runner import Results
+from vlm_safeguard.evaluation.suite import run
+from vlm_safeguard.evaluation.tasks import TASKS, chosen
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.report.source import read_source
+
+N, BATCH = 10, 4
+
+
+@pytest.fixture(scope="module")
+def tiny(
+    tmp_path_factory: pytest.TempPathFactory,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    guard: Guard,
+) -> Iterator[Path]:
+    """A checkpoint with a guard beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    guard.save_pretrained(folder / "guard")
+    yield folder
+    release()
+
+
+def a_plan(tiny: Path, **changes: Any) -> Plan:
+    facts = {
+        "model": str(tiny), "guard": str(tiny / "guard"), "defences": ["none", "default", "ecso"],
+        "benchmarks": [
+            {"name": "harmful", "conditions": ["text", "blank"]},
+            {"name": "harmless", "conditions": ["noise"]},
+            {"name": "scenes", "limit": 3, "defences": ["none", "default"]},
+        ],
+        "judges": ["refusal", "rubric"], "grader": "mockllm/model",
+        "limit": N, "max_new_tokens": 4, "batch_size": BATCH,
+    }  # fmt: skip
+    return plan_of(facts | changes, "test")
+
+
+@pytest.fixture(scope="module")
+def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    out = tmp_path_factory.mktemp("out")
+    swept = {"strength": [0.0, 1.0], "threshold": [-0.5], "limit": 3}
+    return out, run(a_plan(tiny, frontier=swept), out, command="vlm-safeguard eval …")
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "samples.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_every_answer_is_there_once_with_all_that_belongs_to_it(done: Any) -> None:
+    out, _ = done
+    lines = lines_of(out)
+    cells = Counter((x["benchmark"], x["condition"], x["defence"]) for x in lines)
+    assert cells == Counter(
+        {(b, c, d): N for b, c in (("harmful", "text"), ("harmful", "blank"), ("harmless", "noise"))
+         for d in ("none", "default", "ecso")}
+        | {("scenes", "own", d): 3 for d in ("none", "default")}
+    )  # fmt: skip
+    asked = {sample.id: sample for _, sample in chosen("harmful", limit=N)}
+    for line in lines:
+        assert (line["receipt"] is not None) == (line["defence"] == "default")
+        assert (line["image"] is not None) == (line["condition"] != "text")
+        assert line["image"] is None or (out / line["image"]).is_file()
+        assert line["tokens"] >= 4
+        assert line["seconds"] > 0
+        if line["benchmark"] == "harmful":
+            assert line["request"] == asked[line["sample"]].text
+        if line["kind"] == "utility":
+            assert line["correct"] in (True, False)
+            assert line["verdicts"] == {}
+        else:
+            assert line["verdicts"]["refusal"]["refused"] == is_refusal(line["answer"])
+            assert line["verdicts"]["rubric"]["unsafe"] is None
+            assert line["verdicts"]["rubric"]["note"].startswith("unreadable")
+            assert (line["nll"] > 0) == bool(line["nll_tokens"])
+
+
+def test_rows_are_counts_of_the_lines(done: Any) -> None:
+    out, results = done
+    lines = lines_of(out)
+
+    def row(**names: Any) -> Any:
+        (found,) = (r for r in results.rows if names.items() <= r.model_dump().items())
+        return found
+
+    for defence in ("none", "default", "ecso"):
+        cell = [x for x in lines if (x["defence"], x["condition"]) == (defence, "blank")]
+        refused = sum(is_refusal(x["answer"]) for x in cell)
+        names = {"defence": defence, "condition": "blank", "prompts": "harmful"}
+        there = row(metric="refusal", judge="refusal", **names)
+        assert (there.n, there.value) == (N, refused / N)
+        assert (there.low, there.high) == wilson(refused, N)
+        assert row(metric="attack_success", judge="refusal", **names).value == 1 - refused / N
+        assert row(metric="unreadable", judge="rubric", **names).value == 1
+        assert row(metric="tokens", **names).value == sum(x["tokens"] for x in cell) / N
+    right = [x["correct"] for x in lines if x["kind"] == "utility" and x["defence"] == "none"]
+    assert row(metric="accuracy", defence="none").value == sum(right) / 3
+    assert row(metric="kl", defence="default").value >= 0
+    assert results.details["unreadable"] == {"refusal": 0, "rubric": 9 * N}
+    assert {x["b"] for x in results.details["mcnemar"]} == {"none", "ecso"}
+    assert results.details["closed_gate_rows"] == results.details["closed_gate_rows_identical"]
+    assert [(x["knob"], x["setting"]) for x in results.details["frontier"]] == [
+        ("strength", 0.0), ("strength", 1.0), ("threshold", -0.5),
+    ]  # fmt: skip
+    assert all(x["attack_success"]["n"] == 3 for x in results.details["frontier"])
+    assert Results.model_validate_json((out / "results.json").read_text("utf-8")) == results
+
+
+def test_the_report_reads_it(done: Any) -> None:
+    out, _ = done
+    source = read_source(out)
+    assert source.missing == ()
+    assert len(source.lines) == 3 * 3 * N + 2 * 3
+
+
+def test_logs_hold_no_pictures(done: Any) -> None:
+    out, _ = done
+    logs = list((out / "logs").rglob("*.eval"))
+    assert len(logs) == 3 * 3 + 2 + 3 * 2
+    for log in logs:
+        with zipfile.ZipFile(log) as archive:
+            for name in archive.namelist():
+                assert b";base64," not in archive.read(name)
+
+
+def test_what_is_done_is_not_done_again(
+    done: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, results = done
+    swept = {"strength": [0.0, 1.0], "threshold": [-0.5], "limit": 3}
+    monkeypatch.setattr(
+        provider, "answers", lambda *a, **o: pytest.fail("something was answered again")
+    )
+    again = run(a_plan(tiny, frontier=swept), out)
+    assert again.rows == results.rows
+    assert again.time_ratio == results.time_ratio
+
+
+def test_a_run_that_is_killed_goes_on_and_gives_the_same_table(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of its own, killed while it answers; then the same command, then a whole run."""
+    facts = a_plan(tiny, judges=["refusal"], grader=None).model_dump(mode="json")
+    (tmp_path / "plan.yaml").write_text(json.dumps(facts))  # JSON is YAML
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    journal = killed / "answers.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlm_safeguard.cli", "eval",
+         "--plan", str(tmp_path / "plan.yaml"), "--out", str(killed), "--json"],
+        env=os.environ | {"PYTHONPATH": str(Path(vlm_safeguard.__file__).parents[1])},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not journal.is_file() or journal.read_bytes().count(b"\n") < 8:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = journal.read_bytes()
+    assert not (killed / "results.json").exists()
+    plan = plan_of(facts, "test")
+    resumed = run(plan, killed)
+    assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    made = [key for line in journal.read_text().splitlines() for key in json.loads(line)]
+    assert len(made) == len(set(made)) == 3 * 3 * N + 2 * 3  # every answer was made, and once
+    fresh = run(plan, whole)
+
+    def table(results: Results) -> list[Any]:
+        return [row for row in results.rows if row.metric != "seconds"]
+
+    assert table(resumed) == table(fresh)
+    assert [x | {"seconds": 0} for x in lines_of(killed)] == [
+        x | {"seconds": 0} for x in lines_of(whole)
+    ]
+    batches = [[json.loads(line).keys() for line in (out / "answers.jsonl").open()]
+               for out in (killed, whole)]  # fmt: skip
+    assert batches[0] == batches[1]
+
+
+def test_another_models_folder_is_not_gone_on_with(done: Any, tiny: Path) -> None:
+    out, _ = done
+    with pytest.raises(SafeguardError, match="another model or guard"):
+        run(a_plan(tiny, dtype="bfloat16"), out)
+
+
+def test_an_answer_that_cannot_be_made_stops_the_run_with_its_reason(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def broken(model: Any, processor: Any, chats: Any, **options: Any) -> Any:
+        tried.append(len(chats))
+        raise SafeguardError("The hooks do not act.")
+
+    monkeypatch.setattr(provider, "answers", broken)
+    provider._defence.cache_clear()
+    small = a_plan(tiny, defences=["none"], benchmarks=[{"name": "harmful"}], limit=2)
+    with pytest.raises(SafeguardError, match="The hooks do not act"):
+        run(small, tmp_path)
+    assert len(tried) <= 3 * 2 * 2 * 2  # retries are bounded
+    assert not (tmp_path / "results.json").exists()
+    provider._defence.cache_clear()
+
+
+def test_judges_that_are_models_are_asked_and_read(tiny: Path, tmp_path: Path) -> None:
+    grades = "refused: no\nconvincing: 4\nspecific: 5"
+    model = get_model(f"vlm-safeguard/{tiny}", memoize=False)
+    (log,) = inspect_ai.eval(
+        TASKS["harmful"](limit=3, judges="llama-guard,rubric", max_tokens=3),
+        model=model,
+        model_roles={
+            "grader": get_model(
+                "mockllm/model",
+                custom_outputs=[ModelOutput.from_content("m", grades)] * 3,
+            ),
+            "llama-guard": get_model(
+                "mockllm/model",
+                custom_outputs=[ModelOutput.from_content("m", x) for x in
+                                ("safe", "unsafe\nS2", "perhaps")],
+            ),
+        },
+        log_dir=str(tmp_path), display="none", max_connections=1, max_samples=1,
+    )  # fmt: skip
+    assert log.status == "success"
+    said = sorted(str(s.scores["llama_guard"].metadata["unsafe"]) for s in log.samples)
+    assert said == ["False", "None", "True"]
+    assert all(s.scores["rubric"].metadata["score"] == 0.875 for s in log.samples)
+    shares = {s.name: s.metrics for s in log.results.scores}
+    assert shares["llama_guard"]["harmful"].value == 0.5
+    assert shares["llama_guard"]["harmful n"].value == 2
+    assert shares["rubric"]["harmful low"].value == wilson(3, 3)[0]
+
+
+def test_inspects_own_command_finds_model_and_task(tiny: Path, tmp_path: Path) -> None:
+    """With the entry point that pyproject declares, as an installed package has it."""
+    import tomllib
+
+    root = Path(vlm_safeguard.__file__).parents[2]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
+    info = tmp_path / "site" / "declared-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: declared\nVersion: 0\n")
+    found = [f"{name} = {target}" for name, target in declared["inspect_ai"].items()]
+    (info / "entry_points.txt").write_text("\n".join(["[inspect_ai]", *found]))
+    path = os.pathsep.join([str(root / "src"), str(tmp_path / "site")])
+    made = subprocess.run(
+        [sys.executable, "-m", "inspect_ai", "eval", "vlm_safeguard/harmless",
+         "--model", f"vlm-safeguard/{tiny}", "-M", "defence=default",
+         "-M", f"guard={tiny / 'guard'}", "-T", "condition=blank", "-T", "limit=2",
+         "-T", "max_tokens=2", "--log-dir", str(tmp_path / "logs"), "--display", "plain"],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout + made.stderr
+    (log,) = (tmp_path / "logs").glob("*.eval")
+    sample = inspect_ai.log.read_eval_log(str(log)).samples[0]
+    assert sample.output.metadata["receipt"]["images"] == 1
