@@ -159,7 +159,7 @@ def _details(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "mcnemar": [
             _mcnemar(cells, benchmark, condition, other)
-            for benchmark in ("harmful", "jailbreak")
+            for benchmark in dict.fromkeys(b for b, kind, *_ in cells if kind == "harmful")
             for condition in CONDITIONS
             for other in DEFENCES
             if other != "default"

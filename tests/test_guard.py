@@ -22,12 +22,13 @@ from conftest import make_model, make_processor
 from reference import QUESTIONS, ask, centred, run_row, same_receipt, text_ids
 from vlm_safeguard import directions
 from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_calibration
+from vlm_safeguard.artifact import CONFIG_NAME, FORMAT, WEIGHTS_NAME
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.directions import choose_layers, fit_directions, legible_layers, random_basis
 from vlm_safeguard.edits import Project, Refuse, Restore
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate, OpenGate, PaperGate, threshold_for
-from vlm_safeguard.guard import CONFIG_NAME, FORMAT, RANK, WEIGHTS_NAME, Guard
+from vlm_safeguard.guard import RANK, Guard
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.text_view import TextView
 

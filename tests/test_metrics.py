@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_safeguard.evaluation.agreement import Agreement, agreements
@@ -50,6 +50,7 @@ def test_mcnemar_with_many_differences_and_with_unequal_lists() -> None:
 LABELS = st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("xyz")), min_size=1, max_size=9)
 
 
+@settings(deadline=None, derandomize=True, database=None)
 @given(LABELS)
 def test_kappa_by_going_through_every_pair_of_answers(pairs: list[tuple[str, str]]) -> None:
     a, b = [x for x, _ in pairs], [y for _, y in pairs]
@@ -73,18 +74,18 @@ def test_kappa_of_a_textbook_table_and_of_nothing() -> None:
 
 
 def test_judges_agree_on_what_both_can_read() -> None:
-    given = {
+    verdicts = {
         "phrases": [Verdict(True, None), Verdict(False, None), Verdict(False, None)] * 2,
         "guard": [Verdict(None, False), Verdict(None, True), Verdict(None, False)] * 2,
         "grader": [Verdict(True, False, 0.0), Verdict(None, None, note="unreadable")] * 3,
     }
-    first, second, third = agreements(given)
+    first, second, third = agreements(verdicts)
     assert first == Agreement("phrases", "guard", 6, 0, pytest.approx(0.4), [[2, 0], [2, 2]])
     assert (second.judge_a, second.judge_b) == ("phrases", "grader")
     assert (second.n, second.left_out, second.table) == (3, 3, [[1, 0], [2, 0]])
     assert third.kappa == 0.0
     with pytest.raises(ValueError, match="zip"):
-        agreements({"one": given["guard"], "two": given["guard"][:-1]})
+        agreements({"one": verdicts["guard"], "two": verdicts["guard"][:-1]})
 
 
 def share_below(values: list[float], at: float) -> tuple[float, float]:

@@ -13,10 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from vlm_safeguard import artifact
 from vlm_safeguard.activations import image_states, text_states
 from vlm_safeguard.anchors import (
     MINIMUM_PAIRS,
@@ -25,6 +23,7 @@ from vlm_safeguard.anchors import (
     shipped_anchors,
     shipped_calibration,
 )
+from vlm_safeguard.artifact import FORMAT, Config, Provenance
 from vlm_safeguard.attachment import Attachment, TextReadings
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.directions import (
@@ -47,53 +46,12 @@ from vlm_safeguard.text_view import TextView
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-FORMAT = 1
-WEIGHTS_NAME = "guard.safetensors"
-CONFIG_NAME = "guard_config.json"
-RANK = 32  # directions a layer, where there are as many anchors
+RANK = 64  # a layer, where there are as many anchors; development prompts lost more with 32
 STORED_RANK = 8  # directions kept in the artifact at least, to choose a smaller rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
 _TELLS = 0.5  # by how much more of the harmful anchors than of the calibration requests a model
 #               must refuse for its own decision to count
 _DRIFT_PAIRS = 32  # anchors whose shift under a blank image is measured
-
-
-class Provenance(BaseModel):
-    """Where a guard comes from: the model and the data it was fitted on, and with what."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model_name: str
-    model_revision: str | None
-    model_type: str
-    architecture: str
-    hidden_size: int
-    num_layers: int
-    decoder_path: str
-    chat_template_sha256: str
-    estimator: str
-    anchor_pairs: int
-    anchors_sha256: str
-    calibration_requests: int
-    calibration_sha256: str
-    versions: dict[str, str]
-
-
-class _Config(BaseModel):
-    """`guard_config.json`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: int
-    provenance: Provenance
-    text_view: TextView
-    layers: list[int]
-    rank: int
-    hold: bool
-    random_seed: int | None
-    edit: dict[str, Any]
-    gate: AnyGate
-    held_out_auroc: list[float]
 
 
 @dataclass(eq=False)
@@ -162,7 +120,7 @@ class Guard:
             gate: `calibrated` to the budget; `paper`, its uncentred one for each layer by itself;
                 or `open`, always.
             layers: layers to edit; `choose_layers` decides by default.
-            rank: directions a layer, m; 32 by default, or as many as there are anchors.
+            rank: directions a layer, m; 64 by default, or as many as there are anchors.
             hold: also edit every token of the answer, not the last prompt token alone.
             budget: share of harmless requests that may open the gate, 0–1.
             batch_size: requests in one forward pass.
@@ -379,20 +337,7 @@ class Guard:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `guard.safetensors`, `guard_config.json` and a model card into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "vectors": self.directions.vectors,
-            "spectrum": self.directions.spectrum,
-            "harmful_mean": self.directions.harmful_mean,
-            "harmless_mean": self.directions.harmless_mean,
-            "auroc": self.directions.auroc,
-            "drift": self.drift,
-            "embedding_sample": self.embedding_sample,
-            **{f"scores.{name}": values for name, values in self.scores.items()},
-        }
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / WEIGHTS_NAME)
-        config = _Config(
+        config = Config(
             format=FORMAT,
             provenance=self.provenance,
             text_view=self.text_view,
@@ -404,8 +349,17 @@ class Guard:
             gate=self.gate,
             held_out_auroc=[round(float(value), 4) for value in self.directions.auroc],
         )
-        (folder / CONFIG_NAME).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
-        (folder / "README.md").write_text(self._card(), "utf-8")
+        tensors = {
+            "vectors": self.directions.vectors,
+            "spectrum": self.directions.spectrum,
+            "harmful_mean": self.directions.harmful_mean,
+            "harmless_mean": self.directions.harmless_mean,
+            "auroc": self.directions.auroc,
+            "drift": self.drift,
+            "embedding_sample": self.embedding_sample,
+            **{f"scores.{name}": values for name, values in self.scores.items()},
+        }
+        artifact.write(Path(folder), config, tensors)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
@@ -415,26 +369,7 @@ class Guard:
             SafeguardError: nothing there, or files that are incomplete, corrupt or of another
                 format.
         """
-        folder = Path(source)
-        if not folder.is_dir():
-            folder = _download(str(source), revision)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            if not (folder / name).is_file():
-                raise SafeguardError(f"{source} is not a guard: it has no {name}.")
-        try:
-            config = _Config.model_validate_json((folder / CONFIG_NAME).read_text("utf-8"))
-            tensors = load_file(folder / WEIGHTS_NAME)
-        except (ValidationError, UnicodeDecodeError) as error:
-            first = str(error).splitlines()[1:3] or [str(error)]
-            raise SafeguardError(
-                f"{source}/{CONFIG_NAME} cannot be read: {' '.join(map(str.strip, first))}"
-            ) from error
-        except (SafetensorError, OSError) as error:
-            raise SafeguardError(f"{source}/{WEIGHTS_NAME} is corrupt: {error}") from error
-        if config.format != FORMAT:
-            raise SafeguardError(
-                f"{source} has guard format {config.format}; this version reads {FORMAT}."
-            )
+        config, tensors = artifact.read(source, revision)
         try:
             guard = cls(
                 directions=Directions(
@@ -457,7 +392,9 @@ class Guard:
                 random_seed=config.random_seed,
             )  # fmt: skip
         except KeyError as error:
-            raise SafeguardError(f"{source}/{WEIGHTS_NAME} holds no tensor {error}.") from error
+            raise SafeguardError(
+                f"{source}/{artifact.WEIGHTS_NAME} holds no tensor {error}."
+            ) from error
         guard.check_sound()
         return guard
 
@@ -475,22 +412,6 @@ class Guard:
                 repo_id=repo_id, folder_path=folder, commit_message="Upload guard"
             )
         return str(commit)
-
-    def _card(self) -> str:
-        made = self.provenance
-        window = f"{self.layers[0]}–{self.layers[-1]} of {made.num_layers}"
-        return (
-            f"---\nlibrary_name: vlm-safeguard\nbase_model: {made.model_name}\n"
-            "tags: [vlm-safeguard, safety, activation-steering]\n---\n\n"
-            f"# Safety guard for {made.model_name}\n\n"
-            f"Keeps the model as safe with an image as it is without one. Edit `{self.edit.name}` "
-            f"on layers {window}, rank {self.rank}, behind a `{self.gate.name}` gate; fitted on "
-            f"{made.anchor_pairs} anchor pairs and {made.calibration_requests} calibration "
-            "requests, text only.\n\n"
-            "```python\nfrom vlm_safeguard import Guard\n\n"
-            'guard = Guard.from_pretrained("THIS_REPOSITORY")\n'
-            "with guard.attach(model):\n    model.generate(**inputs)\n```\n"
-        )
 
 
 def _own_decision(
@@ -560,19 +481,3 @@ def _embedding_sample(backbone: Backbone) -> torch.Tensor:
     rows = torch.linspace(0, len(embeddings.weight) - 1, 10).long()[1:-1]
     looked_up: torch.Tensor = embeddings(rows[None].to(backbone.device))
     return looked_up[0, :, :16].float().cpu()
-
-
-def _download(repo_id: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            path = hf_hub_download(repo_id, name, revision=revision)
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SafeguardError(
-            f"There is no folder '{repo_id}', and no guard by that name could be loaded from the "
-            f"Hugging Face Hub: {reason}"
-        ) from error
-    return Path(path).parent

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from vlm_safeguard.evaluation.runner import Row
 from vlm_safeguard.report import figures, sheets
@@ -20,9 +19,9 @@ from vlm_safeguard.report.findings import (
     refusal_rows,
 )
 from vlm_safeguard.report.names import DEFAULT, MEASURES, condition_name
-from vlm_safeguard.report.ratios import paired_ratios
+from vlm_safeguard.report.ratios import Ratio, paired_ratios
 from vlm_safeguard.report.sheets import Sheet, benchmark_of
-from vlm_safeguard.report.source import Source
+from vlm_safeguard.report.source import Setting, Source
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,11 @@ class Contents:
 
 def contents(source: Source) -> Contents:
     """Arrange an evaluation's output; sections about what was not measured are left out."""
-    results, details = source.results, source.results.details
+    results, details = source.results, source.details
     rows = results.rows
     ratios = paired_ratios(source.lines)
     attacked, how = attack_rows(rows)
-    published = sheets.published_sheet(results)
+    published = sheets.published_sheet(results, chief_judge(rows, "attack_success"))
     made = [
         Section(
             "attack",
@@ -110,10 +109,10 @@ def contents(source: Source) -> Contents:
             "comparisons",
             "The default against each other defence",
             "Both answered the same prompts, so they are compared prompt by prompt. p is not "
-            f"corrected for the {len(details.get('mcnemar', []))} tests of this section.",
-            tables=tuple(sheets.mcnemar_sheets(details.get("mcnemar", []))),
+            f"corrected for the {len(details.mcnemar)} tests of this section.",
+            tables=tuple(sheets.mcnemar_sheets(details.mcnemar)),
         ),
-        _frontier(details.get("frontier", [])),
+        _frontier(details.frontier),
         _gap(source),
         Section(
             "cost",
@@ -135,7 +134,7 @@ def contents(source: Source) -> Contents:
             "How far the judges agree, and how many of their verdicts could not be read; those "
             "count neither as safe nor as unsafe.",
             tables=(
-                *sheets.agreement_sheets(details.get("agreement", [])),
+                *sheets.agreement_sheets(details.agreement),
                 *_sheets(rows, "unreadable", folded=True),
             ),
         ),
@@ -176,7 +175,7 @@ def _bars(rows: Sequence[Row], what: str, label: str) -> tuple[Picture, ...]:
     return tuple(pictures)
 
 
-def _frontier(points: Sequence[dict[str, Any]]) -> Section:
+def _frontier(points: Sequence[Setting]) -> Section:
     return Section(
         "frontier",
         "Frontier",
@@ -251,7 +250,7 @@ def _gap(source: Source) -> Section:
     )
 
 
-def _cost_picture(ratios: Sequence[Any]) -> Picture:
+def _cost_picture(ratios: Sequence[Ratio]) -> Picture:
     return Picture(
         "cost",
         "Tokens, seconds and perplexity of each defence over the unguarded model's. The table "
@@ -263,7 +262,7 @@ def _cost_picture(ratios: Sequence[Any]) -> Picture:
 
 def _provenance(source: Source) -> Section:
     results = source.results
-    made = results.details.get("provenance", {})
+    made = source.details.provenance
     facts = {
         "model": results.model,
         **{name: made[name] for name in ("started", "seconds", "seed") if name in made},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vlm_safeguard.evaluation.gap import principal_plane
 from vlm_safeguard.report.names import condition_name
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vlm_safeguard.evaluation.runner import Row
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.report.ratios import Ratio
+    from vlm_safeguard.report.source import Setting, Share
 
 # after Okabe and Ito, told apart with every common kind of colour blindness
 RED, BLUE, GREEN, GREY = "#d55e00", "#0072b2", "#009e73", "#8c8c8c"
@@ -93,7 +95,7 @@ def _columns(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xticks(range(len(conditions)), [condition_name(c) for c in conditions])
 
 
-def _spread(rows: Sequence[Row | Ratio], scale: float = 1) -> list[list[float]]:
+def _spread(rows: Sequence[Row | Ratio | Share], scale: float = 1) -> list[list[float]]:
     """How far the interval reaches below and above each value."""
     return [
         [max(0.0, scale * (row.value - row.low)) for row in rows],
@@ -135,36 +137,21 @@ def bars_figure(rows: Sequence[Row], path: Path, label: str) -> None:
     _save(figure, path)
 
 
-def frontier_figure(frontier: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Attack success against over-refusal, a line for each knob, a panel for each condition.
-
-    Args:
-        frontier: points as `results.json` has them: knob, setting, condition, and the two shares
-            with their intervals.
-    """
-    conditions = list(dict.fromkeys(point["condition"] for point in frontier))
-    knobs = list(dict.fromkeys(point["knob"] for point in frontier))
+def frontier_figure(frontier: Sequence[Setting], path: Path) -> None:
+    """Attack success against over-refusal, a line for each knob, a panel for each condition."""
+    conditions = list(dict.fromkeys(point.condition for point in frontier))
+    knobs = list(dict.fromkeys(point.knob for point in frontier))
     down = 1 if len(conditions) <= 3 else 2
     across = -(-len(conditions) // down)
     figure = Figure(figsize=(3.4 * across + 0.6, 3.2 * down + 0.7), layout="constrained")
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat
     for axes, condition in zip(panels, conditions, strict=False):
         for number, knob in enumerate(knobs):
-            points = sorted(
-                (p for p in frontier if (p["condition"], p["knob"]) == (condition, knob)),
-                key=lambda point: float(point["setting"]),
-            )
-            x, y = (
-                [100 * float(point[name]["value"]) for point in points]
-                for name in ("over_refusal", "attack_success")
-            )
-            reach = {
-                error: [
-                    [100 * max(0.0, p[name]["value"] - p[name]["low"]) for p in points],
-                    [100 * max(0.0, p[name]["high"] - p[name]["value"]) for p in points],
-                ]
-                for error, name in (("xerr", "over_refusal"), ("yerr", "attack_success"))
-            }
+            points = [p for p in frontier if (p.condition, p.knob) == (condition, knob)]
+            points.sort(key=lambda point: point.setting)
+            right, up = [p.over_refusal for p in points], [p.attack_success for p in points]
+            x, y = ([100 * share.value for share in shares] for shares in (right, up))
+            reach = {"xerr": _spread(right, 100), "yerr": _spread(up, 100)}
             axes.errorbar(
                 x, y, **reach, color=_CYCLE[number % len(_CYCLE)],
                 marker=_MARKS[number % len(_MARKS)], markersize=5, linewidth=1.3,
@@ -172,7 +159,7 @@ def frontier_figure(frontier: Sequence[Mapping[str, Any]], path: Path) -> None:
             )  # fmt: skip
             for end in {0, len(points) - 1} if points else ():
                 axes.annotate(
-                    f"{float(points[end]['setting']):.3g}", (x[end], y[end]), fontsize=8,
+                    f"{points[end].setting:.3g}", (x[end], y[end]), fontsize=8,
                     xytext=(-4, -11) if number % 2 else (5, 5), textcoords="offset points",
                     ha="right" if number % 2 else "left",
                     color=_CYCLE[number % len(_CYCLE)],
@@ -341,6 +328,7 @@ def _spectrum(axes: Axes, guard: Guard, layers: Sequence[int] | Mapping[int, Any
         axes.plot(range(1, len(energy) + 1), energy, marker=mark, markersize=3, color=shade,
                   label=f"layer {layer}")  # fmt: skip
     axes.axvline(guard.rank + 0.5, color="grey", linestyle=":", label=f"rank {guard.rank}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="singular value", ylabel="share of the energy")
     axes.legend(frameon=False)
 

@@ -93,5 +93,7 @@ def quoted(name: str) -> str:
 
 def points(difference: float) -> str:
     """A difference of two shares, in points, with its sign."""
+    if abs(difference) < 5e-4:
+        return "±0 points"
     shown = f"{100 * difference:+.1f}".removesuffix(".0").replace("-", "−")
     return f"{shown} point{'' if shown in ('+1', '−1') else 's'}"

@@ -12,7 +12,8 @@ class Published:
     Attributes:
         model: Hub id of the model that it was measured on.
         benchmark: our name of it; "jailbreak" is ours in the paper's form, not its prompts.
-        condition: our name of the image condition; None where the paper's text does not say.
+        conditions: the image conditions of ours that it may be: more than one where the paper's
+            text does not say which.
         ours: the defence of ours that stands beside it.
         value: share, 0–1.
         about: whether the number was read as "about".
@@ -21,7 +22,7 @@ class Published:
     source: str
     model: str
     benchmark: str
-    condition: str | None
+    conditions: tuple[str, ...]
     defence: str
     ours: str
     metric: str
@@ -34,18 +35,18 @@ _VLM_GUARD = "VLM-Guard, arXiv 2502.10486"
 _SHIFTDC = "ShiftDC, arXiv 2502.13095"
 _ATTACK = "attack_success"
 PUBLISHED = (
-    Published(_VLM_GUARD, _LLAVA, "malicious_instruct", "text", "none", "none", _ATTACK, 0.15),
-    Published(_VLM_GUARD, _LLAVA, "malicious_instruct", "blank", "none", "none", _ATTACK, 0.34),
-    Published(_VLM_GUARD, _LLAVA, "jailbreak", None, "none", "none", _ATTACK, 0.16,
+    Published(_VLM_GUARD, _LLAVA, "malicious_instruct", ("text",), "none", "none", _ATTACK, 0.15),
+    Published(_VLM_GUARD, _LLAVA, "malicious_instruct", ("blank",), "none", "none", _ATTACK, 0.34),
+    Published(_VLM_GUARD, _LLAVA, "jailbreak", ("text", "blank"), "none", "none", _ATTACK, 0.16,
               about=True),
-    Published(_VLM_GUARD, _LLAVA, "jailbreak", None, "VLM-Guard", "default", _ATTACK,
+    Published(_VLM_GUARD, _LLAVA, "jailbreak", ("text", "blank"), "VLM-Guard", "default", _ATTACK,
               0.01, about=True),
-    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", "own", "none", "none", _ATTACK,
+    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", ("own",), "none", "none", _ATTACK,
               0.705),
-    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", "own", "ShiftDC", "shiftdc", _ATTACK,
+    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", ("own",), "ShiftDC", "shiftdc", _ATTACK,
               0.436),
-    Published(_SHIFTDC, _LLAVA, "figstep", "own", "none", "none", _ATTACK, 0.524),
-    Published(_SHIFTDC, _LLAVA, "figstep", "own", "ShiftDC", "shiftdc", _ATTACK, 0.132),
+    Published(_SHIFTDC, _LLAVA, "figstep", ("own",), "none", "none", _ATTACK, 0.524),
+    Published(_SHIFTDC, _LLAVA, "figstep", ("own",), "ShiftDC", "shiftdc", _ATTACK, 0.132),
 )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from vlm_safeguard.evaluation.runner import SHARES, Results, Row
@@ -19,6 +18,7 @@ from vlm_safeguard.report.names import (
 )
 from vlm_safeguard.report.published import published_for
 from vlm_safeguard.report.ratios import RATIOS, Ratio
+from vlm_safeguard.report.source import Agreement, Comparison, Setting, Share
 
 
 @dataclass(frozen=True)
@@ -169,34 +169,33 @@ def _ratio(ratio: Ratio | None) -> Cell:
     return Cell(cell.text, f"{cell.small}, n = {ratio.n}", cell.number)
 
 
-def mcnemar_sheets(found: Sequence[dict[str, Any]]) -> list[Sheet]:
+def mcnemar_sheets(found: Sequence[Comparison]) -> list[Sheet]:
     """The default against each other defence on the same prompts, one table a benchmark."""
 
-    def place(test: dict[str, Any]) -> tuple[str, str, str]:
-        return str(test.get("benchmark") or "prompts"), test["metric"], str(test.get("judge") or "")
+    def place(test: Comparison) -> tuple[str, str, str]:
+        return test.benchmark or "prompts", test.metric, test.judge or ""
 
     sheets = []
-    ordered = sorted(found, key=place)
-    for (benchmark, metric, judge), group in groupby(ordered, key=place):
-        tests = list(group)
-        conditions = list(dict.fromkeys(test["condition"] for test in tests))
-        pairs = list(dict.fromkeys((test["a"], test["b"]) for test in tests))
-        cells = {(t["a"], t["b"], t["condition"]): t for t in tests}
+    for at in dict.fromkeys(map(place, found)):
+        benchmark, metric, judge = at
+        tests = [test for test in found if place(test) == at]
+        conditions = list(dict.fromkeys(test.condition for test in tests))
+        cells = {(test.a, test.b, test.condition): test for test in tests}
         judged = f", judged by {judge}" if judge else ""
+        what = f"{MEASURES.get(metric, metric)}{judged}"
         sheets.append(
             Sheet(
                 name="_".join(filter(None, ("mcnemar", metric, benchmark, judge))),
-                title=f"{benchmark}: {MEASURES.get(metric, metric)}{judged}",
-                caption=f"{benchmark}, {MEASURES.get(metric, metric)}{judged}: McNemar's exact "
-                "test on the same prompts. Below p: prompts where it held for the first alone "
-                "and for the second alone.",
+                title=f"{benchmark}: {what}",
+                caption=f"{benchmark}, {what}: McNemar's exact test on the same prompts. Below p: "
+                "prompts where it held for the first alone and for the second alone.",
                 header=("pair", *map(condition_name, conditions)),
                 lines=tuple(
                     (
                         Cell(f"{a} against {b}"),
                         *(_test(cells.get((a, b, condition))) for condition in conditions),
                     )
-                    for a, b in pairs
+                    for a, b in dict.fromkeys((test.a, test.b) for test in tests)
                 ),
                 folded=True,
             )
@@ -204,15 +203,14 @@ def mcnemar_sheets(found: Sequence[dict[str, Any]]) -> list[Sheet]:
     return sheets
 
 
-def _test(test: dict[str, Any] | None) -> Cell:
+def _test(test: Comparison | None) -> Cell:
     if test is None:
         return EMPTY
-    p = float(test["p"])
-    shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    return Cell(shown, f"{test['only_a']} and {test['only_b']} of {test['n']}", p)
+    shown = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.3f}"
+    return Cell(shown, f"{test.only_a} and {test.only_b} of {test.n}", test.p)
 
 
-def agreement_sheets(found: Sequence[dict[str, Any]]) -> list[Sheet]:
+def agreement_sheets(found: Sequence[Agreement]) -> list[Sheet]:
     """Cohen's κ of each pair of judges, and the confusion table of each."""
     if not found:
         return []
@@ -221,17 +219,13 @@ def agreement_sheets(found: Sequence[dict[str, Any]]) -> list[Sheet]:
         title="Cohen's κ",
         caption="Agreement of judges on the same answers, corrected for chance: 1 is full "
         "agreement, 0 what chance gives.",
-        header=("judges", "κ", "n", "one of them said nothing"),
+        header=("judges", "κ", "n", "left out: one said nothing"),
         lines=tuple(
             (
-                Cell(f"{pair['judge_a']} and {pair['judge_b']}"),
-                EMPTY
-                if pair["kappa"] is None
-                else Cell(f"{pair['kappa']:.2f}", "", float(pair["kappa"])),
-                Cell(f"{pair['n']:,}", "", float(pair["n"])),
-                Cell(f"{pair['left_out']:,}", "", float(pair["left_out"]))
-                if "left_out" in pair
-                else EMPTY,
+                Cell(f"{pair.judge_a} and {pair.judge_b}"),
+                EMPTY if pair.kappa is None else Cell(f"{pair.kappa:.2f}", "", pair.kappa),
+                Cell(f"{pair.n:,}", "", float(pair.n)),
+                Cell(f"{pair.left_out:,}", "", float(pair.left_out)),
             )
             for pair in found
         ),
@@ -239,9 +233,9 @@ def agreement_sheets(found: Sequence[dict[str, Any]]) -> list[Sheet]:
     return [overview, *map(_confusion, found)]
 
 
-def _confusion(pair: dict[str, Any]) -> Sheet:
-    a, b = pair["judge_a"], pair["judge_b"]
-    total = max(1, sum(map(sum, pair["table"])))
+def _confusion(pair: Agreement) -> Sheet:
+    a, b = pair.judge_a, pair.judge_b
+    total = max(1, sum(map(sum, pair.table)))
 
     def count(number: int) -> Cell:
         return Cell(f"{number:,}", f"{percent(number / total)} %", float(number), number / total)
@@ -253,17 +247,17 @@ def _confusion(pair: dict[str, Any]) -> Sheet:
         caption=f"Did the attack succeed? Answers by {a}'s word (down) and {b}'s (across).",
         header=(f"by {a}", *(f"{word}, by {b}" for word in words)),
         lines=tuple(
-            (Cell(word), *map(count, line)) for word, line in zip(words, pair["table"], strict=True)
+            (Cell(word), *map(count, line)) for word, line in zip(words, pair.table, strict=True)
         ),
     )
 
 
-def frontier_sheet(frontier: Sequence[dict[str, Any]]) -> Sheet:
+def frontier_sheet(frontier: Sequence[Setting]) -> Sheet:
     """Attack success and over-refusal at every setting that was tried."""
 
-    def share(found: dict[str, Any]) -> Cell:
-        interval = f"{percent(found['low'])}–{percent(found['high'])}, n = {found['n']}"
-        return Cell(f"{percent(found['value'])} %", interval, found["value"], found["value"])
+    def share(found: Share) -> Cell:
+        interval = f"{percent(found.low)}–{percent(found.high)}, n = {found.n}"
+        return Cell(f"{percent(found.value)} %", interval, found.value, found.value)
 
     return Sheet(
         name="frontier",
@@ -273,11 +267,11 @@ def frontier_sheet(frontier: Sequence[dict[str, Any]]) -> Sheet:
         header=("knob", "setting", "images", "attack success", "over-refusal"),
         lines=tuple(
             (
-                Cell(point["knob"]),
-                Cell(number(point["setting"]), "", float(point["setting"])),
-                Cell(condition_name(point["condition"])),
-                share(point["attack_success"]),
-                share(point["over_refusal"]),
+                Cell(point.knob),
+                Cell(number(point.setting), "", point.setting),
+                Cell(condition_name(point.condition)),
+                share(point.attack_success),
+                share(point.over_refusal),
             )
             for point in frontier
         ),
@@ -285,8 +279,12 @@ def frontier_sheet(frontier: Sequence[dict[str, Any]]) -> Sheet:
     )
 
 
-def published_sheet(results: Results) -> Sheet | None:
-    """Published figures beside ours; None where nothing was published on this model."""
+def published_sheet(results: Results, judge: str | None) -> Sheet | None:
+    """Published figures beside ours; None where nothing was published on this model.
+
+    Args:
+        judge: whose word of attack success is ours.
+    """
     lines = []
     for figure in published_for(results.model):
         ours = [
@@ -295,11 +293,12 @@ def published_sheet(results: Results) -> Sheet | None:
             if row.defence == figure.ours
             and row.benchmark == figure.benchmark
             and row.metric == figure.metric
-            and figure.condition in (None, row.condition)
+            and row.condition in figure.conditions
+            and row.judge == judge
         ]
         about = "about " if figure.about else ""
         theirs = Cell(f"{about}{percent(figure.value)} %", figure.source, figure.value)
-        condition = "not said" if figure.condition is None else condition_name(figure.condition)
+        condition = " or ".join(map(condition_name, figure.conditions))
         for row in ours:
             cell = measured(row)
             judged = f", by {row.judge}" if row.judge else ""

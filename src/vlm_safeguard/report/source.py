@@ -38,17 +38,75 @@ class Line(BaseModel):
     nll_tokens: int | None = None
 
 
+class Comparison(BaseModel):
+    """McNemar's test of two defences on the same prompts."""
+
+    benchmark: str | None = None
+    condition: str
+    metric: str
+    judge: str | None = None
+    a: str
+    b: str
+    n: int
+    only_a: int
+    only_b: int
+    p: float
+
+
+class Agreement(BaseModel):
+    """Two judges' words on the same answers: did the attack succeed, no before yes."""
+
+    judge_a: str
+    judge_b: str
+    n: int
+    left_out: int = 0
+    kappa: float | None
+    table: list[list[int]]
+
+
+class Share(BaseModel):
+    """A share, 0–1, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Setting(BaseModel):
+    """One point of the frontier: a knob's setting, and what it leads to."""
+
+    knob: str
+    setting: float
+    condition: str
+    attack_success: Share
+    over_refusal: Share
+
+
+class Details(BaseModel):
+    """What the report reads of `results.json`'s details."""
+
+    mcnemar: list[Comparison] = []
+    agreement: list[Agreement] = []
+    frontier: list[Setting] = []
+    provenance: dict[str, Any] = {}
+    closed_gate_rows: int | None = None
+    closed_gate_rows_identical: int = 0
+
+
 @dataclass(frozen=True)
 class Source:
     """An evaluation's output.
 
     Attributes:
+        details: of the results, checked.
         lines: of `samples.jsonl`, in its order.
         missing: files that the folder does not have; the report says what it lacks for that.
     """
 
     folder: Path
     results: Results
+    details: Details
     lines: list[Line]
     guard: Guard | None
     gap: GapRecord | None
@@ -76,6 +134,7 @@ def read_source(folder: Path) -> Source:
     return Source(
         folder=folder,
         results=results,
+        details=_details(results, path),
         lines=_lines(folder / "samples.jsonl") if there["samples.jsonl"] else [],
         guard=Guard.from_pretrained(folder / "guard") if there["guard"] else None,
         gap=_parsed(GapRecord, folder / "gap.json") if there["gap.json"] else None,
@@ -88,6 +147,13 @@ def _parsed(model: type[Model], path: Path) -> Model:
         return model.model_validate_json(path.read_text("utf-8"))
     except (ValidationError, UnicodeDecodeError, OSError) as error:
         raise SafeguardError(f"{path} cannot be read: {_first(error)}") from error
+
+
+def _details(results: Results, path: Path) -> Details:
+    try:
+        return Details.model_validate(results.details)
+    except ValidationError as error:
+        raise SafeguardError(f"{path} cannot be read: details.{_first(error)}") from error
 
 
 def _lines(path: Path) -> list[Line]:
