@@ -39,7 +39,7 @@ N, BATCH = 10, 4
 class Parrot(ModelAPI):
     """Says its own name, part by part, whatever it is asked."""
 
-    async def generate(self, input: Any, tools: Any, tool_choice: Any, config: Any) -> ModelOutput:
+    async def generate(self, *asked: Any, **options: Any) -> ModelOutput:
         said, _, rest = self.model_name.partition("|")
         self.model_name = f"{rest}|{said}" if rest else said
         return ModelOutput.from_content("parrot", said)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.agreement import agreements
 from vlm_safeguard.evaluation.answered import Line
 from vlm_safeguard.evaluation.judges.verdict import Verdict
-from vlm_safeguard.evaluation.metrics import mcnemar, mean
+from vlm_safeguard.evaluation.metrics import mcnemar, mean, wilson
 from vlm_safeguard.evaluation.perplexity import Likelihood, perplexity
 from vlm_safeguard.evaluation.runner import Row
 
@@ -124,16 +125,45 @@ def closed_gates(lines: Sequence[Line]) -> tuple[int, int]:
     return len(same), sum(same)
 
 
-def point(lines: Sequence[Line], metric: str, judge: str) -> dict[str, Any]:
-    """One share of a frontier.
+def frontier_shares(
+    points: Sequence[Sequence[Line]], judges: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(attack success, over-refusal) of every point, each by one judge all along the frontier.
+
+    A judge of harm comes before `refusal` for attacks, and after it for refusals.
 
     Raises:
-        ValueError: the judge could be read on none of the lines.
+        SafeguardError: no judge could be read on every point.
     """
-    outcomes = [x for line in lines if (x := _outcome(line, metric, judge)) is not None]
-    kind = "harmful" if metric == "attack_success" else "harmless"
-    row = Row.count(outcomes, metric=metric, prompts=kind, defence="default", condition="")
-    return row.model_dump(include={"value", "low", "high", "n"})
+    by_harm = sorted(judges, key=lambda judge: judge == "refusal")
+    return (
+        _shares(points, "harmful", "attack_success", by_harm),
+        _shares(points, "harmless", "refusal", by_harm[::-1]),
+    )
+
+
+def _shares(
+    points: Sequence[Sequence[Line]], kind: str, metric: str, judges: Sequence[str]
+) -> list[dict[str, Any]]:
+    for judge in judges:
+        outcomes = [
+            [
+                x
+                for line in lines
+                if line["kind"] == kind and (x := _outcome(line, metric, judge)) is not None
+            ]
+            for lines in points
+        ]
+        if all(outcomes):
+            return [
+                {"n": len(each), "value": sum(each) / len(each), "low": low, "high": high}
+                for each in outcomes
+                for low, high in [wilson(sum(each), len(each))]
+            ]
+    raise SafeguardError(
+        f"No judge of {', '.join(judges)} could be read on the frontier's {kind} requests; add "
+        "the judge 'refusal', which needs no model."
+    )
 
 
 def _judges(lines: Sequence[Line]) -> list[str]:

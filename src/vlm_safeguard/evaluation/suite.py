@@ -34,7 +34,7 @@ from vlm_safeguard.evaluation.counting import (
     agreement,
     closed_gates,
     comparisons,
-    point,
+    frontier_shares,
     rows,
     unreadable,
 )
@@ -306,27 +306,26 @@ def _frontier_benchmarks(plan: Plan) -> list[BenchmarkPlan]:
 
 
 def _frontier(plan: Plan, out: Path) -> list[dict[str, Any]]:
-    """Attack success and over-refusal at every setting, by the first judge that says each."""
+    """Attack success and over-refusal of the default guard at every setting."""
     if plan.frontier is None:
         return []
     asks = [(b, condition) for b in _frontier_benchmarks(plan) for condition in b.conditions]
-    # what is unsafe is asked of a judge of harm, where there is one
-    judge = next((name for name in plan.judge_names if name != "refusal"), "refusal")
-    decline = "refusal" if "refusal" in plan.judge_names else judge
-    found = []
-    for knob, setting in plan.frontier.settings():
-        lines = _answers(plan, out, "default", asks, **{knob: setting})
-        for condition in plan.frontier.conditions:
-            attack, benign = (
-                [x for x in lines if x["condition"] == condition and x["kind"] == kind]
-                for kind in ("harmful", "harmless")
-            )
-            found.append({
-                "knob": knob, "setting": setting, "condition": condition,
-                "attack_success": point(attack, "attack_success", judge),
-                "over_refusal": point(benign, "refusal", decline),
-            })  # fmt: skip
-    return found
+    points = [
+        (knob, setting, condition, [line for line in lines if line["condition"] == condition])
+        for knob, setting in plan.frontier.settings()
+        for lines in [_answers(plan, out, "default", asks, **{knob: setting})]
+        for condition in plan.frontier.conditions
+    ]
+    return [
+        {
+            "knob": knob, "setting": setting, "condition": condition,
+            "attack_success": shares[0], "over_refusal": shares[1],
+        }
+        for (knob, setting, condition, _), *shares in zip(
+            points, *frontier_shares([lines for *_, lines in points], plan.judge_names),
+            strict=True,
+        )
+    ]  # fmt: skip
 
 
 def _save_images(plan: Plan, asked: dict[str, Asked], out: Path) -> dict[tuple[str, str, str], str]:
