@@ -34,7 +34,7 @@ from vlm_safeguard.report.names import condition_name
 from vlm_safeguard.report.page import write_report
 from vlm_safeguard.report.published import PUBLISHED
 from vlm_safeguard.report.ratios import paired_ratios
-from vlm_safeguard.report.samples import packed
+from vlm_safeguard.report.samples import WITHHELD, packed, published
 from vlm_safeguard.report.sheets import published_sheet
 from vlm_safeguard.report.source import Details, Line, Source, read_source
 
@@ -199,6 +199,18 @@ def test_every_answer_is_there_with_its_verdicts_and_receipt(folder: Path, page:
     for score, line in zip(scores, lines, strict=True):
         expected = line["receipt"] and line["receipt"]["text_score"]
         assert score == (expected if expected is None else pytest.approx(expected, rel=1e-3))
+
+
+def test_a_copy_for_others_holds_refusals_and_harmless_answers_only(folder: Path) -> None:
+    lines = read_source(folder).lines
+    withheld = 0
+    for line, shown in zip(lines, map(published, lines), strict=True):
+        words = {v.refused for v in line.verdicts.values() if v.refused is not None}
+        harmful = line.kind == "harmful" or any(v.unsafe for v in line.verdicts.values())
+        assert (shown.answer == WITHHELD) == (harmful and words != {True})
+        assert shown == line.model_copy(update={"answer": shown.answer})
+        withheld += shown.answer == WITHHELD
+    assert 0 < withheld < len(lines)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a browser, chromium")

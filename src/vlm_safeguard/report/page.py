@@ -14,15 +14,18 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.report.contents import Contents, Picture, contents
 from vlm_safeguard.report.export import export, figure_path
 from vlm_safeguard.report.figures import DARK
-from vlm_safeguard.report.samples import packed
+from vlm_safeguard.report.samples import packed, published
 from vlm_safeguard.report.sheets import is_default
 from vlm_safeguard.report.source import read_source
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, withhold: bool = False) -> Path:
     """Write `report.html` into an evaluation's folder, and the same as Markdown, CSV and PNG.
+
+    Args:
+        withhold: leave out answers that may be harmful, for a copy that others see.
 
     Returns:
         The HTML file; beside it are `report.md`, `tables/` and `figures/`.
@@ -34,13 +37,13 @@ def write_report(folder: Path) -> Path:
     path = folder / "report.html"
     try:
         export(found, folder)
-        path.write_text(render(found, folder), "utf-8")
+        path.write_text(render(found, folder, withhold=withhold), "utf-8")
     except OSError as error:
         raise SafeguardError(f"The report cannot be written into {folder}: {error}") from error
     return path
 
 
-def render(found: Contents, folder: Path) -> str:
+def render(found: Contents, folder: Path, *, withhold: bool = False) -> str:
     """The page's HTML, with the figures that `export` wrote into `folder`.
 
     Answers are untrusted: everything is escaped, samples travel as JSON that no parser takes for
@@ -56,6 +59,7 @@ def render(found: Contents, folder: Path) -> str:
         raise SafeguardError(
             "The report needs jinja2; install it with pip install 'vlm-safeguard[report]'."
         ) from error
+    lines = found.source.lines
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -77,7 +81,7 @@ def render(found: Contents, folder: Path) -> str:
         style=Markup((_TEMPLATES / "report.css").read_text("utf-8")),
         script=Markup(script),
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-        samples=Markup(_inert(packed(found.source.lines))),
+        samples=Markup(_inert(packed([published(line) for line in lines] if withhold else lines))),
     )
 
 

@@ -11,7 +11,18 @@ from vlm_safeguard.report.names import condition_name
 from vlm_safeguard.report.source import Line
 
 LIMIT = 12_000_000  # characters of JSON in a page
+WITHHELD = "(withheld from this copy)"
 _LENGTHS = (4000, 1500, 600, 200)  # characters of a text that are shown, until all fits
+
+
+def published(line: Line) -> Line:
+    """A line for a copy that others see: what is folded is withheld, but for plain refusals."""
+    words = [v.refused for v in line.verdicts.values() if v.refused is not None]
+    return (
+        line
+        if not folded(line) or (words and all(words))
+        else line.model_copy(update={"answer": WITHHELD})
+    )
 
 
 def packed(lines: Sequence[Line], limit: int = LIMIT) -> str:
