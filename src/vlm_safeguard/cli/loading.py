@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[
     str,
-    typer.Argument(help="'pocket', a Hugging Face Hub id, or a checkpoint folder."),
+    typer.Argument(help="'pocket', 'coder', a Hugging Face Hub id, or a checkpoint folder."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dtype = Annotated[str, typer.Option(help="Weights' type: auto, float32, bfloat16 or float16.")]
@@ -50,8 +50,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu") -> tuple[Any
              "float16": torch.float16}  # fmt: skip
     if dtype not in types:
         raise SafeguardError(f"There is no dtype '{dtype}'; choose one of {', '.join(types)}.")
-    if name == "pocket":
-        model, processor = pocket.load(types[dtype])
+    if name in pocket.FAMILY:
+        model, processor = pocket.load(types[dtype], name=name)
     else:
         try:
             processor = AutoProcessor.from_pretrained(name)
@@ -82,24 +82,25 @@ def _why_not_loaded(name: str, error: Exception) -> str:
 def load_guard(source: Path | None, name: str, model: Any, processor: Any) -> Guard:
     """The guard in folder or repository `source`; without one, fitted now.
 
-    The Pocket VLM's is kept in the cache, so that it is fitted once.
+    A reference VLM's is kept in the cache, so that it is fitted once.
     """
     from vlm_safeguard import __version__
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.pocket import FAMILY
     from vlm_safeguard.pocket.base import cache_folder
     from vlm_safeguard.pocket.model import fingerprint
 
     if source is not None:
         return Guard.from_pretrained(source)
-    if name != "pocket":
+    if name not in FAMILY:
         print("No --guard given: fitting one for this run (vlm-safeguard fit keeps it).",
               file=sys.stderr)  # fmt: skip
         return Guard.fit(model, processor)
     kind = str(model.dtype).removeprefix("torch.")
-    kept = cache_folder() / f"pocket-guard-{__version__}-{fingerprint()[:12]}-{kind}"
+    kept = cache_folder() / f"{name}-guard-{__version__}-{fingerprint(name)[:12]}-{kind}"
     if (kept / "guard_config.json").is_file():
         return Guard.from_pretrained(kept)
-    print("Fitting a guard for the Pocket VLM, once …", file=sys.stderr)
+    print(f"Fitting a guard for the {FAMILY[name].title}, once …", file=sys.stderr)
     guard = Guard.fit(model, processor)
     guard.save_pretrained(kept)
     return guard

@@ -36,16 +36,10 @@ _FIRST_SCENE = 1_000_000
 _ANSWER_WEIGHT = 5.0  # of the tokens that name the answer, beside the sentence around them
 
 
-def train_vision(
+def train_questions(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
 ) -> None:
-    """Train tower and projector (float32) in place; the LLM's weights do not change.
-
-    First on questions about scenes; then for a while also on everyday requests beside pictures of
-    noise, which should not change the answer. What is kept is the mean of before and after the
-    second part.
-    """
-    trained = trainable_parts(model)
+    """Train tower and projector (float32) in place on questions about scenes, the LLM frozen."""
 
     def after_step(step: int) -> str:
         if step % 40:
@@ -60,18 +54,28 @@ def train_vision(
 
     train(
         "vision",
-        trained,
+        trainable_parts(model),
         lambda step: question_loss(model, processor, training_scenes(step, BATCH)),
         steps=STEPS,
         learning_rate=LEARNING_RATE,
         folder=folder,
         after_step=after_step,
     )
+
+
+def train_everyday(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+) -> None:
+    """Then, for a while, also everyday requests beside noise, which should not change the answer.
+
+    Tower and projector (float32), in place. What is kept is the mean of before and after.
+    """
+    trained = trainable_parts(model)
     before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     requests = everyday_requests(read_phrases())[: EVERYDAY_STEPS * EVERYDAY]
     answers = own_answers(model, processor, requests, folder / "everyday.json")
 
-    def everyday_loss_at(step: int) -> torch.Tensor:
+    def loss_at(step: int) -> torch.Tensor:
         first = step * EVERYDAY
         rng = random.Random(f"noise-{step}")
         asked = [requests[first + i] for i in range(EVERYDAY)]
@@ -87,11 +91,10 @@ def train_vision(
     train(
         "everyday",
         trained,
-        everyday_loss_at,
+        loss_at,
         steps=EVERYDAY_STEPS,
         learning_rate=EVERYDAY_LEARNING_RATE,
         folder=folder,
-        after_step=after_step,
     )
     for name, parameter in trained.items():
         parameter.data.lerp_(before[name], 0.5)
@@ -170,13 +173,14 @@ def question_loss(
     """
     encode = processor.tokenizer.encode
     image_id = model.config.image_token_id
-    prefix = encode("<|im_start|>user\n") + [image_id] * model.config.image_seq_length
+    opening, _ = _around_image(processor, "")
+    prefix = encode(opening) + [image_id] * model.config.image_seq_length
     rows: list[tuple[list[int], list[int], list[int], list[float]]] = []
     for scene in scenes:
         row_ids, blocks = list(prefix), [0] * len(prefix)
         positions, weights = list(range(len(prefix))), [0.0] * len(prefix)
         for number, question in enumerate(scene.questions(describe=True), start=1):
-            asked = encode(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")
+            asked = encode(_around_image(processor, question.text)[1])
             answer = encode(f"{question.sentence}<|im_end|>")
             row_ids += asked + answer
             blocks += [number] * (len(asked) + len(answer))
@@ -208,6 +212,12 @@ def question_loss(
         ).last_hidden_state
     asked_in_all = sum(len(scene.questions(describe=True)) for scene in scenes)
     return token_loss(model, states, ids, weight) / asked_in_all
+
+
+def _around_image(processor: LlavaProcessor, question: str) -> tuple[str, str]:
+    """What the chat template writes before and after the picture of a question."""
+    before, after = render_chat(processor, question, images=1).split(processor.image_token)
+    return before, after
 
 
 @torch.inference_mode()
