@@ -37,9 +37,18 @@ _ANSWER_WEIGHT = 5.0  # of the tokens that name the answer, beside the sentence 
 
 
 def train_questions(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    folder: Path,
+    *,
+    steps: int = STEPS,
+    batch: int = BATCH,
 ) -> None:
-    """Train tower and projector (float32) in place on questions about scenes, the LLM frozen."""
+    """Train tower and projector (float32) in place on questions about scenes, the LLM frozen.
+
+    Args:
+        batch: pictures a step, a multiple of three.
+    """
 
     def after_step(step: int) -> str:
         if step % 40:
@@ -55,8 +64,8 @@ def train_questions(
     train(
         "vision",
         trainable_parts(model),
-        lambda step: question_loss(model, processor, training_scenes(step, BATCH)),
-        steps=STEPS,
+        lambda step: question_loss(model, processor, training_scenes(step, batch)),
+        steps=steps,
         learning_rate=LEARNING_RATE,
         folder=folder,
         after_step=after_step,
