@@ -236,6 +236,8 @@ def accuracy(
     questions: list[tuple[Scene, Question]],
 ) -> dict[str, float]:
     """Share of right answers, overall and for each attribute."""
+    # torch copies a frozen output layer once for every row of a prompt, many gigabytes of it
+    model.lm_head.requires_grad_(True)
     right: dict[str, list[bool]] = {name: [] for name in ("overall", *ATTRIBUTES)}
     for start in range(0, len(questions), 64):
         rows = questions[start : start + 64]
@@ -251,4 +253,5 @@ def accuracy(
             correct = answers_correctly(question, reply)
             right["overall"].append(correct)
             right[question.attribute].append(correct)
+    model.lm_head.requires_grad_(False)
     return {name: sum(rows) / len(rows) for name, rows in right.items() if rows}
