@@ -43,6 +43,7 @@ def train_questions(
     *,
     steps: int = STEPS,
     batch: int = BATCH,
+    learning_rate: float = LEARNING_RATE,
 ) -> None:
     """Train tower and projector (float32) in place on questions about scenes, the LLM frozen.
 
@@ -66,7 +67,7 @@ def train_questions(
         trainable_parts(model),
         lambda step: question_loss(model, processor, training_scenes(step, batch)),
         steps=steps,
-        learning_rate=LEARNING_RATE,
+        learning_rate=learning_rate,
         folder=folder,
         after_step=after_step,
     )
