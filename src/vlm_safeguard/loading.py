@@ -29,8 +29,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu") -> tuple[Any
     from vlm_safeguard import pocket
 
     chosen = _dtype(dtype)
-    if name == "pocket":
-        model, processor = pocket.load(chosen)
+    if name in pocket.FAMILY:
+        model, processor = pocket.load(chosen, name=name)
     else:
         try:
             processor = AutoProcessor.from_pretrained(name)
@@ -61,7 +61,9 @@ def sees(name: str) -> bool:
     """Whether the model of this name takes images; False where its config cannot be read."""
     from transformers import AutoConfig
 
-    if name == "pocket":
+    from vlm_safeguard.pocket import FAMILY
+
+    if name in FAMILY:
         return True
     try:
         return getattr(AutoConfig.from_pretrained(name), "vision_config", None) is not None
@@ -115,24 +117,25 @@ def _why_not_loaded(name: str, error: Exception, *, needs_vision: bool = True) -
 def load_guard(source: Path | None, name: str, model: Any, processor: Any) -> Guard:
     """The guard in folder or repository `source`; without one, fitted now.
 
-    The Pocket VLM's is kept in the cache, so that it is fitted once.
+    A reference VLM's is kept in the cache, so that it is fitted once.
     """
     from vlm_safeguard import __version__
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.pocket import FAMILY
     from vlm_safeguard.pocket.base import cache_folder
     from vlm_safeguard.pocket.model import fingerprint
 
     if source is not None:
         return Guard.from_pretrained(source)
-    if name != "pocket":
+    if name not in FAMILY:
         print("No --guard given: fitting one for this run (vlm-safeguard fit keeps it).",
               file=sys.stderr)  # fmt: skip
         return Guard.fit(model, processor)
     kind = str(model.dtype).removeprefix("torch.")
-    kept = cache_folder() / f"pocket-guard-{__version__}-{fingerprint()[:12]}-{kind}"
+    kept = cache_folder() / f"{name}-guard-{__version__}-{fingerprint(name)[:12]}-{kind}"
     if (kept / "guard_config.json").is_file():
         return Guard.from_pretrained(kept)
-    print("Fitting a guard for the Pocket VLM, once …", file=sys.stderr)
+    print(f"Fitting a guard for the {FAMILY[name].title}, once …", file=sys.stderr)
     guard = Guard.fit(model, processor)
     guard.save_pretrained(kept)
     return guard

@@ -18,7 +18,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
     model: Annotated[
-        str, typer.Option(help="'pocket', a Hugging Face Hub id, or a checkpoint folder.")
+        str, typer.Option(help="'pocket', 'coder', a Hugging Face Hub id, or a checkpoint folder.")
     ] = "pocket",
     guard: Annotated[
         Path | None, typer.Option(help="A guard's folder or Hub id; fitted now if left out.")

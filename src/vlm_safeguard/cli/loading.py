@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[
     str,
-    typer.Argument(help="'pocket', a Hugging Face Hub id, or a checkpoint folder."),
+    typer.Argument(help="'pocket', 'coder', a Hugging Face Hub id, or a checkpoint folder."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Dtype = Annotated[str, typer.Option(help="Weights' type: auto, float32, bfloat16 or float16.")]

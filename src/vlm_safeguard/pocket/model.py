@@ -1,56 +1,51 @@
-"""Loading the Pocket VLM: the base LLM plus the trained parts that come with the package."""
+"""Loading a reference VLM: the base LLM plus the trained parts that come with the package."""
 
 from __future__ import annotations
 
 import hashlib
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.pocket.architecture import make_model, make_processor
-from vlm_safeguard.pocket.base import base_folder
+from vlm_safeguard.pocket.family import POCKET, member
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-NAME = "pocket"
 PARTS = ("vision_tower", "multi_modal_projector")
 
 
-def trained_parts() -> Path:
-    """The shipped weights: tower, projector, and the LLM's low-rank updates, float16."""
-    return Path(str(files("vlm_safeguard.pocket").joinpath("weights", "pocket.safetensors")))
-
-
-def fingerprint() -> str:
-    """SHA-256 of the shipped weights; says which Pocket VLM this is."""
-    return hashlib.sha256(trained_parts().read_bytes()).hexdigest()
+def fingerprint(name: str = POCKET.name) -> str:
+    """SHA-256 of the shipped weights; says which Pocket or Coder VLM this is."""
+    return hashlib.sha256(member(name).weights().read_bytes()).hexdigest()
 
 
 def load(
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None, *, name: str = POCKET.name
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The Pocket VLM and its processor, plain transformers objects, on the CPU.
+    """A reference VLM and its processor, plain transformers objects, on the CPU.
 
     Args:
         dtype: of the weights; `preferred_dtype()` by default.
+        name: "pocket" or "coder".
 
     Raises:
-        SafeguardError: the base weights are not on this machine and cannot be fetched.
+        SafeguardError: no such VLM, or its base weights are not on this machine and cannot be
+            fetched.
     """
     from safetensors.torch import load_file
 
-    weights = trained_parts()
-    if not weights.is_file():
-        raise SafeguardError(f"The package lacks {weights}; reinstall it.")
-    base = base_folder()
-    processor = make_processor(base)
+    vlm = member(name)
+    if not vlm.weights().is_file():
+        raise SafeguardError(f"The package lacks {vlm.weights()}; reinstall it.")
+    base = vlm.base.folder()
+    processor = make_processor(base, vlm.system)
     dtype = preferred_dtype() if dtype is None else dtype
     model = make_model(base, processor.image_token_id, dtype)
-    apply_parts(model, load_file(weights))
-    model.config._name_or_path = model.name_or_path = NAME
+    apply_parts(model, load_file(vlm.weights()))
+    model.config._name_or_path = model.name_or_path = name
     return model, processor
 
 
@@ -79,14 +74,14 @@ def preferred_dtype() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def export(folder: Path) -> None:
+def export(folder: Path, *, name: str = POCKET.name) -> None:
     """Write an ordinary checkpoint folder that any engine that reads LLaVA loads.
 
     Raises:
-        SafeguardError: the folder is not empty.
+        SafeguardError: the folder is not empty, or the VLM cannot be loaded.
     """
     if folder.exists() and any(folder.iterdir()):
         raise SafeguardError(f"{folder} is not empty; name a new folder.")
-    model, processor = load()
+    model, processor = load(name=name)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,1 +1,1 @@
-"""The recipe that trained the Pocket VLM, one file for each step."""
+"""The recipes that trained the reference VLMs, one file for each step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ from vlm_safeguard.pocket.model import preferred_dtype
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
-_CHECKPOINT_EVERY = 25  # steps
+_CHECKPOINT_STEPS = 25
+_CHECKPOINT_SECONDS = 300  # where that is sooner
 
 
 def autocast() -> torch.autocast:
@@ -89,6 +91,7 @@ def train(
     ) as progress:
         task = progress.add_task("", total=steps, completed=start)
         average = math.nan
+        saved = time.monotonic()
         for step in range(start, steps):
             torch.manual_seed(step)
             optimizer.zero_grad(set_to_none=True)
@@ -100,7 +103,8 @@ def train(
             value = float(loss.detach())
             average = value if math.isnan(average) else 0.95 * average + 0.05 * value
             progress.update(task, advance=1, description=f"loss {average:.3f}")
-            if (step + 1) % _CHECKPOINT_EVERY == 0 or step + 1 == steps:
+            due = (step + 1) % _CHECKPOINT_STEPS == 0 or step + 1 == steps
+            if due or time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 staged = checkpoint.with_suffix(".part")
                 torch.save(
                     {
@@ -112,5 +116,6 @@ def train(
                     staged,
                 )
                 staged.replace(checkpoint)
+                saved = time.monotonic()
             if after_step is not None and (note := after_step(step + 1)):
                 progress.console.print(f"{name} step {step + 1}: loss {average:.3f}; {note}")

@@ -41,7 +41,11 @@ def trainable_parts(model: LlavaForConditionalGeneration) -> dict[str, torch.nn.
 
 
 def train_projector(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    folder: Path,
+    *,
+    steps: int = STEPS,
 ) -> None:
     """Train tower and projector (float32) in place."""
     trained = trainable_parts(model)
@@ -85,7 +89,7 @@ def train_projector(
         "projector",
         trained,
         loss_at,
-        steps=STEPS,
+        steps=steps,
         learning_rate=LEARNING_RATE,
         folder=folder,
         after_step=after_step,

@@ -36,16 +36,20 @@ _FIRST_SCENE = 1_000_000
 _ANSWER_WEIGHT = 5.0  # of the tokens that name the answer, beside the sentence around them
 
 
-def train_vision(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+def train_questions(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    folder: Path,
+    *,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    learning_rate: float = LEARNING_RATE,
 ) -> None:
-    """Train tower and projector (float32) in place; the LLM's weights do not change.
+    """Train tower and projector (float32) in place on questions about scenes, the LLM frozen.
 
-    First on questions about scenes; then for a while also on everyday requests beside pictures of
-    noise, which should not change the answer. What is kept is the mean of before and after the
-    second part.
+    Args:
+        batch: pictures a step, a multiple of three.
     """
-    trained = trainable_parts(model)
 
     def after_step(step: int) -> str:
         if step % 40:
@@ -60,18 +64,28 @@ def train_vision(
 
     train(
         "vision",
-        trained,
-        lambda step: question_loss(model, processor, training_scenes(step, BATCH)),
-        steps=STEPS,
-        learning_rate=LEARNING_RATE,
+        trainable_parts(model),
+        lambda step: question_loss(model, processor, training_scenes(step, batch)),
+        steps=steps,
+        learning_rate=learning_rate,
         folder=folder,
         after_step=after_step,
     )
+
+
+def train_everyday(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+) -> None:
+    """Then, for a while, also everyday requests beside noise, which should not change the answer.
+
+    Tower and projector (float32), in place. What is kept is the mean of before and after.
+    """
+    trained = trainable_parts(model)
     before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     requests = everyday_requests(read_phrases())[: EVERYDAY_STEPS * EVERYDAY]
     answers = own_answers(model, processor, requests, folder / "everyday.json")
 
-    def everyday_loss_at(step: int) -> torch.Tensor:
+    def loss_at(step: int) -> torch.Tensor:
         first = step * EVERYDAY
         rng = random.Random(f"noise-{step}")
         asked = [requests[first + i] for i in range(EVERYDAY)]
@@ -87,11 +101,10 @@ def train_vision(
     train(
         "everyday",
         trained,
-        everyday_loss_at,
+        loss_at,
         steps=EVERYDAY_STEPS,
         learning_rate=EVERYDAY_LEARNING_RATE,
         folder=folder,
-        after_step=after_step,
     )
     for name, parameter in trained.items():
         parameter.data.lerp_(before[name], 0.5)
@@ -170,13 +183,14 @@ def question_loss(
     """
     encode = processor.tokenizer.encode
     image_id = model.config.image_token_id
-    prefix = encode("<|im_start|>user\n") + [image_id] * model.config.image_seq_length
+    opening, _ = _around_image(processor, "")
+    prefix = encode(opening) + [image_id] * model.config.image_seq_length
     rows: list[tuple[list[int], list[int], list[int], list[float]]] = []
     for scene in scenes:
         row_ids, blocks = list(prefix), [0] * len(prefix)
         positions, weights = list(range(len(prefix))), [0.0] * len(prefix)
         for number, question in enumerate(scene.questions(describe=True), start=1):
-            asked = encode(f"{question.text}<|im_end|>\n<|im_start|>assistant\n")
+            asked = encode(_around_image(processor, question.text)[1])
             answer = encode(f"{question.sentence}<|im_end|>")
             row_ids += asked + answer
             blocks += [number] * (len(asked) + len(answer))
@@ -210,6 +224,12 @@ def question_loss(
     return token_loss(model, states, ids, weight) / asked_in_all
 
 
+def _around_image(processor: LlavaProcessor, question: str) -> tuple[str, str]:
+    """What the chat template writes before and after the picture of a question."""
+    before, after = render_chat(processor, question, images=1).split(processor.image_token)
+    return before, after
+
+
 @torch.inference_mode()
 def accuracy(
     model: LlavaForConditionalGeneration,
@@ -217,6 +237,8 @@ def accuracy(
     questions: list[tuple[Scene, Question]],
 ) -> dict[str, float]:
     """Share of right answers, overall and for each attribute."""
+    # torch copies a frozen output layer once for every row of a prompt, many gigabytes of it
+    model.lm_head.requires_grad_(True)
     right: dict[str, list[bool]] = {name: [] for name in ("overall", *ATTRIBUTES)}
     for start in range(0, len(questions), 64):
         rows = questions[start : start + 64]
@@ -232,4 +254,5 @@ def accuracy(
             correct = answers_correctly(question, reply)
             right["overall"].append(correct)
             right[question.attribute].append(correct)
+    model.lm_head.requires_grad_(False)
     return {name: sum(rows) / len(rows) for name, rows in right.items() if rows}
