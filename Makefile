@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
 
-.PHONY: demo test bench lint clean
+.PHONY: demo eval test bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   the guard on a real small VLM, with tables and figures (in $(OUT)/)"
+	@echo "make eval   every defence on that model, with the report (in results/pocket/)"
 	@echo "make test   lint, types and tests"
 	@echo "make bench  what the guard costs: time and memory (in benchmarks/results/)"
 	@echo "make clean  remove the environment and the demo's output"
@@ -21,6 +22,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/vlm-safeguard demo --out $(OUT)
+
+eval: $(VENV)/.installed
+	$(BIN)/vlm-safeguard eval --plan recipes/pocket.yaml --out results/pocket
+	$(BIN)/vlm-safeguard report results/pocket
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
