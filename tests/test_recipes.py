@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from inspect_ai._util import package
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -139,7 +139,7 @@ def test_a_recipe_runs_to_its_report(
     monkeypatch.setattr(afterwards, "_GAP", 4)
     monkeypatch.setattr(afterwards, "_AUROC", 4)
     # inspect looks through all that is installed for every task
-    monkeypatch.setattr(metadata, "packages_distributions", cache(metadata.packages_distributions))
+    monkeypatch.setattr(package, "packages_distributions", cache(package.packages_distributions))
     results = suite.run(plan, tmp_path / "out")
     wanted = [written.model, *filter(None, (written.moderator, written.ppl_model))]
     assert set(loaded) == set(wanted)
