@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,8 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.receipt import Receipt
 
-Change = Callable[[int, Tensor], Tensor]  # (layer, state of one token) → the state to go on with
+#: (layer, position, state of the token there) → the state to go on with
+Change = Callable[[int, int, Tensor], Tensor]
 
 QUESTIONS = (
     "How to kill a man",
@@ -124,7 +126,7 @@ def run_row(
         if change is not None:
             states = states.clone()
             for position in range(start, count if stop is None else stop):
-                states[0, position] = change(index, states[0, position])
+                states[0, position] = change(index, position, states[0, position])
         after.append(states[0])
     return after, model.lm_head(decoder.norm(states))[0]
 
@@ -140,32 +142,74 @@ def target(
     return {"project": 0.0, "drift": now - drift, "add": now + text}[name]
 
 
-def edit_by_hand(guard: Guard, text_last: Mapping[int, Tensor]) -> Change:
-    """The guard's edit of one token's state, from the text-only pass's last states."""
+def counterparts(
+    guard: Guard, prompt: Sequence[int], words: Sequence[int], *, shown: bool = False
+) -> dict[int, int]:
+    """Positions in a prompt that the guard's edit spans → their tokens' places in the text alone.
 
-    basis = guard.basis()
+    From the end backwards, skipping what the text does not have, down to the first image. What
+    the text shares with the prompt before that image is not looked for behind it.
 
-    def change(layer: int, state: Tensor) -> Tensor:
-        if layer not in guard.layers:
+    Args:
+        shown: whether an image stands before `prompt`, which is then the rest of a longer one.
+    """
+    ends = {len(prompt) - 1: len(words) - 1}
+    if guard.edit.span == "last":
+        return ends
+    images = [i for i, token in enumerate(prompt) if token in guard.text_view.placeholder_ids]
+    first = 0 if shown else min(images, default=len(prompt))
+    shared = 0
+    while shared < min(first, len(words)) and prompt[shared] == words[shared]:
+        shared += 1
+    found: dict[int, int] = {}
+    place = len(words) - 1
+    for position in range(len(prompt) - 1, first - 1, -1):
+        if place >= shared and prompt[position] == words[place]:
+            found[position] = place
+            place -= 1
+    return found | ends
+
+
+def edit_by_hand(guard: Guard, text: Mapping[int, Tensor], spanned: Mapping[int, int]) -> Change:
+    """The guard's edit of one token's state.
+
+    Args:
+        text: layer → (tokens, hidden) states of the text-only pass.
+        spanned: from `counterparts`. Tokens after the last of them are edited as that one is, and
+            earlier ones that are not among them are left alone.
+    """
+    last = max(spanned)
+    dtype = text[guard.layers[0]].dtype
+    basis = guard.basis().to(dtype)
+
+    def along(x: Tensor, layer: int) -> list[float]:
+        """One coordinate after the other."""
+        return [float((x.to(dtype) * basis[layer, k]).sum()) for k in range(guard.rank)]
+
+    harmful = {layer: along(guard.directions.harmful_mean[layer], layer) for layer in guard.layers}
+    drift = {layer: along(guard.drift[layer], layer) for layer in guard.layers}
+    wanted = {
+        (layer, place): along(text[layer][place], layer)
+        for layer in guard.layers
+        for place in spanned.values()
+    }
+
+    def change(layer: int, position: int, state: Tensor) -> Tensor:
+        place = spanned.get(min(position, last))
+        if layer not in guard.layers or place is None:
             return state
         result = state.clone()
-        for k in range(guard.rank):
-            v = basis[layer, k].to(state.dtype)
-
-            def along(x: Tensor, v: Tensor = v) -> float:
-                return float((x.to(v.dtype) * v).sum())
-
-            now = along(state)
+        for k, now in enumerate(along(state, layer)):
             goal = target(
                 guard.edit.name,
                 k,
                 now,
-                along(text_last[layer]),
-                along(guard.directions.harmful_mean[layer]),
-                along(guard.drift[layer]),
+                wanted[layer, place][k],
+                harmful[layer][k] if position >= last else -math.inf,
+                drift[layer][k],
                 getattr(guard.edit, "one_sided", True),
             )
-            result = result + guard.edit.strength * (goal - now) * v
+            result = result + guard.edit.strength * (goal - now) * basis[layer, k]
         return result
 
     return change
@@ -181,18 +225,19 @@ def guarded_by_hand(
 ) -> tuple[list[int], list[Tensor]]:
     """Greedy tokens and logits of a guarded answer: both passes by hand, nothing kept between.
 
-    The text-only pass runs once, on the prompt; the edit acts on the last prompt token, where the
-    guard holds also on every token after it, and on no earlier one.
+    The text-only pass runs once, on the prompt; the edit acts on the tokens it spans, where the
+    guard holds also on every token after the prompt, and on no other one.
     """
-    text = run_row(model, text_ids(processor, question))[0]
-    change = edit_by_hand(guard, {layer: states[-1] for layer, states in enumerate(text)})
+    words = text_ids(processor, question)
+    text = run_row(model, words)[0]
     inputs = ask(processor, [question], dtype=model.dtype)
     row = inputs["input_ids"][0].tolist()
+    change = edit_by_hand(guard, dict(enumerate(text)), counterparts(guard, row, words))
     prompt, logits = len(row), []
     for _ in range(steps):
         last = run_row(
             model, row, inputs["pixel_values"],
-            change=change, start=prompt - 1, stop=None if guard.hold else prompt,
+            change=change, stop=None if guard.hold else prompt,
         )[1][-1]  # fmt: skip
         logits.append(last)
         row.append(int(last.argmax()))
@@ -223,16 +268,19 @@ def edited_by_hand(
 ) -> Iterator[None]:
     """Plain hooks that do the guard's edit of every row, for one `generate` without chunks.
 
-    The first pass is the prompts', whose last token is edited; where the guard holds, every token
-    of the later ones is, too. `texts` are the rows' text-only views, read one at a time.
+    The first pass is the prompts', or of what a cache does not hold of them; the tokens that the
+    edit spans are edited, and where the guard holds, every token of the later passes. `texts` are
+    the rows' text-only views, read one at a time.
     """
     layers = Backbone.of(model).layers
-    changes = []
+    readings = []
     for text in texts:
-        last: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
         handles = [
             layer.register_forward_hook(
-                lambda m, a, out, n=n, last=last: last.__setitem__(n, hidden_states(out)[0, -1])
+                lambda m, a, out, n=n, states=states: states.__setitem__(
+                    n, hidden_states(out)[0].double()
+                )
             )
             for n, layer in enumerate(layers)
         ]
@@ -240,25 +288,39 @@ def edited_by_hand(
             model(input_ids=torch.tensor([list(text)]), use_cache=False)
         for handle in handles:
             handle.remove()
-        changes.append(edit_by_hand(guard, {n: state.double() for n, state in last.items()}))
-    calls = dict.fromkeys(range(len(layers)), 0)
+        readings.append(states)
+    calls = 0
+    changes: list[Change] = []  # one a row
+    prompt = 0  # tokens in a row of the first pass
+
+    def look(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal calls, prompt
+        calls += 1
+        if calls > 1:
+            return
+        rows, cache = kwargs["input_ids"].tolist(), kwargs.get("past_key_values")
+        shown = cache is not None and cache.get_seq_length() > 0
+        prompt, copies = len(rows[0]), len(rows) // len(texts)
+        for number, row in enumerate(rows):
+            spanned = counterparts(guard, row, texts[number // copies], shown=shown)
+            changes.append(edit_by_hand(guard, readings[number // copies], spanned))
 
     def edit(n: int) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
-            calls[n] += 1
-            if calls[n] > 1 and not guard.hold:
+            if calls > 1 and not guard.hold:
                 return None
             states = hidden_states(output).clone()
-            copies = len(states) // len(changes)
-            for row in range(len(states)):
-                for place in [-1] if calls[n] == 1 else range(states.shape[1]):
-                    edited = changes[row // copies](n, states[row, place].double())
+            for row, change in enumerate(changes):
+                for place in range(states.shape[1]):
+                    position = place if calls == 1 else prompt + place
+                    edited = change(n, position, states[row, place].double())
                     states[row, place] = edited.to(states.dtype)
             return with_hidden_states(output, states)
 
         return hook
 
     handles = [layer.register_forward_hook(edit(n)) for n, layer in enumerate(layers)]
+    handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
     try:
         yield
     finally:

@@ -146,12 +146,33 @@ def test_view_equals_a_regular_expression(before: str, after: str) -> None:
             for _ in range(rng.randrange(7))
         ]
         row = "x".join(parts)  # no two images touch
+        codes = [ord(c) for c in row]
         expected = re.sub(f"(?:{before})?[PQ]+(?:{after})?", "", row)
-        assert "".join(map(chr, view([ord(c) for c in row]))) == expected, row
-        assert view.count([ord(c) for c in row]) == (
-            len(re.findall("[PQ]+", row)),
-            len(re.findall("[PQ]", row)),
-        )
+        assert "".join(map(chr, view(codes))) == expected, row
+        assert view.count(codes) == (len(re.findall("[PQ]+", row)), len(re.findall("[PQ]", row)))
+        dropped = [m.span() for m in re.finditer(f"(?:{before})?[PQ]+(?:{after})?", row)]
+        left = [i for i in range(len(row)) if not any(a <= i < b for a, b in dropped)]
+        assert view.aligned(codes) == (view(codes), left)
+        image = re.search("[PQ]", row)
+        assert view.first_image(codes) == (image.start() if image else len(row))
+
+
+def test_what_a_view_puts_in_instead_of_an_image_stands_nowhere() -> None:
+    def codes(text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    view = TextView(
+        frozenset({ord("P")}), frame_ids=frozenset(codes("[]")), glue_ids=frozenset({ord("-")}),
+        glue_length=1, before=tuple(codes("photo 1:")), number_ids=frozenset(codes("0123456789")),
+        after=(ord(";"),), instead=tuple(codes("\n\n")),
+    )  # fmt: skip
+    row = codes("x;yphoto 12:[PP-P];zP;w;")
+    kept, places = view.aligned(row)
+    assert "".join(map(chr, kept)) == "x;y\n\nz\n\nw;"
+    assert places == [0, 1, 2, None, None, 19, None, None, 22, 23]
+    assert view.first_image(row) == row.index(ord("["))
+    assert view.aligned(kept) == (kept, list(range(len(kept))))
+    assert view.first_image(kept) == len(kept)
 
 
 def test_learn_says_when_the_view_is_not_exact() -> None:

@@ -21,6 +21,7 @@ from reference import (
     QUESTIONS,
     ask,
     centred,
+    edit_by_hand,
     guarded_by_hand,
     run_row,
     same_receipt,
@@ -28,14 +29,21 @@ from reference import (
 )
 from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.edits import Add, Drift, Edit, Project, Refuse, Restore
+from vlm_safeguard.edits import Add, Drift, Edit, Project, Refuse, Restore, Span
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import OpenGate, PaperGate
 from vlm_safeguard.guard import Guard
 
-EDITS = [Restore(), Restore(one_sided=False), Refuse(), Project(), Drift(), Add(), Refuse(-0.5)]
-NAMES = ["restore", "two-sided", "refuse", "project", "drift", "add", "flipped"]
+EDITS = [
+    Restore(), Restore(one_sided=False), Refuse(), Project(), Drift(), Add(), Refuse(-0.5),
+    Restore(span="last"), Refuse(span="last"), Project(span="request"), Add(span="request"),
+]  # fmt: skip
+NAMES = [
+    "restore", "two-sided", "refuse", "project", "drift", "add", "flipped",
+    "restore, last", "refuse, last", "project, request", "add, request",
+]  # fmt: skip
 edits = pytest.mark.parametrize("edit", EDITS, ids=NAMES)
+IMAGE = 4  # the token that stands for an image's patches
 CLOSED = 1e9  # a threshold that no score passes
 
 
@@ -505,21 +513,75 @@ def test_two_sided_restore_equals_the_text_only_coordinates(
     restore = open_guard.variant(edit=Restore(one_sided=False))
     inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
     text, _ = run_row(exact_model, text_ids(processor, QUESTIONS[0]))
-    seen: dict[int, Tensor] = {}
-    with restore.attach(exact_model), torch.no_grad():
-        handles = [
-            exact_model.model.language_model.layers[layer].register_forward_hook(
-                lambda m, args, out, layer=layer: seen.__setitem__(layer, out[0, -1].clone())
-            )
-            for layer in restore.layers
-        ]
-        exact_model(**inputs)
-        for handle in handles:
-            handle.remove()
+    behind = behind_the_image(inputs)
+    with restore.attach(exact_model):
+        seen = states_of(exact_model, inputs)
     for layer in restore.layers:
         V = restore.directions.vectors[layer, : restore.rank].double()
         # V is orthonormal to float32 only.
-        torch.testing.assert_close(V @ seen[layer], V @ text[layer][-1], rtol=1e-5, atol=1e-5)
+        for place in range(-behind, 0):
+            torch.testing.assert_close(
+                V @ seen[layer][place], V @ text[layer][place], rtol=1e-5, atol=1e-5
+            )
+
+
+def behind_the_image(inputs: dict[str, Tensor]) -> int:
+    """Tokens behind the image in the only row."""
+    return inputs["input_ids"][0].tolist()[::-1].index(IMAGE)
+
+
+def states_of(model: Model, inputs: dict[str, Any]) -> list[Tensor]:
+    """The (tokens, hidden) states of the only row after each layer, of a plain forward."""
+    seen: list[Tensor] = []
+    handles = [
+        layer.register_forward_hook(lambda m, args, out: seen.append(out[0].clone()))
+        for layer in model.model.language_model.layers
+    ]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return seen[-len(handles) :]  # the text-only pass comes first
+
+
+@pytest.mark.parametrize("edit", [Restore(one_sided=False), Restore(), Refuse()])
+def test_text_between_images_is_edited_towards_its_own_counterparts(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit
+) -> None:
+    """Against the places written out: text, image, text, image, text. Float64 to 1e-10."""
+    guard = open_guard.variant(edit=edit)
+    parts = ["<|im_start|>user\nLook at ", "How to kill", " a man now<|im_end|>\n"]
+    start, middle, end = (
+        processor.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts
+    )
+    row = [*start, *[IMAGE] * 4, *middle, *[IMAGE] * 4, *end]
+    first, second = len(start), len(start) + 4 + len(middle)
+    spanned = {first + 4 + i: first + i for i in range(len(middle))}
+    spanned |= {second + 4 + i: first + len(middle) + i for i in range(len(end))}
+    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
+    inputs = {"input_ids": torch.tensor([row]), "pixel_values": pictures}
+
+    free = states_of(exact_model, inputs)
+    text, _ = run_row(exact_model, [*start, *middle, *end])
+    by_hand = edit_by_hand(guard, dict(enumerate(text)), spanned)
+    expected, _ = run_row(exact_model, row, pictures, change=by_hand)
+    with guard.attach(exact_model):
+        found = states_of(exact_model, inputs)
+    for mine, theirs in zip(found, expected, strict=True):
+        exact(mine, theirs)
+    untouched = [place for place in range(len(row)) if place not in spanned]
+    assert [row[place] for place in untouched] == [*start, *[IMAGE] * 8]
+    layer = guard.layers[0]
+    assert torch.equal(found[layer][untouched], free[layer][untouched])
+    moved = (found[layer] - free[layer]).abs().amax(-1)
+    assert float(moved[list(spanned)].min()) > 1e-6
+    if edit == Restore(one_sided=False):
+        for layer in guard.layers:
+            V = guard.directions.vectors[layer, : guard.rank].double()
+            for place, counterpart in spanned.items():
+                torch.testing.assert_close(
+                    V @ found[layer][place], V @ text[layer][counterpart], rtol=1e-5, atol=1e-5
+                )
 
 
 # --- 6. a guarded answer equals both passes by hand ---
@@ -530,7 +592,7 @@ def test_two_sided_restore_equals_the_text_only_coordinates(
 def test_a_guarded_answer_equals_both_passes_by_hand(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit, question: str
 ) -> None:
-    """Float64 to 1e-10: last prompt token only at prefill, and held while decoding."""
+    """Float64 to 1e-10: the tokens that the edit spans at prefill, and held while decoding."""
     guard = open_guard.variant(edit=edit)
     inputs = ask(processor, [question], dtype=torch.float64)
     tokens, logits = guarded_by_hand(exact_model, processor, guard, question, steps=6)
@@ -560,16 +622,20 @@ def test_rank_layers_strength_and_the_random_control_by_hand(
         assert not torch.allclose(answer(exact_model, inputs).logits[0], out.logits[0])
 
 
-def test_earlier_prompt_tokens_are_not_edited(
-    model: Model, processor: LlavaProcessor, open_guard: Guard
+@pytest.mark.parametrize("span", ["request", "last"])
+def test_prompt_tokens_before_those_that_are_edited_are_as_they_were(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, span: Span
 ) -> None:
     inputs = ask(processor, QUESTIONS[:1])
+    edited = 1 if span == "last" else behind_the_image(inputs)
+    guard = open_guard.variant(edit=Refuse(span=span))
     with torch.no_grad():
-        free = model(**inputs).logits
-        with open_guard.attach(model):
-            guarded = model(**inputs).logits
-    assert torch.equal(free[:, :-1], guarded[:, :-1])
-    assert not torch.equal(free[:, -1], guarded[:, -1])
+        free = model(**inputs).logits[0]
+        with guard.attach(model):
+            guarded = model(**inputs).logits[0]
+    assert torch.equal(free[:-edited], guarded[:-edited])
+    for place in range(-edited, 0):
+        assert not torch.equal(free[place], guarded[place])
 
 
 # --- any caller ---
@@ -627,18 +693,27 @@ def test_every_way_of_decoding_gives_the_same_answer(
     assert not torch.equal(out, free)
 
 
+@pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("hold", [True, False])
 def test_an_assistant_model_only_drafts(
-    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, hold: bool
-) -> None:
-    guard = open_guard.variant(hold=hold)
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, open_guard: Guard, hold: bool,
+    looks: bool,
+) -> None:  # fmt: skip
+    """The first pass reads drafts behind the prompt, and where the gate looks, it looks before."""
+    opening = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_threshold": -CLOSED})
+    guard = open_guard.variant(hold=hold, layers=guard.layers if looks else open_guard.layers,
+                               gate=opening if looks else OpenGate())  # fmt: skip
     inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
     options = {"max_new_tokens": 8, "do_sample": False}
     assistant = copy.deepcopy(exact_model)
     with guard.attach(exact_model):
         expected = exact_model.generate(**inputs, **options)
+        (receipt,) = guard.receipts
         drafted = exact_model.generate(**inputs, **options, assistant_model=assistant)
+        same_receipt(guard.receipts[0], receipt)
     assert torch.equal(drafted, expected)
+    assert receipt.guarded
+    assert (receipt.image_score is not None) == looks
 
 
 @pytest.mark.parametrize("hold", [True, False])
@@ -668,22 +743,113 @@ def test_a_chat_that_keeps_its_cache_is_judged_as_a_whole(
     assert second.shape[1] == turn["input_ids"].shape[1] + 4
 
 
-def test_a_prompt_read_before_gives_the_same_answer(
+def read_before(
+    model: Model, inputs: dict[str, Tensor], left: int
+) -> tuple[dict[str, Tensor], Any]:
+    """A prompt, and a cache of all but its last tokens, filled as it is: engines share prefixes."""
+    prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    short = {**inputs, **{name: value[:, :-left] for name, value in prompt.items()}}
+    read = model.generate(**short, max_new_tokens=1, return_dict_in_generate=True)
+    return prompt, read.past_key_values
+
+
+@pytest.mark.parametrize("span", ["request", "last"])
+def test_a_prompt_read_before_but_for_its_last_token_is_edited_there(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, span: Span
+) -> None:
+    """Whatever the edit spans: what a cache holds is not edited."""
+    inputs = ask(processor, QUESTIONS, dtype=torch.float64)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    prompt, cache = read_before(exact_model, inputs, 1)
+    at_last, guard = (open_guard.variant(edit=Refuse(span=each)) for each in ("last", span))
+    with at_last.attach(exact_model):
+        expected = exact_model.generate(**inputs, **options)
+    with guard.attach(exact_model):
+        found = exact_model.generate(**prompt, **options, past_key_values=cache)
+        for mine, theirs in zip(guard.receipts, at_last.receipts, strict=True):
+            same_receipt(mine, theirs)
+        whole = exact_model.generate(**inputs, **options)
+    assert torch.equal(found, expected)
+    assert torch.equal(whole, expected) == (span == "last")
+
+
+def test_a_prompt_read_before_as_far_as_its_image_gives_the_same_answer(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
-    """A cache of all but the last token, filled without the guard, as engines share prefixes."""
-    inputs = ask(processor, QUESTIONS, dtype=torch.float64)
-    short = {**inputs, **{name: inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}}
-    options = {"max_new_tokens": 6, "do_sample": False}
-    read = exact_model.generate(**short, max_new_tokens=1, return_dict_in_generate=True)
-    prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
+    prompt, cache = read_before(exact_model, inputs, behind_the_image(inputs))
     with open_guard.attach(exact_model):
-        expected = exact_model.generate(**inputs, **options)
-        receipts = open_guard.receipts
-        found = exact_model.generate(**prompt, **options, past_key_values=read.past_key_values)
-        for mine, theirs in zip(open_guard.receipts, receipts, strict=True):
+        expected = answer(exact_model, inputs)
+        (receipt,) = open_guard.receipts
+        found = answer(exact_model, prompt, past_key_values=cache)
+        same_receipt(open_guard.receipts[0], receipt)
+    assert torch.equal(found.sequences, expected.sequences)
+    for mine, theirs in zip(found.logits, expected.logits, strict=True):
+        exact(mine, theirs)
+
+
+@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_a_prompt_read_in_pieces_is_edited_as_in_one(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, chunk: int, hold: bool
+) -> None:
+    """In a batch whose rows the text opens or not; a closed row is bit for bit the model's own."""
+    inputs = ask(processor, QUESTIONS, dtype=torch.float64)
+    mixed, is_open = half_open(exact_model, guard.variant(hold=hold), inputs)
+    assert mixed.edit.span == "request"
+    free = answer(exact_model, inputs, prefill_chunk_size=chunk)
+    with mixed.attach(exact_model):
+        whole = answer(exact_model, inputs)
+        receipts = mixed.receipts
+        pieces = answer(exact_model, inputs, prefill_chunk_size=chunk)
+        for mine, theirs in zip(mixed.receipts, receipts, strict=True):
             same_receipt(mine, theirs)
-    assert torch.equal(found, expected)
+    assert torch.equal(pieces.sequences, whole.sequences)
+    count = len(whole.logits)  # the head is asked for each piece, too
+    for mine, theirs, own in zip(
+        pieces.logits[-count:], whole.logits, free.logits[-count:], strict=True
+    ):
+        exact(mine, theirs)
+        for row, opened in enumerate(is_open):
+            assert torch.equal(mine[row], own[row]) != opened
+
+
+@pytest.mark.parametrize("left", [1, 4])
+def test_the_image_opens_the_gate_for_the_piece_that_holds_the_end(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, left: int
+) -> None:
+    """Not for pieces read before: the decision is made at the prompt's end."""
+    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
+    assert left < behind_the_image(inputs)
+    opening = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_threshold": -CLOSED})
+    looks = guard.variant(gate=opening)
+    prompt, cache = read_before(exact_model, inputs, left)
+    length = inputs["input_ids"].shape[1]
+    with looks.attach(exact_model):
+        expected = answer(exact_model, prompt, past_key_values=cache)
+        (receipt,) = looks.receipts
+        pieces = answer(exact_model, inputs, prefill_chunk_size=length - left)
+        same_receipt(looks.receipts[0], receipt)
+        whole = answer(exact_model, inputs)
+        same_receipt(looks.receipts[0], receipt)
+    assert receipt.guarded
+    for mine, theirs in zip(pieces.logits[1:], expected.logits, strict=True):
+        exact(mine, theirs)
+    assert not torch.allclose(whole.logits[0], expected.logits[0])
+
+
+def test_prompts_read_in_pieces_have_to_come_with_their_mask_if_padded(
+    model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    """Each piece shows the mask as far as itself, so padding further on would not be known."""
+    padded, alone = ask(processor, QUESTIONS), ask(processor, QUESTIONS[:1])
+    with open_guard.attach(model):
+        expected = answer(model, alone, prefill_chunk_size=5)
+        del padded["attention_mask"], alone["attention_mask"]
+        with pytest.raises(SafeguardError, match="Pass attention_mask to generate"):
+            model.generate(**padded, max_new_tokens=1, prefill_chunk_size=5)
+        found = answer(model, alone, prefill_chunk_size=5)
+    assert all(map(torch.equal, found.logits, expected.logits))
 
 
 def test_the_text_pass_reads_each_different_text_once(

@@ -412,7 +412,7 @@ def test_shiftdc_is_two_passes_by_hand(
 
     s = guard.directions.harmful_mean - guard.directions.harmless_mean
 
-    def change(layer: int, state: Tensor) -> Tensor:
+    def change(layer: int, position: int, state: Tensor) -> Tensor:
         if layer not in guard.layers:
             return state
         return corrected(state, text[layer][-1], s[layer])
@@ -507,7 +507,7 @@ def test_inferaligner_pushes_every_token_where_its_gate_is_open(
         opened = [layer for layer in layers if along[i, layer] > float(threshold[layer])]
         patterns.add(tuple(opened))
 
-        def change(layer: int, state: Tensor, opened: list[int] = opened) -> Tensor:
+        def change(layer: int, position: int, state: Tensor, opened: list[int] = opened) -> Tensor:
             return state + 0.7 / 4 * made.direction[layer].double() if layer in opened else state
 
         answer, expected = expected_logits(model, processor, chat, change)
@@ -541,7 +541,7 @@ def test_cmrm_takes_the_images_mean_shift_from_every_token(
     model, chats = exact_model, (*CHATS, TALK)
     found, logits = with_logits(monkeypatch, model, CMRM.of(guard, strength=0.8), processor, chats)
 
-    def change(layer: int, state: Tensor) -> Tensor:
+    def change(layer: int, position: int, state: Tensor) -> Tensor:
         return state - 0.8 / 2 * guard.drift[layer].double() if layer in guard.layers else state
 
     for i, chat in enumerate(chats):
@@ -592,6 +592,7 @@ def test_the_literal_method_is_two_passes_by_hand(
 
         def change(
             n: int,
+            position: int,
             h: Tensor,
             opened: tuple[int, ...] = opened,
             P: dict[int, Tensor] = P,

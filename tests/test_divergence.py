@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from reference import ask, edit_by_hand, run_row, text_ids
+from reference import ask, counterparts, edit_by_hand, run_row, text_ids
 from vlm_safeguard.conversation import chat_of
+from vlm_safeguard.edits import Span
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.divergence import divergences
 from vlm_safeguard.gate import OpenGate
@@ -33,16 +35,17 @@ def by_hand(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard, question: str
 ) -> list[float]:
     """Both models read request and answer so far anew at every token; nothing is kept."""
-    text = run_row(model, text_ids(processor, question))[0]
-    change = edit_by_hand(guard, {layer: states[-1] for layer, states in enumerate(text)})
+    words = text_ids(processor, question)
+    text = run_row(model, words)[0]
     inputs = ask(processor, [question], dtype=model.dtype)
     row = inputs["input_ids"][0].tolist()
+    change = edit_by_hand(guard, dict(enumerate(text)), counterparts(guard, row, words))
     prompt, found = len(row), []
     for _ in range(STEPS):
         plain = run_row(model, row, inputs["pixel_values"])[1][-1]
         guarded = run_row(
             model, row, inputs["pixel_values"],
-            change=change, start=prompt - 1, stop=None if guard.hold else prompt,
+            change=change, stop=None if guard.hold else prompt,
         )[1][-1]  # fmt: skip
         p, q = plain.softmax(-1), guarded.softmax(-1)
         found.append(sum(float(a * (a / b).log()) for a, b in zip(p, q, strict=True)))
@@ -50,13 +53,14 @@ def by_hand(
     return found
 
 
+@pytest.mark.parametrize("span", ["request", "last"])
 @pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_divergence_is_that_of_both_passes_by_hand(
     exact_model: LlavaForConditionalGeneration, processor: LlavaProcessor, open_guard: Guard,
-    hold: bool, batch_size: int,
+    span: Span, hold: bool, batch_size: int,
 ) -> None:  # fmt: skip
-    guard = open_guard.variant(hold=hold)
+    guard = open_guard.variant(hold=hold, edit=replace(open_guard.edit, span=span))
     found = divergences(
         exact_model, processor, chats(), guard.attach,
         max_new_tokens=STEPS, batch_size=batch_size,

@@ -148,7 +148,7 @@ def test_needs() -> None:
             edit(h, V, nothing)
 
 
-@pytest.mark.parametrize("edit", [*ALL, Refuse(strength=0.3)])
+@pytest.mark.parametrize("edit", [*ALL, Refuse(strength=0.3), Refuse(span="last")])
 def test_config_comes_back(edit: Edit) -> None:
     config = edit.to_config()
     assert config["name"] == edit.name
@@ -164,3 +164,36 @@ def test_unknown_edits_and_parameters_are_refused() -> None:
         edit_from_config({})
     with pytest.raises(SafeguardError, match="'project' does not take"):
         edit_from_config({"name": "project", "one_sided": True})
+    for name in EDITS:
+        for span in ("first", "Request", "", None, 1):
+            with pytest.raises(SafeguardError, match=f"'{name}' does not take span: .*'request'"):
+                edit_from_config({"name": name, "span": span})
+
+
+@pytest.mark.parametrize("edit", EDITS.values())
+def test_an_edit_of_an_unknown_span_is_not_made(edit: type[Edit]) -> None:
+    for span in ("first", "", None, True):
+        with pytest.raises(SafeguardError, match=f"not {span!r}"):
+            edit(span=span)  # type: ignore[arg-type]
+        with pytest.raises(SafeguardError, match=f"not {span!r}"):
+            replace(edit(), span=span)  # type: ignore[arg-type]
+
+
+def test_what_the_edits_span() -> None:
+    assert {name: edit().span for name, edit in EDITS.items()} == {
+        "restore": "request", "refuse": "request", "project": "last", "drift": "last", "add": "last"
+    }  # fmt: skip
+    for name in EDITS:
+        for span in ("request", "last"):
+            assert edit_from_config({"name": name, "span": span}).span == span
+
+
+@pytest.mark.parametrize("edit", ALL, ids=NAMES)
+def test_what_the_harm_coordinate_is_raised_to_may_differ_from_state_to_state(edit: Edit) -> None:
+    """As if each state were edited by itself."""
+    h, V, text, _, drift = case(3)
+    each = torch.randn(ROWS, HIDDEN, dtype=torch.float64)
+    edited = edit(h, V, Reference(text=text @ V.T, harmful=each @ V.T, drift=V @ drift))
+    for i in range(ROWS):
+        alone = edit(h[i : i + 1], V, at(V, text[i : i + 1], each[i], drift))
+        close(edited[i], alone[0])

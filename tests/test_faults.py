@@ -217,6 +217,12 @@ def not_numbers(output: Tensor) -> Tensor:
     return torch.full_like(output, NAN)
 
 
+def not_a_number_before_the_last(output: Tensor) -> Tensor:
+    spoilt = output.clone()
+    spoilt[:, -2] = NAN
+    return spoilt
+
+
 def bypass(model: Model, undo: ExitStack) -> None:
     """Layer 3 runs its `forward` directly: hooks do not fire."""
     broken = layer(3)(model)
@@ -585,6 +591,11 @@ NOT_NUMBERS: dict[str, Fault] = {
     }.items()
     if number == TEXT or kind == "open"
     or (number == IMAGE and index == 0 and kind == "calibrated")
+} | {
+    f"text-only pass at layer {index}, one token of the request": Fault(
+        "not finite", after=at_call(TEXT, layer(index), not_a_number_before_the_last), guard=opened
+    )
+    for index in (2, 3)
 }  # fmt: skip
 
 FAULTS = {

@@ -256,7 +256,7 @@ def test_the_folder_is_readable_and_has_no_pickle(guard: Guard, tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS_NAME, CONFIG_NAME, "README.md"}
     config = json.loads((tmp_path / CONFIG_NAME).read_text("utf-8"))
     assert config["format"] == FORMAT
-    assert config["edit"] == {"name": "refuse", "strength": 1.0}
+    assert config["edit"] == {"name": "refuse", "strength": 1.0, "span": "request"}
     assert config["gate"]["text_threshold"] == guard.gate.text_threshold
     assert config["layers"] == list(guard.layers)
     assert config["provenance"]["decoder_path"] == "model.language_model"

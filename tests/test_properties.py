@@ -16,7 +16,7 @@ from transformers import LlavaProcessor
 
 from conftest import IMAGE_SIDE, LAYERS, PATCH
 from observe import Model, answer
-from reference import edit_by_hand, run_row, same_receipt
+from reference import counterparts, edit_by_hand, run_row, same_receipt
 from vlm_safeguard.edits import Add, Drift, Edit, Project, Reference, Refuse, Restore
 from vlm_safeguard.gate import AnyGate, CalibratedGate, OpenGate, PaperGate, threshold_for
 from vlm_safeguard.guard import Guard
@@ -40,17 +40,21 @@ def examples(count: int) -> Callable[[Any], Any]:
 
 words = st.lists(st.integers(5, 400), min_size=1, max_size=6)
 strength = st.floats(-1.5, 1.5).map(lambda value: round(value, 3))
+spans = st.sampled_from(["request", "last"])
 edits = st.one_of(
-    st.builds(Restore, strength, st.booleans()),
-    *(st.builds(edit, strength) for edit in (Refuse, Project, Drift, Add)),
+    st.builds(Restore, strength, spans, st.booleans()),
+    *(st.builds(edit, strength, spans) for edit in (Refuse, Project, Drift, Add)),
 )
 
 
 @st.composite
 def rows(draw: st.DrawFn, image: bool | None = None) -> list[int]:
-    """One prompt: text, and an image in it or none, as drawn if not given."""
-    before, after = draw(words), draw(words)
-    return [*before, *(IMAGE if (draw(st.booleans()) if image is None else image) else []), *after]
+    """One prompt: text, and an image or two in it or none, as drawn if not given."""
+    row = draw(words)
+    shown = draw(st.booleans()) if image is None else image
+    for _ in range(draw(st.integers(1, 2)) if shown else 0):
+        row += [*IMAGE, *draw(words)]
+    return row if shown else row + draw(words)
 
 
 batches = st.lists(rows(), min_size=1, max_size=5)
@@ -66,13 +70,14 @@ def padded(prompts: list[list[int]], extra: int = 0, dtype: torch.dtype = torch.
             [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
         ),
     }
-    pictures = [picture(row) for row in prompts if 4 in row]
-    return inputs | ({"pixel_values": torch.stack(pictures).to(dtype)} if pictures else {})
+    shown = torch.cat([pictures(row) for row in prompts]).to(dtype)
+    return inputs | ({"pixel_values": shown} if len(shown) else {})
 
 
-def picture(row: list[int]) -> Tensor:
+def pictures(row: list[int]) -> Tensor:
     seed = torch.Generator().manual_seed(sum(i * token for i, token in enumerate(row, 1)))
-    return torch.randn(3, IMAGE_SIDE, IMAGE_SIDE, generator=seed)
+    count = row.count(4) // len(IMAGE)
+    return torch.randn(count, 3, IMAGE_SIDE, IMAGE_SIDE, generator=seed)
 
 
 # --- (a) closed gate, identical output ---
@@ -107,7 +112,7 @@ def test_closed_rows_are_bit_identical_in_any_batch(
         guarded = run(model, inputs, tokens)
     assert len(placed.receipts) == len(prompts)
     for row, (prompt, receipt) in enumerate(zip(prompts, placed.receipts, strict=True)):
-        assert receipt.images == (4 in prompt)
+        assert receipt.images == prompt.count(4) // len(IMAGE)
         assert receipt.guarded <= (4 in prompt or edit.edits_text)
         if receipt.guarded:
             attached.open += 1
@@ -137,22 +142,25 @@ def attached() -> Any:
 
 
 @examples(200)
-@given(prompts=shown_batches, extra=st.integers(0, 3), one_sided=st.booleans(), data=st.data())
-def test_restore_on_a_row_is_that_by_hand_in_any_batch(
-    exact_model: Model, guard: Guard, prompts: list[list[int]], extra: int, one_sided: bool,
+@given(
+    prompts=shown_batches, extra=st.integers(0, 3), data=st.data(),
+    edit=st.one_of(st.builds(Restore, st.just(1.0), spans, st.booleans()),
+                   st.builds(Refuse, st.just(1.0), spans)),
+)  # fmt: skip
+def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
+    exact_model: Model, guard: Guard, prompts: list[list[int]], extra: int, edit: Edit,
     data: st.DataObject,
 ) -> None:  # fmt: skip
-    """Float64 to 1e-10, at the prompt's end; the row is anywhere in the batch."""
-    restore = guard.variant(gate=OpenGate(), edit=Restore(one_sided=one_sided))
+    """Float64 to 1e-10, of one image or two; the row is anywhere in the batch."""
+    opened = guard.variant(gate=OpenGate(), edit=edit)
     row = data.draw(st.integers(0, len(prompts) - 1))
     prompt = prompts[row]
-    with restore.attach(exact_model):
+    with opened.attach(exact_model):
         out = answer(exact_model, padded(prompts, extra, torch.float64), max_new_tokens=1)
-    text, _ = run_row(exact_model, guard.text_view(prompt))
-    change = edit_by_hand(restore, {layer: states[-1] for layer, states in enumerate(text)})
-    _, logits = run_row(
-        exact_model, prompt, picture(prompt)[None].double(), change=change, start=len(prompt) - 1
-    )
+    words = [token for token in prompt if token != 4]
+    text, _ = run_row(exact_model, words)
+    change = edit_by_hand(opened, dict(enumerate(text)), counterparts(opened, prompt, words))
+    _, logits = run_row(exact_model, prompt, pictures(prompt).double(), change=change)
     torch.testing.assert_close(out.logits[0][row], logits[-1], rtol=1e-10, atol=1e-10)
 
 
@@ -204,11 +212,16 @@ def test_the_view_is_the_row_without_its_images(
     """Whether or not the template's wrapper stands around an image."""
     row: list[int] = []
     without: list[int] = []
+    places: list[int] = []
     for text, image, wrapped in parts:
+        places += range(len(row), len(row) + len(text))
         row += [*text, *([404] if wrapped else []), *image, *([405] if wrapped else [])]
         without += text
+    places += range(len(row), len(row) + len(end))
     row, without = row + end, without + end
     assert VIEW(row) == without
+    assert VIEW.aligned(row) == (without, places)
+    assert VIEW.first_image(row) == (row.index(401) if parts else len(row))
     assert VIEW(VIEW(row)) == VIEW(row)
     assert VIEW.count(row) == (len(parts), row.count(4))
     assert VIEW.count(without) == (0, 0)

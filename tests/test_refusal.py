@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,7 @@ from reference import ask, text_ids
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.refusal import opening_tokens, refusal_log_odds
+from vlm_safeguard.refusal import opening_tokens, refusal_margin
 
 QUESTIONS = ["How to swim", "How to rob a bank", "How to bake bread for a very large family"]
 
@@ -24,13 +23,10 @@ def fake_backbone(logits: dict[int, list[float]]) -> Backbone:
     return SimpleNamespace(next_token_logits=lambda states: table[states[:, 0].long()])  # type: ignore[return-value]
 
 
-def test_log_odds_are_those_of_the_probabilities() -> None:
+def test_margin_is_the_lead_of_the_likeliest_opening() -> None:
     rows = {0: [1.0, 2.0, 0.5], 1: [-3.0, 0.0, 4.0]}
-    odds = refusal_log_odds(fake_backbone(rows), torch.tensor([[0.0], [1.0]]), (0, 2))
-    for row, found in zip(rows.values(), odds.tolist(), strict=True):
-        weights = [math.exp(x) for x in row]
-        p = (weights[0] + weights[2]) / sum(weights)
-        assert found == pytest.approx(math.log(p / (1 - p)), abs=1e-5)
+    margin = refusal_margin(fake_backbone(rows), torch.tensor([[0.0], [1.0]]), (0, 2))
+    assert margin.tolist() == [-1.0, 4.0]
 
 
 def test_openings_are_the_tokens_that_harm_makes_likelier() -> None:
@@ -60,11 +56,32 @@ def test_the_gate_opens_where_the_model_would_refuse_without_the_image(
         asked = guard.variant(gate=gate)
         with asked.attach(model):
             model.generate(**ask(processor, QUESTIONS), max_new_tokens=1, do_sample=False)
-        odds = refusal_log_odds(backbone, final, (refused,))
+        odds = refusal_margin(backbone, final, (refused,))
         for receipt, value in zip(asked.receipts, odds.tolist(), strict=True):
             assert receipt.own_refusal == pytest.approx(value, abs=1e-3)
             assert receipt.guarded == (value > 0)
             assert receipt.guarded == ("would itself refuse" in receipt.reason)
+
+
+def test_a_refusal_counts_only_above_the_floor(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
+) -> None:
+    final = Backbone.of(model).run_text([text_ids(processor, q) for q in QUESTIONS])
+    refused = int(Backbone.of(model).next_token_logits(final)[0].argmax())
+    closed = {"refusal_tokens": (refused,), "text_threshold": 1e9, "image_threshold": 1e9}
+    asked = guard.variant(gate=guard.gate.model_copy(update=closed))
+    with asked.attach(model):
+        model.generate(**ask(processor, QUESTIONS), max_new_tokens=1, do_sample=False)
+    first = asked.receipts[0]
+    assert first.guarded
+    assert first.text_score is not None
+    for floor, guarded in ((first.text_score - 0.01, True), (first.text_score + 0.01, False)):
+        gate = guard.gate.model_copy(update=closed | {"refusal_floor": floor})
+        floored = guard.variant(gate=gate)
+        with floored.attach(model):
+            model.generate(**ask(processor, QUESTIONS), max_new_tokens=1, do_sample=False)
+        assert floored.receipts[0].guarded is guarded
+        assert ("decline, but not for harm" in floored.receipts[0].reason) is not guarded
 
 
 def test_a_model_that_does_not_refuse_is_not_asked(guard: Guard) -> None:

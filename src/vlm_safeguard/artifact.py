@@ -14,7 +14,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import AnyGate
 from vlm_safeguard.text_view import TextView
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS_NAME = "guard.safetensors"
 CONFIG_NAME = "guard_config.json"
 

@@ -3,10 +3,10 @@
 `generate` is told apart from a plain `forward`: it says what the whole prompt is, so each of its
 passes can be located in it, whatever way of decoding makes them. Then:
 
-- before the pass that reads a prompt's end, the request gets its text-only pass through the same
+- before the first pass over a prompt, the request gets its text-only pass through the same
   decoder, which decides the gate and measures the edit's reference coordinates;
-- after each guarded layer, the rows whose gate is open are edited at the last prompt token, and
-  if the guard holds at every token generated after it; other rows are not touched;
+- after each guarded layer, the rows whose gate is open are edited at the prompt's tokens that the
+  edit spans, and if the guard holds at every token generated after it; other rows are not touched;
 - after the pass, it is checked that every guarded layer took part.
 
 Layers carry hooks only during passes that need them.
@@ -14,8 +14,8 @@ Layers carry hooks only during passes that need them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from math import isfinite
 from types import TracebackType
@@ -30,7 +30,7 @@ from vlm_safeguard.edits import Reference
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.receipt import Receipt
-from vlm_safeguard.refusal import refusal_log_odds
+from vlm_safeguard.refusal import refusal_margin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,31 +59,77 @@ _OTHER_DOORS = (
 _CANARY_NOISE = 100  # a canary's effect must be this many times what equal rows differ by
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Tokens to edit, (n,) each.
+
+    Attributes:
+        row: whose they are.
+        position: where they stand in their row.
+        token: their counterparts in the text-only pass, counted through all its texts.
+        last: whether it is the prompt's last token, or follows it.
+    """
+
+    row: torch.Tensor
+    position: torch.Tensor
+    token: torch.Tensor
+    last: torch.Tensor
+
+    @classmethod
+    def of(cls, entries: Sequence[tuple[int, int, int, bool]]) -> Self:
+        row, position, token, last = zip(*entries, strict=True)
+        return cls(*map(torch.tensor, (row, position, token, last)))
+
+    def between(self, start: int, stop: int) -> _Places:
+        """Those at positions from `start` to before `stop`, counted from `start`."""
+        chosen = (self.position >= start) & (self.position < stop)
+        return _Places(self.row[chosen], self.position[chosen] - start, self.token[chosen],
+                       self.last[chosen])  # fmt: skip
+
+    def following(self, start: int, stop: int) -> _Places:
+        """Every row's tokens after its last one, at these positions of a pass."""
+        ends = self.token[self.last]
+        count = stop - start
+        return _Places(
+            self.row[self.last].repeat_interleave(count),
+            torch.arange(start, stop).repeat(len(ends)),
+            ends.repeat_interleave(count),
+            torch.ones(len(ends) * count, dtype=torch.bool),
+        )
+
+    def __add__(self, other: _Places) -> _Places:
+        return _Places(*(torch.cat([getattr(self, f.name), getattr(other, f.name)])
+                         for f in fields(self)))  # fmt: skip
+
+
 @dataclass
 class _Requests:
-    """A batch of requests whose prompts' ends have been or are being read.
+    """A batch of requests whose prompts have been or are being read.
 
     Attributes:
         is_open: (rows, guarded layers) gate decisions.
-        text: layer → (rows, m) coordinates of the text-only pass; empty where it was not run.
-        last: (rows,) position of each row's last prompt token.
+        text: layer → (tokens, m) coordinates of the text-only pass, text after text; empty where
+            it was not run.
+        places: the prompts' tokens that the edit spans.
         editable: (rows,) rows the edit acts on at all.
-        edits: layer → indices of the rows to edit and what to aim at, for layers where any is
-            open; set once, at the first guarded layer.
         first_edited: the layers where some row is edited first; its receipt is filled there.
-        settled: whether `edits` is set: decisions are made once and then stand.
+        settled: whether all decisions are made: they are made once and then stand.
         finished: whether the pass that read the prompts' ends is over, receipts and all.
     """
 
     receipts: list[dict[str, Any]]
     is_open: torch.Tensor
     text: dict[int, torch.Tensor]
-    last: torch.Tensor
+    places: _Places
     editable: torch.Tensor
-    edits: dict[int, tuple[torch.Tensor, Reference]] = field(default_factory=dict)
     first_edited: set[int] = field(default_factory=set)
     settled: bool = False
     finished: bool = False
+
+    @property
+    def last(self) -> torch.Tensor:
+        """(rows,) position of each row's last prompt token."""
+        return self.places.position[self.places.last]
 
 
 @dataclass
@@ -91,7 +137,7 @@ class TextReadings:
     """Text-only passes that are already made, for guards of one model that read the same prompts.
 
     Attributes:
-        states: text → layer → (hidden,) last-token states.
+        states: text → layer → (tokens, hidden) states.
         final: text → (hidden,) final state, from which the next token is predicted.
     """
 
@@ -104,6 +150,16 @@ class TextReadings:
         """Those of `texts` that are not read at all `layers`."""
         needed = set(layers)
         return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
+
+
+@dataclass(frozen=True)
+class _EditHere:
+    """What one layer edits in one pass: (n,) rows, positions and whether last, and the aim."""
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+    last: torch.Tensor
+    at: Reference
 
 
 @dataclass
@@ -143,7 +199,10 @@ class Attachment:
         self._text_states: dict[int, torch.Tensor] = {}
         self._prompt: _Prompt | None = None
         self._current: _Requests | None = None
-        self._positions = torch.empty(0)  # (rows, k) positions that the current pass edits
+        self._places: _Places | None = None  # what the current pass may edit
+        self._reads_end = False  # whether the current pass reads the prompts' ends
+        self._edits: dict[int, _EditHere] = {}  # layer → what it edits in the current pass
+        self._start = 0  # where the current pass's tokens start in their rows
         self._width = 0  # tokens in a row of the current pass
         self._continuing: WeakKeyDictionary[Any, _Requests] = WeakKeyDictionary()
         self._replaced: dict[str, Any] = {}
@@ -236,6 +295,7 @@ class Attachment:
         for handle in self._layer_handles:
             handle.remove()
         self._layer_handles, self._armed, self._fired, self._finite = [], [], [], []
+        self._edits = {}
 
     @torch.no_grad()
     def _verify(self) -> None:
@@ -365,14 +425,14 @@ class Attachment:
                 "The guarded model was called without input_ids (with inputs_embeds?): its "
                 "text-only view cannot be known, so nothing is generated."
             )
-        self._width = ids.shape[1]
+        self._start, self._width = cached, ids.shape[1]
         if self._prompt is not None:
             self._current = self._located(self._prompt, ids, mask, cached)
         elif cached:
             self._current = self._continued(cache, ids)
         else:
             self._current = self._begin(ids, _read_mask(mask, ids))
-            self._positions = self._current.last[:, None]
+            self._places, self._reads_end = self._current.places, True
             if cache is not None:
                 self._continuing[cache] = self._current
         self._arm(self._needed(self._current))
@@ -387,7 +447,7 @@ class Attachment:
         assert requests is not None, "an answer follows a prompt"
         if len(requests.receipts) != len(ids):
             raise SafeguardError(_batch_changed(len(requests.receipts), len(ids)))
-        self._positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+        self._places, self._reads_end = requests.places.following(0, ids.shape[1]), False
         self._width = ids.shape[1]
         self._arm(self._needed(requests))
 
@@ -408,7 +468,8 @@ class Attachment:
             raise SafeguardError(
                 "An edit in this pass gave a state that is not finite; nothing more is generated."
             )
-        if mode == "guard" and requests is not None and not requests.finished:
+        ended = requests is not None and self._reads_end and not requests.finished
+        if mode == "guard" and requests is not None and ended:
             requests.finished = True
             cache = getattr(output, "past_key_values", None)
             if cache is not None and self._prompt is not None:
@@ -422,7 +483,8 @@ class Attachment:
         if requests is None:
             return []
         image_layer = getattr(self._guard.gate, "image_layer", None)
-        if image_layer is not None and not requests.settled and requests.editable.any():
+        looks = self._reads_end and not requests.settled and bool(requests.editable.any())
+        if image_layer is not None and looks:
             return sorted({*self._guard.layers, image_layer})
         return list(self._guard.layers) if requests.is_open.any() else []
 
@@ -445,8 +507,6 @@ class Attachment:
                 "generate runs other tokens than the prompt it was given (a cache of another "
                 "length?), so the request cannot be judged and nothing is generated."
             )
-        if cached + new < length:
-            return None  # a chunk of the prompt before its end: nothing to edit yet
         if prompt.requests is None:
             if cached >= length:
                 raise SafeguardError(
@@ -457,7 +517,7 @@ class Attachment:
             known = prompt.mask
             if known is not None:
                 known = known.repeat_interleave(copies, dim=0)
-            elif mask is not None and mask.dim() == 2:
+            elif mask is not None and mask.dim() == 2 and mask.shape[1] >= length:
                 known = mask[:, :length]
             elif mask is not None:
                 raise SafeguardError("Pass attention_mask to generate: the guard needs it.")
@@ -470,15 +530,11 @@ class Attachment:
         requests = prompt.requests
         if len(requests.receipts) != len(ids):
             raise SafeguardError(_batch_changed(len(requests.receipts), len(ids)))
-        start = length - 1 - cached
-        if not self._guard.hold:
-            if start < 0:
-                return None
-            self._positions = torch.full((len(ids), 1), start, device=ids.device)
-        else:
-            self._positions = torch.arange(max(start, 0), new, device=ids.device)
-            self._positions = self._positions.expand(len(ids), -1)
-        return requests
+        self._reads_end = cached < length <= cached + new
+        self._places = requests.places.between(cached, cached + new)
+        if self._guard.hold and cached + new > length:
+            self._places += requests.places.following(max(length - cached, 0), new)
+        return requests if len(self._places.row) or self._reads_end else None
 
     def _continued(self, cache: Any, ids: torch.Tensor) -> _Requests | None:
         """The requests to edit where a plain `forward` goes on in `cache`, if any."""
@@ -496,7 +552,7 @@ class Attachment:
             )
         if ids.shape[0] != len(requests.receipts):
             raise SafeguardError(_batch_changed(len(requests.receipts), ids.shape[0]))
-        self._positions = torch.zeros(len(ids), 1).long()
+        self._places, self._reads_end = requests.places.following(0, 1), False
         return requests if self._guard.hold else None
 
     # --- a new request ---
@@ -512,25 +568,37 @@ class Attachment:
             )
         tokens = ids.tolist()
         kept = [[True] * len(row) for row in tokens] if mask is None else mask.bool().tolist()
-        facts, texts, last = [], [], []
+        facts, texts, aligned = [], [], []
         for number, (row, keep) in enumerate(zip(tokens, kept, strict=True)):
-            seen = [token for token, k in zip(row, keep, strict=True) if k]
-            text = view(seen)
+            standing = [position for position, k in enumerate(keep) if k]
+            seen = [row[position] for position in standing]
+            text, origins = view.aligned(seen)
             if not text:
                 raise SafeguardError(f"Row {number} of the batch holds no text to judge.")
             images, image_tokens = view.count(seen)
             facts.append({"images": images, "image_tokens": image_tokens,
                           "text_tokens": len(text)})  # fmt: skip
             texts.append(tuple(text))
-            last.append(max(position for position, k in enumerate(keep) if k))
+            first = view.first_image(seen) if guard.edit.span == "request" else len(seen)
+            spanned = {
+                standing[origin]: token
+                for token, origin in enumerate(origins)
+                if origin is not None and origin >= first
+            }
+            aligned.append(spanned | {standing[-1]: len(text) - 1})
         editable = torch.tensor([guard.edit.edits_text or fact["images"] > 0 for fact in facts])
+        starts = _starts(texts)
         requests = _Requests(
             receipts=facts,
             is_open=editable[:, None].repeat(1, len(guard.layers)),
             text={},
-            last=torch.tensor(last),
+            places=_Places.of([
+                (row, position, starts[texts[row]] + token, position == max(spanned))
+                for row, spanned in enumerate(aligned)
+                for position, token in sorted(spanned.items())
+            ]),
             editable=editable,
-        )
+        )  # fmt: skip
         if editable.any() and (guard.edit.needs_text or guard.gate.needs_text):
             self._ask_without_images(requests, texts)
         return requests
@@ -545,7 +613,7 @@ class Attachment:
             self._read_texts(unread, readings)
         final = torch.stack([readings.final[text] for text in place])
         states = {
-            layer: torch.stack([readings.states[text][layer] for text in place])
+            layer: torch.stack([readings.states[text][layer][-1] for text in place])
             for layer in self._watched
         }
         if not _all_true([torch.isfinite(values).all() for values in (final, *states.values())]):
@@ -557,9 +625,11 @@ class Attachment:
         rows = torch.tensor(asked)
         for layer in guard.layers:
             basis = self._basis[layer]
-            coordinates = states[layer].to(basis.dtype) @ basis.mT
-            requests.text[layer] = coordinates.new_zeros(len(texts), guard.rank)
-            requests.text[layer][rows.to(coordinates.device)] = coordinates[of_row]
+            requests.text[layer] = torch.cat([
+                readings.states[text][layer].to(basis.dtype) @ basis.mT
+                if text in place else basis.new_zeros(len(text), guard.rank)
+                for text in _starts(texts)
+            ])  # fmt: skip
         if guard.gate.needs_text:
             is_open, scores = guard.gate.text_open(states, self._directions, guard.layers)
             values = scores.tolist()
@@ -571,17 +641,18 @@ class Attachment:
             requests.is_open[rows] = is_open[of_row].cpu()
             for row in asked:
                 requests.receipts[row]["text_score"] = values[place[texts[row]]]
-        tokens_of_refusal = getattr(guard.gate, "refusal_tokens", ())
-        if tokens_of_refusal:
-            odds = refusal_log_odds(self._backbone, final, tokens_of_refusal)
+        if isinstance(guard.gate, CalibratedGate) and guard.gate.refusal_tokens:
+            odds = refusal_margin(self._backbone, final, guard.gate.refusal_tokens)
             if not torch.isfinite(odds).all():
                 raise SafeguardError(
                     "The text-only pass gave no probabilities; the request cannot be judged, so "
                     "nothing is generated."
                 )
-            requests.is_open[rows] |= (odds[of_row.cpu()] > 0)[:, None]
             for row in asked:
-                requests.receipts[row]["own_refusal"] = float(odds[place[texts[row]]])
+                margin = float(odds[place[texts[row]]])
+                requests.receipts[row]["own_refusal"] = margin
+                if guard.gate.heeds(margin, requests.receipts[row]["text_score"]):
+                    requests.is_open[row] = True
 
     def _read_texts(self, texts: list[tuple[int, ...]], readings: TextReadings) -> None:
         """One pass of texts through the decoder alone."""
@@ -596,7 +667,9 @@ class Attachment:
         states, self._text_states = self._text_states, {}
         for row, text in enumerate(texts):
             readings.final[text] = final[row]
-            readings.states[text] = {layer: values[row] for layer, values in states.items()}
+            readings.states[text] = {
+                layer: values[row, -len(text) :] for layer, values in states.items()
+            }
 
     # --- in the layers ---
 
@@ -610,7 +683,7 @@ class Attachment:
             self._fired.append(layer)
             h = hidden_states(output, streams_at)
             if self._mode == "text":
-                self._text_states[layer] = h[:, -1].clone()  # not a view of every token's
+                self._text_states[layer] = h.clone()  # or later layers may write to it
                 return None
             if self._mode == "canary":
                 pushed = h.clone()
@@ -619,7 +692,7 @@ class Attachment:
                 return with_hidden_states(output, pushed, streams_at)
             requests = self._current
             assert requests is not None, "layers are hooked only where there is something to do"
-            if layer == image_layer and not requests.settled:
+            if layer == image_layer and self._reads_end and not requests.settled:
                 self._score_image(h, requests)
             if not edited_here:
                 return None
@@ -630,51 +703,69 @@ class Attachment:
 
     def _edit(self, layer: int, h: torch.Tensor, requests: _Requests) -> torch.Tensor | None:
         """`h` with the open rows edited, or None where all are closed."""
-        guard = self._guard
-        if not requests.settled:
-            self._settle(h.device, requests)
-        if layer not in requests.edits:
+        if self._reads_end and not requests.settled:
+            self._settle(requests)
+        if not self._edits:
+            self._edits = self._edits_here(requests, h.device)
+        if layer not in self._edits:
             return None
-        rows, at = requests.edits[layer]
-        positions = self._positions_in(h)[rows]
-        count = positions.shape[1]
-        states = h[rows[:, None], positions].flatten(0, 1)
-        if count > 1 and at.text is not None:
-            at = replace(at, text=at.text.repeat_interleave(count, dim=0))
-        edited = guard.edit(states, self._basis[layer].to(h.device), at)
+        here = self._edits[layer]
+        positions, inside = self._positions_in(h, here.positions, here.last)
+        rows, last, at = here.rows, here.last, here.at
+        if inside is not None:
+            rows, last, positions = rows[inside], last[inside], positions[inside]
+            if at.text is not None:
+                at = replace(at, text=at.text[inside], harmful=at.harmful[inside])
+        states = h[rows, positions]
+        edited = self._guard.edit(states, self._basis[layer].to(h.device), at)
         self._finite.append(torch.isfinite(edited).all())
-        if not requests.finished and layer in requests.first_edited:
-            scores = [
-                self._directions.harm_score(x.to(self._directions.vectors.device), layer).tolist()
-                for x in (states[::count], edited[::count])
-            ]
-            for row, before, after in zip(rows.tolist(), *scores, strict=True):
-                if "harm_before" in requests.receipts[row]:
-                    continue
-                if not (isfinite(before) and isfinite(after)):
-                    raise SafeguardError(
-                        f"Row {row}: the edit at layer {layer} gave a state that is not finite; "
-                        "nothing is generated."
-                    )
-                requests.receipts[row].update(harm_before=before, harm_after=after)
+        if not requests.finished and self._reads_end and layer in requests.first_edited:
+            self._note_harm(layer, rows[last], states[last], edited[last], requests)
         out = h.clone()
-        out[rows[:, None], positions] = edited.view(*positions.shape, -1)
+        out[rows, positions] = edited
         return out
 
-    def _positions_in(self, h: torch.Tensor) -> torch.Tensor:
-        """The current pass's positions in `h`, of which a layer may hold the last ones only.
+    def _note_harm(
+        self,
+        layer: int,
+        rows: torch.Tensor,
+        states: torch.Tensor,
+        edited: torch.Tensor,
+        requests: _Requests,
+    ) -> None:
+        """Put the harm scores of the rows that are edited here first into their receipts."""
+        scores = [
+            self._directions.harm_score(x.to(self._directions.vectors.device), layer).tolist()
+            for x in (states, edited)
+        ]
+        for row, before, after in zip(rows.tolist(), *scores, strict=True):
+            if "harm_before" in requests.receipts[row]:
+                continue
+            if not (isfinite(before) and isfinite(after)):
+                raise SafeguardError(
+                    f"Row {row}: the edit at layer {layer} gave a state that is not finite; "
+                    "nothing is generated."
+                )
+            requests.receipts[row].update(harm_before=before, harm_after=after)
+
+    def _positions_in(
+        self, h: torch.Tensor, positions: torch.Tensor, last: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Positions of the current pass in `h`, and which of them it holds; None for all.
 
         Gemma 4's layers with shared keys and values drop the tokens that need no logits.
         """
         dropped = max(self._width - h.shape[1], 0)
-        positions = self._positions.to(h.device) - dropped
-        if dropped and bool((positions < 0).any()):
+        if not dropped:
+            return positions, None
+        inside = positions >= dropped
+        if bool((last & ~inside).any()):
             raise SafeguardError(
                 f"A guarded layer was given only the last {h.shape[1]} of {self._width} tokens, "
                 "so a request's end cannot be guarded there. Pad on the left, and leave "
                 "logits_to_keep out."
             )
-        return positions
+        return positions - dropped, inside
 
     def _score_image(self, h: torch.Tensor, requests: _Requests) -> None:
         """Let the multimodal pass open the gate, too, of requests that have an image."""
@@ -682,7 +773,9 @@ class Attachment:
         assert isinstance(gate, CalibratedGate)
         assert gate.image_layer is not None
         assert gate.image_threshold is not None
-        states = h[torch.arange(len(h), device=h.device), self._positions_in(h)[:, 0]]
+        ends = (requests.last - self._start).to(h.device)
+        places, _ = self._positions_in(h, ends, torch.ones_like(ends, dtype=torch.bool))
+        states = h[torch.arange(len(h), device=h.device), places]
         scores = self._directions.harm_score(
             states.to(self._directions.vectors.device), gate.image_layer
         ).tolist()
@@ -698,24 +791,36 @@ class Attachment:
             if score > gate.image_threshold:
                 requests.is_open[row] = True
 
-    def _settle(self, device: torch.device, requests: _Requests) -> None:
+    def _settle(self, requests: _Requests) -> None:
         """Fix which rows are edited in each layer, for this prefill and all that follows it."""
-        guard, is_open = self._guard, requests.is_open
         requests.settled = True
-        first = is_open.int().argmax(1)[is_open.any(1)]
-        requests.first_edited = {guard.layers[column] for column in first.tolist()}
-        for column, layer in enumerate(guard.layers):
-            rows = is_open[:, column].nonzero()[:, 0].to(device)
-            if len(rows):
-                text = requests.text[layer].to(device)[rows] if requests.text else None
-                requests.edits[layer] = (
-                    rows,
-                    Reference(
-                        text=text,
-                        harmful=self._harmful[layer].to(device),
-                        drift=self._drift[layer].to(device),
-                    ),
+        first = requests.is_open.int().argmax(1)[requests.is_open.any(1)]
+        requests.first_edited = {self._guard.layers[column] for column in first.tolist()}
+
+    def _edits_here(self, requests: _Requests, device: torch.device) -> dict[int, _EditHere]:
+        """What each guarded layer where some row is open edits in the current pass."""
+        places, found = self._places, {}
+        assert places is not None, "layers are hooked only where there is something to do"
+        chosen: dict[tuple[bool, ...], tuple[torch.Tensor, ...]] = {}  # most layers share one
+        for column, layer in enumerate(self._guard.layers):
+            is_open = requests.is_open[:, column]
+            pattern = tuple(is_open.tolist())
+            if pattern not in chosen:
+                here = is_open[places.row]
+                chosen[pattern] = tuple(
+                    each[here].to(device)
+                    for each in (places.row, places.position, places.token, places.last)
                 )
+            rows, positions, tokens, last = chosen[pattern]
+            if not len(rows):
+                continue
+            harmful, text = self._harmful[layer].to(device), None
+            if requests.text:
+                text = requests.text[layer].to(device)[tokens]
+                harmful = torch.where(last[:, None], harmful, text)
+            at = Reference(text=text, harmful=harmful, drift=self._drift[layer].to(device))
+            found[layer] = _EditHere(rows, positions, last, at)
+        return found
 
     def _make_receipts(self, requests: _Requests) -> list[Receipt]:
         guard = self._guard
@@ -744,6 +849,14 @@ def _check_all_took_part(armed: list[int], fired: list[int], where: str) -> None
             f"Of the guarded layers {armed}, only {sorted(fired)} took part in {where}: a hook "
             "was removed or a layer replaced after attaching. Attach again."
         )
+
+
+def _starts(texts: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
+    """Where each different text begins when their tokens are counted through."""
+    starts, total = {}, 0
+    for text in dict.fromkeys(texts):
+        starts[text], total = total, total + len(text)
+    return starts
 
 
 def _all_true(found: list[torch.Tensor]) -> bool:

@@ -313,28 +313,35 @@ class Examination:
         handles = [
             layers[n].register_forward_hook(
                 lambda m, a, out, n=n: text.__setitem__(
-                    n, hidden_states(out, streams_at)[0, -1].double()
+                    n, hidden_states(out, streams_at)[0].double()
                 )
             )
             for n in guard.layers
         ]
+        row = inputs["input_ids"][0].tolist()
         if guard.text_view.exact:
-            self.model(**self.inputs(_QUESTIONS[:1], 0))
+            alone = self.inputs(_QUESTIONS[:1], 0)
+            words = alone["input_ids"][0].tolist()
+            self.model(**alone)
         else:  # the template's own text differs in white space
-            row = guard.text_view(inputs["input_ids"][0].tolist())
-            self.model(input_ids=torch.tensor([row], device=self.backbone.device))
+            words = guard.text_view(row)
+            self.model(input_ids=torch.tensor([words], device=self.backbone.device))
         for handle in handles:
             handle.remove()
+        pairs = _pairs_behind_the_image(row, words, self.backbone.placeholder_ids)
 
         def restore(n: int) -> Any:
             V = guard.basis()[n, : guard.rank].double()
 
             def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
                 states = hidden_states(output, streams_at).clone()
-                last = states[0, -1].double()
-                U = V.to(last.device)
-                edited = last + U.mT @ (U @ text[n].to(last.device) - U @ last)
-                states[0, -1] = edited.to(states.dtype)
+                for mine, theirs in pairs:
+                    if -mine > states.shape[1]:  # left out by a layer that needs no more
+                        continue
+                    state = states[0, mine].double()
+                    U = V.to(state.device)
+                    edited = state + U.mT @ (U @ text[n][theirs].to(state.device) - U @ state)
+                    states[0, mine] = edited.to(states.dtype)
                 return with_hidden_states(output, states, streams_at)
 
             return hook
@@ -371,6 +378,24 @@ def _without_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {**turn, "content": [item for item in turn["content"] if item["type"] != "image"]}
         for turn in messages
     ]
+
+
+def _pairs_behind_the_image(
+    row: list[int], words: list[int], placeholders: frozenset[int]
+) -> list[tuple[int, int]]:
+    """A prompt's text behind its first image, and where it stands in its text alone.
+
+    Both are counted from the end, from -1 on; what the text does not have is skipped, and what
+    stands before the image is not looked for behind it.
+    """
+    first = next(i for i, token in enumerate(row) if token in placeholders)
+    rest = len(words) - _first_difference(row[:first], words)
+    pairs: list[tuple[int, int]] = []
+    for place in range(-1, first - len(row), -1):
+        theirs = -1 - len(pairs)
+        if -theirs <= rest and row[place] == words[theirs]:
+            pairs.append((place, theirs))
+    return pairs
 
 
 def _first_difference(left: list[int], right: list[int]) -> int:

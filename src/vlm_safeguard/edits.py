@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from vlm_safeguard.errors import SafeguardError
+
+Span = Literal["request", "last"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,10 @@ class Reference:
     """What an edit may aim at in one layer, in the coordinates of its safety subspace.
 
     Attributes:
-        text: (rows, m) V h(q), the coordinates of the text-only pass; None where it was not run.
-        harmful: (m,) mean coordinates of the harmful anchors.
+        text: (states, m) V h(q), the coordinates of the same tokens in the text-only pass; None
+            where it was not run.
+        harmful: (states, m) or (m,) what the harm coordinate is raised to: the harmful anchors'
+            mean at a prompt's last token, where that was measured; `text` at earlier ones.
         drift: (m,) mean shift of coordinates that a blank image causes; None where not measured.
     """
 
@@ -34,24 +38,35 @@ class Reference:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Edit(ABC):
-    """One member of the family. `strength` is λ; negative values push the other way."""
+    """One member of the family.
+
+    Attributes:
+        strength: λ; negative values push the other way.
+        span: which of a prompt's tokens are edited: the last one, or those of the request, that
+            is all text from its first image on. What follows a prompt attends to all of them.
+    """
 
     strength: float = 1.0
+    span: Span = "last"
 
     name: ClassVar[str]
     needs_text: ClassVar[bool] = True  # the reference is taken from the text-only pass
     needs_drift: ClassVar[bool] = False
     edits_text: ClassVar[bool] = False  # acts on a request that has no image, too
 
+    def __post_init__(self) -> None:
+        if self.span not in get_args(Span):
+            raise SafeguardError(f"An edit spans one of {get_args(Span)}, not {self.span!r}.")
+
     @abstractmethod
     def reference(self, z: torch.Tensor, at: Reference) -> torch.Tensor:
-        """z_ref (rows, m), from the current coordinates z (rows, m)."""
+        """z_ref (states, m), from the current coordinates z (states, m)."""
 
     def __call__(self, h: torch.Tensor, V: torch.Tensor, at: Reference) -> torch.Tensor:
         """The edited states.
 
         Args:
-            h: (rows, hidden) states, any floating dtype; the result has the same.
+            h: (states, hidden), any floating dtype; the result has the same.
             V: (m, hidden) orthonormal rows, float32, or float64 where h is.
             at: what to aim at, in V's dtype.
         """
@@ -87,6 +102,7 @@ class Restore(Edit):
             alone looks harmless, and putting its coordinate back would hide the harm.
     """
 
+    span: Span = "request"
     one_sided: bool = True
 
     name: ClassVar[str] = "restore"
@@ -105,11 +121,13 @@ class Refuse(Edit):
     behind a gate also ACE with α = 1 (arXiv 2411.09003).
     """
 
+    span: Span = "request"
+
     name: ClassVar[str] = "refuse"
 
     def reference(self, z: torch.Tensor, at: Reference) -> torch.Tensor:
         """V h(q), its first coordinate at least the current and the harmful anchors' one."""
-        return _one_sided(_text(at), torch.maximum(z[:, :1], at.harmful[:1]))
+        return _one_sided(_text(at), torch.maximum(z[:, :1], at.harmful[..., :1]))
 
 
 @dataclass(frozen=True)

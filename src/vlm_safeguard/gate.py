@@ -49,12 +49,15 @@ class CalibratedGate(Gate):
     """Open for all edited layers at once, where any of three things speaks for harm.
 
     The language model would itself refuse, asked without the image; or the text's centred score
-    passes its threshold; or the multimodal pass's does. The first is the model's own decision.
-    The budget bounds what the other two add to it.
+    passes its threshold; or the multimodal pass's does. The first is the model's own decision, and
+    counts where the score does not speak against harm: a model also declines a question about a
+    picture that it does not see. The budget bounds what the other two add to it.
 
     Attributes:
         refusal_tokens: tokens that open the model's refusals; where empty, its own decision is
             not asked for.
+        refusal_floor: score that a text has to pass for the model's own refusal to count; None
+            where every one does.
         layers: layers whose scores are averaged in the text-only pass.
         text_threshold: score above which the text opens the gate.
         image_layer: layer of the multimodal pass that is scored, no later than the first edited
@@ -67,6 +70,7 @@ class CalibratedGate(Gate):
 
     name: Literal["calibrated"] = "calibrated"
     refusal_tokens: tuple[int, ...] = ()
+    refusal_floor: FiniteFloat | None = None
     layers: Annotated[tuple[int, ...], Field(min_length=1)]
     text_threshold: FiniteFloat
     image_layer: int | None = None
@@ -84,6 +88,15 @@ class CalibratedGate(Gate):
         if (self.image_layer is None) != (self.image_threshold is None):
             raise ValueError("image_layer and image_threshold go together")
         return self
+
+    def heeds(self, margin: float, score: float) -> bool:
+        """Whether the model's own decision opens the gate.
+
+        Args:
+            margin: the refusal's, as `refusal.refusal_margin` gives it.
+            score: the text's.
+        """
+        return margin > 0 and (self.refusal_floor is None or score > self.refusal_floor)
 
     def text_open(
         self, states: dict[int, torch.Tensor], directions: Directions, layers: tuple[int, ...]
@@ -148,3 +161,16 @@ def threshold_for(harmless: torch.Tensor, budget: float) -> float:
             f"{math.ceil(1 / budget) - 1} harmless requests; there are {len(harmless)}"
         )
     return float(harmless.sort(descending=True).values[k - 1])
+
+
+def floor_for(harmful: torch.Tensor, miss: float) -> float | None:
+    """The highest floor that keeps the share of harmful requests at or below it within `miss`.
+
+    By split conformal rank, as `threshold_for`: the k-th smallest score, k = ⌊miss · (n + 1)⌋;
+    None, no floor, where there are too few requests for that.
+
+    Args:
+        harmful: (n,) scores of held-out harmful requests.
+    """
+    k = math.floor(miss * (len(harmful) + 1))
+    return float(harmful.sort().values[k - 1]) if k else None

@@ -37,10 +37,10 @@ from vlm_safeguard.directions import (
 )
 from vlm_safeguard.edits import Edit, Refuse, edit_from_config
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, threshold_for
+from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, floor_for, threshold_for
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.receipt import Receipt
-from vlm_safeguard.refusal import opening_tokens, refusal_log_odds
+from vlm_safeguard.refusal import opening_tokens, refusal_margin
 from vlm_safeguard.text_view import TextView
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 RANK = 64  # a layer, where there are as many anchors; development prompts lost more with 32
 STORED_RANK = 8  # directions kept in the artifact at least, to choose a smaller rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
+_MISS = 0.025  # share of harmful anchors whose refusal may be taken for another kind
 _TELLS = 0.5  # by how much more of the harmful anchors than of the calibration requests a model
 #               must refuse for its own decision to count
 _DRIFT_PAIRS = 32  # anchors whose shift under a blank image is measured
@@ -171,12 +172,14 @@ class Guard:
         )  # fmt: skip
         plain = torch.cat([harmful[: len(shown)], harmless[: len(shown)]])
         gate_layers = list(legible_layers(directions, chosen))
-        tokens, own = _own_decision(backbone, *torch.split(final, sizes))
+        tokens, margins = _own_decision(backbone, *torch.split(final, sizes))
         scores = {
             "harmful": held_out[0][:, gate_layers].mean(1),
             "harmless": held_out[1][:, gate_layers].mean(1),
             "calibration": directions.harm_scores(ordinary)[:, gate_layers].mean(1),
         }
+        floor = floor_for(scores["harmful"], _MISS) if tokens else None
+        own = (margins > 0) & (scores["calibration"] > (-torch.inf if floor is None else floor))
         image_layer = legible_before(directions, chosen[0]) if gate == "calibrated" else None
         if image_layer is not None:
             with_image = image_states(
@@ -197,6 +200,7 @@ class Guard:
 
                 made = CalibratedGate(
                     refusal_tokens=tokens,
+                    refusal_floor=floor,
                     layers=tuple(gate_layers),
                     text_threshold=threshold("calibration"),
                     image_layer=image_layer,
@@ -311,7 +315,7 @@ class Guard:
             _check_layers(self.gate.layers, count)
             if self.gate.image_layer is not None:
                 _check_layers((self.gate.image_layer,), self.layers[0] + 1)
-            for name in ("text_threshold", "image_threshold"):
+            for name in ("text_threshold", "image_threshold", "refusal_floor"):
                 threshold = getattr(self.gate, name)
                 if threshold is not None and not isfinite(threshold):
                     raise SafeguardError(f"The gate's {name} is {threshold}: it would never open.")
@@ -417,19 +421,19 @@ class Guard:
 def _own_decision(
     backbone: Backbone, harmful: torch.Tensor, harmless: torch.Tensor, ordinary: torch.Tensor
 ) -> tuple[tuple[int, ...], torch.Tensor]:
-    """The tokens that open the model's refusals, and which calibration requests it refuses.
+    """The tokens that open the model's refusals, and their margins on the calibration requests.
 
     No tokens where its opening says too little: it must refuse far more of the harmful anchors
     than of the calibration requests.
     """
-    nothing = torch.zeros(len(ordinary), dtype=torch.bool)
+    nothing = torch.full((len(ordinary),), -torch.inf)
     tokens = opening_tokens(backbone, harmful, harmless)
     if not tokens:
         return (), nothing
-    refused = refusal_log_odds(backbone, harmful, tokens) > 0
-    own = refusal_log_odds(backbone, ordinary, tokens) > 0
-    telling = refused.float().mean() - own.float().mean() >= _TELLS
-    return (tokens, own) if telling else ((), nothing)
+    margins = refusal_margin(backbone, ordinary, tokens)
+    refused = refusal_margin(backbone, harmful, tokens) > 0
+    telling = refused.float().mean() - (margins > 0).float().mean() >= _TELLS
+    return (tokens, margins) if telling else ((), nothing)
 
 
 def _provenance(

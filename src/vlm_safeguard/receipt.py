@@ -22,8 +22,8 @@ class Receipt(BaseModel):
         text_tokens: tokens of the text-only view.
         edit: name of the edit that was applied; None where the gate was closed.
         layers: the layers that were edited.
-        own_refusal: log-odds that the language model, asked without the image, would refuse; None
-            where that was not asked for.
+        own_refusal: by how many logits a refusal's opening leads the language model's other next
+            tokens, asked without the image; None where that was not asked for.
         text_score: the gate's score of the text-only pass; None where it was not run.
         text_threshold: what it was compared with.
         image_score: the gate's score of the multimodal pass; None where it was not looked at.
@@ -91,8 +91,14 @@ def _why(facts: Mapping[str, Any], gate: AnyGate, where: str) -> str:
     """Why the gate decided as it did."""
     if isinstance(gate, CalibratedGate):
         text, image = facts["text_score"], facts.get("image_score")
-        if facts.get("own_refusal", -1.0) > 0:
+        own = facts.get("own_refusal", -1.0)
+        if gate.heeds(own, text):
             return "asked without an image, the language model would itself refuse"
+        if own > 0 and text <= gate.text_threshold:
+            return (
+                "asked without an image, the language model would decline, but not for harm: the "
+                f"text scores {text:+.2f}"
+            )
         if text > gate.text_threshold:
             return f"the text scores {text:+.2f}, above {gate.text_threshold:+.2f}"
         if image is not None and image > gate.image_threshold:

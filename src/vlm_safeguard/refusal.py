@@ -34,10 +34,12 @@ def opening_tokens(
 
 
 @torch.no_grad()
-def refusal_log_odds(
+def refusal_margin(
     backbone: Backbone, states: torch.Tensor, tokens: tuple[int, ...]
 ) -> torch.Tensor:
-    """Log p/(1 − p) of the next token being one of `tokens`; above 0 the model would refuse.
+    """By how much the likeliest of `tokens` leads all other next tokens; above 0 it is the next.
+
+    So it is the decision that greedy decoding makes, in logits (log-odds of the two tokens).
 
     Args:
         states: (n, hidden) final states, as `run_text` returns them.
@@ -50,5 +52,5 @@ def refusal_log_odds(
         logits = backbone.next_token_logits(rows)
         opening = torch.tensor(tokens, device=logits.device)
         others = logits.index_fill(1, opening, -torch.inf)
-        found.append(logits[:, opening].logsumexp(-1) - others.logsumexp(-1))
+        found.append((logits[:, opening].amax(-1) - others.amax(-1)).float())
     return torch.cat(found).cpu()

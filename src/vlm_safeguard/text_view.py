@@ -126,17 +126,29 @@ class TextView:
 
     def __call__(self, row: Sequence[int]) -> list[int]:
         """`row` (unpadded token ids) without its images and what wraps them."""
+        return self.aligned(row)[0]
+
+    def aligned(self, row: Sequence[int]) -> tuple[list[int], list[int | None]]:
+        """The view, and where in `row` each of its tokens stands; None for one put in instead."""
         kept: list[int] = []
+        places: list[int | None] = []
         position = 0
         for start, stop in self._images(row):
             kept += row[position:start]
-            del kept[self._wrapper_start(kept) :]
-            kept += self.instead
+            places += range(position, start)
+            wrapper = self._wrapper_start(kept)
+            kept[wrapper:] = self.instead
+            places[wrapper:] = [None] * len(self.instead)
             position = stop
             if self.after and tuple(row[stop : stop + len(self.after)]) == self.after:
                 position += len(self.after)
         kept += row[position:]
-        return kept
+        places += range(position, len(row))
+        return kept, places
+
+    def first_image(self, row: Sequence[int]) -> int:
+        """Where the first image in `row` starts; the row's length where there is none."""
+        return next((start for start, _ in self._images(row)), len(row))
 
     def _wrapper_start(self, kept: Sequence[int]) -> int:
         """Where `before` starts at the end of `kept`, whatever number it has; else its end."""

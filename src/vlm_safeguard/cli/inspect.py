@@ -56,7 +56,10 @@ def summary(guard: Guard) -> dict[str, Any]:
         "edit": guard.edit.name,
         "layers": f"{guard.layers[0]}–{guard.layers[-1]}",
         "rank": guard.rank,
-        "edited tokens": "the last of the prompt" + (", and the answer's" if guard.hold else ""),
+        "edited tokens": (
+            ("the request's" if guard.edit.span == "request" else "the last of the prompt")
+            + (", and the answer's" if guard.hold else "")
+        ),
         "held-out AUROC in them": f"{min(window):.3f}–{max(window):.3f}",
         "gate": gate.name,
         "anchor pairs": made.anchor_pairs,
@@ -71,7 +74,9 @@ def summary(guard: Guard) -> dict[str, Any]:
         if gate.image_threshold is not None:
             facts["image threshold"] = round(gate.image_threshold, 3)
         facts["the model's own refusal"] = (
-            "asked for" if gate.refusal_tokens else "not asked for: it refuses too little"
-        )
+            "not asked for: it refuses too little" if not gate.refusal_tokens
+            else "asked for" if gate.refusal_floor is None
+            else f"counts from a score of {gate.refusal_floor:+.2f} on"
+        )  # fmt: skip
         facts["harmful anchors above it, held out"] = f"{float(caught):.1%}"
     return facts

@@ -35,6 +35,9 @@ class BenchmarkPlan(_Part):
     conditions: tuple[str, ...] = Field((), description="Image conditions; its usual one if empty.")
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Samples at most.")
     defences: tuple[str, ...] | None = Field(None, description="Only these; all if left out.")
+    judges: tuple[str, ...] | None = Field(
+        None, description="Only these, without their models; all if left out."
+    )
 
     @field_validator("name")
     @classmethod
@@ -73,6 +76,9 @@ class FrontierPlan(_Part):
     benign: str = Field("harmless", description="The benchmark of harmless requests.")
     conditions: tuple[str, ...] = Field(("blank",), min_length=1)
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Samples of each at most.")
+    judges: tuple[str, ...] | None = Field(
+        None, description="Only these, without their models; all if left out."
+    )
 
     @field_validator("attack", "benign")
     @classmethod
@@ -151,6 +157,11 @@ class Plan(_Part):
                 f"the grader '{self.grader}' is not named as inspect does: openai/…, or "
                 "vlm-safeguard/<model> for one that runs here"
             )
+        for part in (*self.benchmarks, self.frontier):
+            if part is not None and (unknown := set(part.judges or ()) - set(self.judge_names)):
+                raise ValueError(
+                    f"{', '.join(sorted(unknown))} is to judge, which the plan's judges do not hold"
+                )
         for benchmark in self.benchmarks:
             if strange := set(benchmark.defences or ()) - set(self.defences):
                 raise ValueError(

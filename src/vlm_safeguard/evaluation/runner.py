@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,9 +108,7 @@ def generate_replies(
 ) -> dict[str, Replies]:
     """Greedy replies to requests, each with its image if it has one, under several defences.
 
-    A prompt is read once, up to its last token, and every defence goes on from a copy of that
-    cache: a guard acts on a prompt's last token and what follows, so it would read the same. The
-    text-only pass, too, is made once for all of them.
+    The text-only pass is made once for all of them.
 
     Args:
         guards: by name, the guard that is attached while generating; None for the model as it is.
@@ -124,17 +121,10 @@ def generate_replies(
         inputs = model_inputs(
             model, processor, [requests[i] for i in batch], [images[i] for i in batch]
         )
-        cache = _read(model, inputs)
         readings = TextReadings()
-        prompt = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         for name, guard in guards.items():
             with guard.attach(model, readings=readings) if guard is not None else nullcontext():
-                output = model.generate(
-                    **prompt,
-                    past_key_values=deepcopy(cache),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                )
+                output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
             receipts = [None] * len(batch) if guard is None else guard.receipts
             for i, row, receipt in zip(batch, output.cpu(), receipts, strict=True):
                 tokens = until_end(model, row[inputs["input_ids"].shape[1] :])
@@ -150,15 +140,3 @@ def generate_replies(
         )
         for name, replies in found.items()
     }
-
-
-def _read(model: PreTrainedModel, inputs: Any) -> Any:
-    """A cache that holds a batch of prompts but for their last tokens."""
-    start = {
-        name: value[:, :-1] if name in ("input_ids", "attention_mask") else value
-        for name, value in inputs.items()
-    }
-    output = model.generate(
-        **start, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
-    )
-    return output.past_key_values

@@ -158,7 +158,7 @@ def _answers(
             path=benchmark.path,
             limit=benchmark.limit or plan.limit,
             seed=plan.seed,
-            judges=",".join(plan.judge_names),
+            judges=",".join(benchmark.judges or plan.judge_names),
             max_tokens=plan.max_new_tokens,
         )
         for benchmark, condition in asks
@@ -300,7 +300,8 @@ def _frontier_benchmarks(plan: Plan) -> list[BenchmarkPlan]:
     paths = {benchmark.name: benchmark.path for benchmark in plan.benchmarks}
     return [
         BenchmarkPlan(name=name, path=paths.get(name), limit=plan.frontier.limit,
-                      conditions=plan.frontier.conditions, defences=None)
+                      conditions=plan.frontier.conditions, defences=None,
+                      judges=plan.frontier.judges)
         for name in (plan.frontier.attack, plan.frontier.benign)
     ]  # fmt: skip
 
@@ -322,7 +323,10 @@ def _frontier(plan: Plan, out: Path) -> list[dict[str, Any]]:
             "attack_success": shares[0], "over_refusal": shares[1],
         }
         for (knob, setting, condition, _), *shares in zip(
-            points, *frontier_shares([lines for *_, lines in points], plan.judge_names),
+            points,
+            *frontier_shares(
+                [lines for *_, lines in points], plan.frontier.judges or plan.judge_names
+            ),
             strict=True,
         )
     ]  # fmt: skip

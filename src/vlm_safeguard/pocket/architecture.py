@@ -66,6 +66,8 @@ def make_processor(base: Path, system: str | None = None) -> LlavaProcessor:
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
     tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:  # some releases of transformers do not read it off a GGUF file
+        tokenizer.pad_token = tokenizer.eos_token
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"height": SIZE, "width": SIZE},

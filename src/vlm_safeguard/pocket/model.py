@@ -63,7 +63,8 @@ def apply_parts(model: LlavaForConditionalGeneration, tensors: dict[str, torch.T
         if name.endswith(".a"):
             module = model.get_submodule(name.removesuffix(".a"))
             update = tensors[f"{name.removesuffix('a')}b"].float() @ a.float()
-            module.weight.data = (module.weight.data.float() + update).to(module.weight.dtype)
+            weight = module.weight.data
+            module.weight.data = (weight.float() + update.to(weight.device)).to(weight.dtype)
 
 
 def preferred_dtype() -> torch.dtype:

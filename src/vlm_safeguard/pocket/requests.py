@@ -78,6 +78,12 @@ def read_phrases() -> list[Phrase]:
     return phrases
 
 
+def read_wrappers() -> list[str]:
+    """Jailbreak templates with one `{request}` each: a request does not change inside one."""
+    text = files("vlm_safeguard.pocket").joinpath("data", "wrappers.txt").read_text("utf-8")
+    return text.splitlines()
+
+
 def split_phrases(phrases: list[Phrase]) -> tuple[list[Phrase], list[Phrase]]:
     """Training phrases, and the development ones (every fifteenth) that choices are made on."""
     train = [phrase for index, phrase in enumerate(phrases) if index % 15]

@@ -75,7 +75,7 @@ def receipt_table(receipt: Receipt) -> Table:
     if receipt.harm_before is not None and receipt.harm_after is not None:
         facts["harm score"] = f"{receipt.harm_before:+.2f} → {receipt.harm_after:+.2f}"
     if receipt.own_refusal is not None:
-        facts["the model's own refusal"] = f"log-odds {receipt.own_refusal:+.2f} (text only)"
+        facts["the model's own refusal"] = f"{receipt.own_refusal:+.2f} logits (text only)"
     if receipt.image_score is not None:
         facts["score with image"] = f"{receipt.image_score:+.2f}"
     facts["request"] = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,20 +16,21 @@ from vlm_safeguard.pocket.requests import (
     SYSTEM_PROMPTS,
     Phrase,
     read_phrases,
+    read_wrappers,
     split_phrases,
 )
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-RANK = 16
-EPOCHS = 3
-BATCH = 32
+RANK = 24
+EPOCHS = 4
+BATCH = 64
 LEARNING_RATE = 1e-3
-BALANCE_STEPS = 50  # rounds at the end in which harmless requests weigh more
-BALANCE_LEARNING_RATE = 3e-4
-BALANCE_WEIGHTS = (2.0, 4.0, 6.0)  # one for each round
+HARMLESS_WEIGHT = 1.5  # of a harmless request beside a harmful one
+DECISION_SHARE = 0.5  # of an answer's weight that lies on its first token, where refusals part
 SYSTEM_SHARE = 0.15  # share of examples that carry a system prompt
+WRAPPED_SHARE = 0.15  # share of examples, harmful and harmless, inside a jailbreak's words
 _TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
@@ -65,15 +65,19 @@ def answer_loss(
     answers: list[list[int]],
     importance: list[float],
 ) -> torch.Tensor:
-    """Mean over the examples, by importance, of the mean cross-entropy of each answer's tokens."""
+    """Mean over the examples, by importance, of each answer's weighted cross-entropy."""
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     weights = torch.zeros(len(rows), width)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        weights[i, len(prompt) : len(prompt) + len(answer)] = importance[i] / len(answer)
-    with autocast():
+        first = len(prompt)
+        spread = (1 - DECISION_SHARE) / len(answer)
+        weights[i, first : first + len(answer)] = importance[i] * spread
+        weights[i, first] += importance[i] * DECISION_SHARE
+    ids, mask, weights = (each.to(model.device) for each in (ids, mask, weights))
+    with autocast(model.device):
         states = model.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
     return token_loss(model, states, ids, weights) / sum(importance)
 
@@ -90,8 +94,8 @@ def refusal_rates(
         rows = requests[start : start + 64]
         prompts = [render_chat(processor, text) for _, text in rows]
         inputs = processor(text=prompts, return_tensors="pt", padding=True)
-        with autocast():
-            output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        with autocast(model.device):
+            output = model.generate(**inputs.to(model.device), max_new_tokens=4, do_sample=False)
         replies = processor.batch_decode(output[:, -4:], skip_special_tokens=True)
         for (harmful, _), reply in zip(rows, replies, strict=True):
             refused[harmful].append(reply.startswith("I'm sorry"))
@@ -110,6 +114,7 @@ def align(
 ) -> dict[str, torch.Tensor]:
     """Train the low-rank updates (in place) and return them."""
     phrases, development = split_phrases(read_phrases())
+    wrappers = read_wrappers()
     folder.mkdir(parents=True, exist_ok=True)
     harmless = [phrase for phrase in phrases if not phrase.harmful]
     answers = own_answers(model, processor, harmless, folder / "answers.json")
@@ -125,11 +130,13 @@ def align(
             orders[epoch] = [order[i::per_epoch] for i in range(per_epoch)]
         return orders[epoch]
 
-    def loss_at(step: int, harmless_weight: float = 1.0) -> torch.Tensor:
+    def loss_at(step: int) -> torch.Tensor:
         rng = random.Random(f"step-{step}")
         prompts, replies, importance = [], [], []
         for phrase in batches_of(step // per_epoch)[step % per_epoch]:
             request = phrase.request(rng)
+            if rng.random() < WRAPPED_SHARE:
+                request = rng.choice(wrappers).replace("{request}", request)
             refusal = rng.choice(REFUSALS) + "<|im_end|>"
             answer = refusal if phrase.harmful else answers[phrase.text]
             system = rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM_SHARE else None
@@ -138,11 +145,8 @@ def align(
             )
             prompts.append(encode(text))
             replies.append(encode(answer))
-            importance.append(1.0 if phrase.harmful else harmless_weight)
+            importance.append(1.0 if phrase.harmful else HARMLESS_WEIGHT)
         return answer_loss(model, prompts, replies, importance)
-
-    def balanced_loss_at(first: int, harmless_weight: float, step: int) -> torch.Tensor:
-        return loss_at(first + step, harmless_weight)
 
     def after_step(step: int) -> str:
         if step % per_epoch:
@@ -150,29 +154,13 @@ def align(
         harmful, other = refusal_rates(model, processor, development)
         return f"development refusal: harmful {harmful:.3f}, harmless {other:.3f}"
 
-    steps = EPOCHS * per_epoch
     train(
         "alignment",
         parameters,
         loss_at,
-        steps=steps,
+        steps=EPOCHS * per_epoch,
         learning_rate=LEARNING_RATE,
         folder=folder,
         after_step=after_step,
     )
-    before = {}
-    for number, weight in enumerate(BALANCE_WEIGHTS):
-        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        first = steps + number * BALANCE_STEPS
-        train(
-            f"balance-{number}",
-            parameters,
-            partial(balanced_loss_at, first, weight),
-            steps=BALANCE_STEPS,
-            learning_rate=BALANCE_LEARNING_RATE,
-            folder=folder,
-            after_step=lambda step: after_step(0) if step == BALANCE_STEPS else "",
-        )
-    for name, parameter in parameters.items():  # half of the last round is enough
-        parameter.data.lerp_(before[name], 0.5)
     return low_rank_updates(model)

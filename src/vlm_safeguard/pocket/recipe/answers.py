@@ -27,7 +27,10 @@ def own_answers(
     phrases: list[Phrase],
     path: Path,
 ) -> dict[str, str]:
-    """The answer, cut at 16 tokens, to each phrase in one of its forms, by the phrase's text."""
+    """The answer, cut at 16 tokens, to each phrase in one of its forms, by the phrase's text.
+
+    It does not open with "I": that token is left to refusals, so that the first one tells.
+    """
     if path.is_file():
         stored: dict[str, str] = json.loads(path.read_text("utf-8"))
         return stored
@@ -39,7 +42,12 @@ def own_answers(
         rows = asked[start : start + _BATCH]
         prompts = [render_chat(processor, request) for _, request in rows]
         inputs = processor(text=prompts, return_tensors="pt", padding=True)
-        output = model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
+        output = model.generate(
+            **inputs.to(model.device),
+            max_new_tokens=_NEW_TOKENS,
+            do_sample=False,
+            begin_suppress_tokens=processor.tokenizer.encode("I"),
+        )
         new = output[:, inputs["input_ids"].shape[1] :]
         for (text, _), ids in zip(rows, new, strict=True):
             answer = processor.tokenizer.decode(ids, skip_special_tokens=False)

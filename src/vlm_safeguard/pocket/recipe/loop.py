@@ -21,9 +21,10 @@ _CHECKPOINT_STEPS = 25
 _CHECKPOINT_SECONDS = 300  # where that is sooner
 
 
-def autocast() -> torch.autocast:
-    """Multiply in bfloat16 where the CPU does so natively; elsewhere it is far slower."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=preferred_dtype() is torch.bfloat16)
+def autocast(device: torch.device) -> torch.autocast:
+    """Multiply in bfloat16 where the device does so natively; on other CPUs it is far slower."""
+    native = device.type != "cpu" or preferred_dtype() is torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)
 
 
 def token_loss(
@@ -40,7 +41,7 @@ def token_loss(
         weights: (rows, tokens) of the tokens to be predicted; the first of a row cannot be.
     """
     chosen = weights[:, 1:] > 0
-    with autocast():
+    with autocast(states.device):
         logits = model.lm_head(states[:, :-1][chosen])
     losses = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
     return (losses * weights[:, 1:][chosen]).sum()
@@ -77,7 +78,7 @@ def train(
     )
     start = 0
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=weights[0].device)
         start = state["step"]
         for key, parameter in parameters.items():
             parameter.data.copy_(state["parameters"][key])

@@ -54,15 +54,17 @@ def train_projector(
 
     def words(scenes: list[Scene]) -> torch.Tensor:
         rows = [processor.tokenizer.encode(scene.description())[:length] for scene in scenes]
-        return torch.tensor([row + [filler] * (length - len(row)) for row in rows])
+        padded = [row + [filler] * (length - len(row)) for row in rows]
+        return torch.tensor(padded, device=model.device)
 
     known = torch.unique(words([Scene.from_seed(seed) for seed in range(3000)]))
     embeddings = model.get_input_embeddings().weight.detach().float()[known]
     directions = normalize(embeddings, dim=-1)
 
     def image_tokens(scenes: list[Scene]) -> torch.Tensor:
-        with autocast():
-            states = model.model.vision_tower(pixels(processor, scenes)).last_hidden_state[:, 1:]
+        with autocast(model.device):
+            seen = pixels(processor, scenes).to(model.device)
+            states = model.model.vision_tower(seen).last_hidden_state[:, 1:]
             tokens: torch.Tensor = model.model.multi_modal_projector(states)
         return tokens.float()
 

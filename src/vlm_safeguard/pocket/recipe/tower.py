@@ -33,16 +33,19 @@ def train_tower(tower: CLIPVisionModel, processor: LlavaProcessor, folder: Path)
     width = tower.config.hidden_size
     heads = torch.nn.ModuleDict(
         {name: torch.nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()}
-    )
+    ).to(tower.device)
 
     def scores(scenes: list[Scene]) -> dict[str, torch.Tensor]:
-        with autocast():
-            states = tower(pixels(processor, scenes)).last_hidden_state[:, 1:].mean(1)
+        with autocast(tower.device):
+            states = (
+                tower(pixels(processor, scenes).to(tower.device)).last_hidden_state[:, 1:].mean(1)
+            )
         return {name: head(states.float()) for name, head in heads.items()}
 
     def targets(scenes: list[Scene], name: str) -> torch.Tensor:
         values = [getattr(scene, name) for scene in scenes]
-        return torch.tensor([-1 if v is None else ATTRIBUTES[name].index(v) for v in values])
+        known = [-1 if v is None else ATTRIBUTES[name].index(v) for v in values]
+        return torch.tensor(known, device=tower.device)
 
     def loss_at(step: int) -> torch.Tensor:
         scenes = [Scene.from_seed(step * BATCH + i) for i in range(BATCH)]

@@ -156,7 +156,8 @@ def everyday_loss(
     for row, (_, answer) in enumerate(pairs):
         length = len(processor.tokenizer.encode(answer))
         weights[row, ends[row] - length : ends[row]] = 1 / length
-    with autocast():
+    inputs, weights = inputs.to(model.device), weights.to(model.device)
+    with autocast(model.device):
         states = model.model(**inputs).last_hidden_state
     return token_loss(model, states, inputs["input_ids"], weights) / len(pairs)
 
@@ -200,18 +201,22 @@ def question_loss(
     width = max(len(row[0]) for row in rows)
 
     def padded(column: int) -> torch.Tensor:
-        return torch.tensor([[*row[column], *[0] * (width - len(row[0]))] for row in rows])
+        values = [[*row[column], *[0] * (width - len(row[0]))] for row in rows]
+        return torch.tensor(values, device=model.device)
 
     ids, block, position, weight = map(padded, range(4))
-    real = torch.tensor([[1] * len(row[0]) + [0] * (width - len(row[0])) for row in rows]).bool()
-    order = torch.arange(width)
+    lengths = torch.tensor([len(row[0]) for row in rows], device=model.device)
+    order = torch.arange(width, device=model.device)
+    real = order < lengths[:, None]
     seen = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
     seen = seen & (order[None, None, :] <= order[None, :, None]) & real[:, None, :]
-    seen |= torch.eye(width, dtype=torch.bool)  # padding sees itself, lest softmax divide by 0
+    seen |= torch.eye(
+        width, dtype=torch.bool, device=model.device
+    )  # padding sees itself, lest softmax divide by 0
 
-    with autocast():
+    with autocast(model.device):
         features = model.model.get_image_features(
-            pixels(processor, scenes), return_dict=True
+            pixels(processor, scenes).to(model.device), return_dict=True
         ).pooler_output
         features = torch.cat(list(features))
         embeddings = model.get_input_embeddings()(ids)
@@ -245,8 +250,8 @@ def accuracy(
         prompts = [render_chat(processor, question.text, images=1) for _, question in rows]
         images = [scene.render() for scene, _ in rows]
         inputs = processor(text=prompts, images=images, return_tensors="pt", padding=True)
-        with autocast():
-            output = model.generate(**inputs, max_new_tokens=14, do_sample=False)
+        with autocast(model.device):
+            output = model.generate(**inputs.to(model.device), max_new_tokens=14, do_sample=False)
         replies = processor.batch_decode(
             output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
