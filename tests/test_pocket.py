@@ -28,6 +28,7 @@ from vlm_safeguard.pocket.base import Base
 from vlm_safeguard.pocket.family import CODER, member
 from vlm_safeguard.pocket.model import apply_parts
 from vlm_safeguard.pocket.recipe.loop import train
+from vlm_safeguard.pocket.recipe.soup import mean_updates
 from vlm_safeguard.pocket.recipe.tower import pixels
 from vlm_safeguard.pocket.recipe.vision import question_loss
 from vlm_safeguard.pocket.requests import HOW_TEMPLATES, Phrase
@@ -329,3 +330,19 @@ def test_export_is_an_ordinary_checkpoint_that_answers_alike(tmp_path: Path) -> 
         output = vlm.generate(**inputs, max_new_tokens=12, do_sample=False)
         answers.append(tool.decode(output[0]))
     assert answers[0] == answers[1]
+
+
+def test_a_soup_is_the_mean_of_its_alignments_as_near_as_its_rank_allows() -> None:
+    torch.manual_seed(0)
+    alignments = [
+        {"layer.a": torch.randn(rank, 12), "layer.b": torch.randn(9, rank)} for rank in (2, 3)
+    ]
+    dense = sum(each["layer.b"] @ each["layer.a"] for each in alignments) / 2
+    exact = mean_updates(alignments, 5)
+    assert torch.allclose(exact["layer.b"] @ exact["layer.a"], dense, atol=1e-5)
+    near = mean_updates(alignments, 2)
+    assert near["layer.a"].shape == (2, 12)
+    assert near["layer.b"].shape == (9, 2)
+    u, values, v = torch.linalg.svd(dense)
+    best = u[:, :2] * values[:2] @ v[:2]
+    assert torch.allclose(near["layer.b"] @ near["layer.a"], best, atol=1e-5)

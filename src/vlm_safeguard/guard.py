@@ -122,7 +122,7 @@ class Guard:
                 or `open`, always.
             layers: layers to edit; `choose_layers` decides by default.
             rank: directions a layer, m; 64 by default, or as many as there are anchors.
-            hold: also edit every token of the answer, not the last prompt token alone.
+            hold: also edit every token of the answer.
             budget: share of harmless requests that may open the gate, 0–1.
             batch_size: requests in one forward pass.
 

@@ -110,14 +110,19 @@ def conversation(request: str, system: str | None) -> list[dict[str, str]]:
 
 
 def align(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Train the low-rank updates (in place) and return them."""
+    """Train the low-rank updates (in place) and return them.
+
+    Args:
+        seed: of their start, of the order of the phrases and of how they are put.
+    """
     phrases, development = split_phrases(read_phrases())
     wrappers = read_wrappers()
     folder.mkdir(parents=True, exist_ok=True)
     harmless = [phrase for phrase in phrases if not phrase.harmful]
     answers = own_answers(model, processor, harmless, folder / "answers.json")
+    torch.manual_seed(seed)
     parameters = add_low_rank(model, RANK)
     encode = processor.tokenizer.encode
     per_epoch = -(-len(phrases) // BATCH)
@@ -125,13 +130,13 @@ def align(
 
     def batches_of(epoch: int) -> list[list[Phrase]]:
         if epoch not in orders:
-            rng = random.Random(f"epoch-{epoch}")
+            rng = random.Random(f"epoch-{seed}-{epoch}")
             order = rng.sample(phrases, len(phrases))
             orders[epoch] = [order[i::per_epoch] for i in range(per_epoch)]
         return orders[epoch]
 
     def loss_at(step: int) -> torch.Tensor:
-        rng = random.Random(f"step-{step}")
+        rng = random.Random(f"step-{seed}-{step}")
         prompts, replies, importance = [], [], []
         for phrase in batches_of(step // per_epoch)[step % per_epoch]:
             request = phrase.request(rng)
@@ -155,7 +160,7 @@ def align(
         return f"development refusal: harmful {harmful:.3f}, harmless {other:.3f}"
 
     train(
-        "alignment",
+        f"alignment-{seed}",
         parameters,
         loss_at,
         steps=EPOCHS * per_epoch,

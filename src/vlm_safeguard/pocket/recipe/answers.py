@@ -47,6 +47,7 @@ def own_answers(
             max_new_tokens=_NEW_TOKENS,
             do_sample=False,
             begin_suppress_tokens=processor.tokenizer.encode("I"),
+            suppress_tokens=[processor.image_token_id],
         )
         new = output[:, inputs["input_ids"].shape[1] :]
         for (text, _), ids in zip(rows, new, strict=True):

@@ -14,8 +14,9 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.pocket.architecture import make_model, make_processor
 from vlm_safeguard.pocket.family import CODER, POCKET, Member
 from vlm_safeguard.pocket.model import PARTS, apply_parts, preferred_dtype
-from vlm_safeguard.pocket.recipe.alignment import align
+from vlm_safeguard.pocket.recipe.alignment import RANK, align
 from vlm_safeguard.pocket.recipe.projector import train_projector
+from vlm_safeguard.pocket.recipe.soup import mean_updates
 from vlm_safeguard.pocket.recipe.tower import train_tower
 from vlm_safeguard.pocket.recipe.vision import train_everyday, train_questions
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 _SEED = 0
+_ALIGNMENTS = 2
 _CODER_PROJECTOR_STEPS = 1200
-_CODER_STEPS = 120  # through a language model eleven times as large as the Pocket VLM's
-_CODER_BATCH = 6
+_CODER_STEPS = 480
+_CODER_BATCH = 18
 _CODER_LEARNING_RATE = 7e-5  # its embeddings are 8 times smaller; 5e-4 undid the projector
 
 
@@ -55,12 +57,16 @@ def build(vlm: Member, folder: Path, weights: Path, device: str = "cpu") -> None
 def _build_pocket(
     fresh: Callable[[], LlavaForConditionalGeneration], processor: LlavaProcessor, folder: Path
 ) -> dict[str, torch.Tensor]:
-    """Align the LLM on text; then tower, projector, and both through the LLM."""
-    aligned = folder / "alignment.safetensors"
-    if not aligned.is_file():
-        _save(align(fresh(), processor, folder), aligned)
+    """Align the LLM on text, twice; then tower, projector, and both through the mean LLM."""
+    alignments = []
+    for seed in range(_ALIGNMENTS):
+        aligned = folder / f"alignment-{seed}.safetensors"
+        if not aligned.is_file():
+            _save(align(fresh(), processor, folder, seed), aligned)
+        alignments.append(load_file(aligned))
+    mean = mean_updates(alignments, RANK)
     model = fresh()
-    apply_parts(model, load_file(aligned))
+    apply_parts(model, mean)
     _parts_in_float32(model)
     tower = folder / "tower.safetensors"
     if not tower.is_file():
@@ -70,7 +76,7 @@ def _build_pocket(
     train_projector(model, processor, folder)
     train_questions(model, processor, folder)
     train_everyday(model, processor, folder)
-    return {**load_file(aligned), **_trained(model)}
+    return {**mean, **_trained(model)}
 
 
 def _build_coder(
