@@ -85,7 +85,7 @@ def test_fit_inspect_ask_in_a_row(
     assert fitted.code == 0, fitted.err
     facts = json.loads(fitted.out)
     assert (facts["layers"], facts["rank"], facts["edit"]) == ("2–3", 2, "refuse")
-    assert facts["edited tokens"] == "the last of the prompt, and the answer's"
+    assert facts["edited tokens"] == "the request's, and the answer's"
     assert Image.open(folder / "guard.png").size[0] > 500
 
     shown = run("inspect", folder, "--json", "--figure", tmp_path / "again.png")
