@@ -304,7 +304,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "half the weights": (cut(WEIGHTS_NAME), "corrupt"),
     "empty weights": (lambda f: (f / WEIGHTS_NAME).write_bytes(b""), "corrupt"),
     "bytes": (lambda f: (f / CONFIG_NAME).write_bytes(b"\xff\xfe\x00"), "cannot be read"),
-    "format": (edit_config(lambda c: c.update(format=FORMAT + 1)), f"has guard format {FORMAT + 1}"),
+    "format": (
+        edit_config(lambda c: c.update(format=FORMAT + 1)),
+        f"has guard format {FORMAT + 1}",
+    ),
     "unknown field": (edit_config(lambda c: c.update(colour="red")), "colour"),
     "missing field": (edit_config(lambda c: c.pop("layers")), "layers"),
     "edit": (edit_config(lambda c: c["edit"].update(name="remove")), "no edit 'remove'"),
