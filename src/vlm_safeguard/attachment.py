@@ -201,7 +201,8 @@ class Attachment:
         self._current: _Requests | None = None
         self._places: _Places | None = None  # what the current pass may edit
         self._reads_end = False  # whether the current pass reads the prompts' ends
-        self._edits: dict[int, _EditHere] = {}  # layer → what it edits in the current pass
+        # layer → what it edits in the current pass; None until the first one asks
+        self._edits: dict[int, _EditHere] | None = None
         self._start = 0  # where the current pass's tokens start in their rows
         self._width = 0  # tokens in a row of the current pass
         self._continuing: WeakKeyDictionary[Any, _Requests] = WeakKeyDictionary()
@@ -295,7 +296,7 @@ class Attachment:
         for handle in self._layer_handles:
             handle.remove()
         self._layer_handles, self._armed, self._fired, self._finite = [], [], [], []
-        self._edits = {}
+        self._edits = None
 
     @torch.no_grad()
     def _verify(self) -> None:
@@ -585,7 +586,8 @@ class Attachment:
                 for token, origin in enumerate(origins)
                 if origin is not None and origin >= first
             }
-            aligned.append(spanned | {standing[-1]: len(text) - 1})
+            last = standing[-1]
+            aligned.append((spanned | {last: len(text) - 1}, last))
         editable = torch.tensor([guard.edit.edits_text or fact["images"] > 0 for fact in facts])
         starts = _starts(texts)
         requests = _Requests(
@@ -593,8 +595,8 @@ class Attachment:
             is_open=editable[:, None].repeat(1, len(guard.layers)),
             text={},
             places=_Places.of([
-                (row, position, starts[texts[row]] + token, position == max(spanned))
-                for row, spanned in enumerate(aligned)
+                (row, position, starts[texts[row]] + token, position == last)
+                for row, (spanned, last) in enumerate(aligned)
                 for position, token in sorted(spanned.items())
             ]),
             editable=editable,
@@ -705,7 +707,7 @@ class Attachment:
         """`h` with the open rows edited, or None where all are closed."""
         if self._reads_end and not requests.settled:
             self._settle(requests)
-        if not self._edits:
+        if self._edits is None:  # an empty one stands, too: nothing is open
             self._edits = self._edits_here(requests, h.device)
         if layer not in self._edits:
             return None

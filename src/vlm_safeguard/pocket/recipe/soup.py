@@ -1,6 +1,6 @@
 """The mean of several alignments of one language model (a model soup, arXiv 2203.05482).
 
-Each alignment errs on other requests; their mean errs on fewer.
+What the mean of the shipped weights gave is in the package's `pocket/README.md`.
 """
 
 from __future__ import annotations

@@ -37,9 +37,8 @@ def train_tower(tower: CLIPVisionModel, processor: LlavaProcessor, folder: Path)
 
     def scores(scenes: list[Scene]) -> dict[str, torch.Tensor]:
         with autocast(tower.device):
-            states = (
-                tower(pixels(processor, scenes).to(tower.device)).last_hidden_state[:, 1:].mean(1)
-            )
+            seen = pixels(processor, scenes).to(tower.device)
+            states = tower(seen).last_hidden_state[:, 1:].mean(1)
         return {name: head(states.float()) for name, head in heads.items()}
 
     def targets(scenes: list[Scene], name: str) -> torch.Tensor:

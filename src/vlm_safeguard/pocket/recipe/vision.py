@@ -210,9 +210,8 @@ def question_loss(
     real = order < lengths[:, None]
     seen = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
     seen = seen & (order[None, None, :] <= order[None, :, None]) & real[:, None, :]
-    seen |= torch.eye(
-        width, dtype=torch.bool, device=model.device
-    )  # padding sees itself, lest softmax divide by 0
+    # padding sees itself, lest softmax divide by 0
+    seen |= torch.eye(width, dtype=torch.bool, device=model.device)
 
     with autocast(model.device):
         features = model.model.get_image_features(
