@@ -172,6 +172,14 @@ def test_the_page_can_be_read_by_everyone(page: Page) -> None:
     assert {p["srcset"] for p in page.all("source")}.isdisjoint(i["src"] for i in page.all("img"))
 
 
+def test_no_line_ends_between_a_number_and_what_it_counts(page: Page) -> None:
+    shown = [text for tag in ("h3", "th", "td", "small", "li", "caption", "span", "figcaption")
+             for text in page.text(tag)]  # fmt: skip
+    assert any("95\u00a0%" in text for text in shown)
+    assert any("n\u00a0=\u00a06" in text for text in shown)
+    assert not [text for text in shown if "n = " in text or "95 %" in text]
+
+
 def test_every_answer_is_there_with_its_verdicts_and_receipt(folder: Path, page: Page) -> None:
     data = page.data()
     lines = [json.loads(text) for text in (folder / "samples.jsonl").open(encoding="utf-8")]
@@ -304,6 +312,9 @@ def test_markdown_holds_every_table_and_figure(folder: Path) -> None:
     found = contents(read_source(folder))
     for section in found.sections:
         assert f"## {section.title}" in text
+        titles = [table.title for table in section.tables]
+        assert len(set(titles)) == len(titles), "two tables of a section share a heading"
+        assert all(picture.caption in text for picture in section.pictures)
         for table in section.tables:
             assert (folder / "tables" / f"{table.name}.csv").is_file()
     pictures = re.findall(r"!\[(.+)\]\((.+)\)", text)
@@ -518,7 +529,7 @@ def test_cautions_name_what_weakens_the_results() -> None:
     ]
     pair = {"judge_a": "x", "judge_b": "y", "n": 9, "kappa": 0.2, "table": [[4, 2], [2, 1]]}
     said = " ".join(findings(source_of(rows, agreement=[pair]), []).cautions)
-    for words in ("4 of 5 rows", "fewer than 100", "could not be read", "x and y agree little",
+    for words in ("4 of 5 rows", "fewer than 100", "could not be read", "“x” and “y” agree little",
                   "itself would do", "random on “evil”"):  # fmt: skip
         assert words in said
 

@@ -78,7 +78,8 @@ def contents(source: Source) -> Contents:
         Section(
             "attack",
             "Attack success",
-            f"Share of harmful requests that were followed; lower is safer. Quoted: {how}.",
+            "Share of harmful requests that were followed; lower is safer. "
+            f"Summary and figures: {how}.",
             _bars(attacked, "attack success", "requests followed, % (lower is safer)"),
             (
                 *([published] if published else []),
@@ -168,7 +169,7 @@ def _bars(rows: Sequence[Row], what: str, label: str) -> tuple[Picture, ...]:
                 alt=f"Bars of {what} on {benchmark} by defence and image condition. Default guard: "
                 f"{', '.join(seen) or 'not measured'}. The table below has all values.",
                 caption=f"{benchmark}: {what}, with 95 % intervals. Green: this guard's edits; "
-                "blue: defences by others; orange and red: controls.",
+                "blue: defences by others; orange and red: controls; grey: none.",
                 draw=partial(figures.bars_figure, here, label=f"{benchmark}: {label}"),
             )
         )
@@ -186,7 +187,8 @@ def _frontier(points: Sequence[Setting]) -> Section:
                 "frontier",
                 f"Attack success against over-refusal at {len(points)} settings of strength and "
                 "threshold. The table below has all values.",
-                "Attack success against over-refusal as strength and threshold sweep.",
+                "Attack success against over-refusal as strength and threshold sweep, with 95 % "
+                "intervals.",
                 partial(figures.frontier_figure, points),
             ),
         )
@@ -282,7 +284,7 @@ def _provenance(source: Source) -> Section:
         for title, value in (
             ("Command", made.get("command")),
             ("Plan", made.get("plan")),
-            ("Details", rest),
+            ("Other details", rest),
         )
         if value
     ]

@@ -69,6 +69,7 @@ def _markdown(found: Contents) -> Iterator[str]:
         yield f"\n## {_plain(section.title)}\n\n{_plain(section.intro)}"
         for picture in section.pictures:
             yield f"\n![{_plain(picture.alt)}](figures/{file_name(picture.name)}.png)"
+            yield f"\n{_plain(picture.caption)}"
         for table in section.tables:
             yield from _table(table)
         for title, text in section.code:
@@ -79,7 +80,7 @@ def _markdown(found: Contents) -> Iterator[str]:
 
 
 def _aim(aim: Aim) -> Iterator[str]:
-    yield f"- **{_plain(aim.name)}: {HOLDS[aim.holds]}.** {_plain(aim.measured)}"
+    yield f"- **{_plain(aim.name)} – {HOLDS[aim.holds]}.** {_plain(aim.measured)}"
     yield from (f"  - {_plain(failure)}" for failure in aim.failures)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
 from vlm_safeguard.evaluation.gap import principal_plane
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from vlm_safeguard.report.source import Setting, Share
 
 # after Okabe and Ito, told apart with every common kind of colour blindness
-RED, BLUE, GREEN, GREY = "#d55e00", "#0072b2", "#009e73", "#8c8c8c"
+RED, GREEN, GREY = "#d55e00", "#009e73", "#8c8c8c"
+BLUE = "C0"  # the first of the cycle, which is lighter on dark ground
 _SHADES = {
     "none": GREY,
     "default": GREEN,
@@ -36,17 +38,26 @@ _SHADES = {
     "flipped": "#b04a00",
 }
 _OTHERS = "#56b4e9"  # defences of others
-_CYCLE = (BLUE, RED, GREEN, "#cc79a7", "#e69f00", "#56b4e9")
+_REST = (RED, GREEN, "#cc79a7", "#e69f00", "#56b4e9")
+_CYCLE = (BLUE, *_REST)
 _MARKS = "os^Dvp"
-DARK: dict[Any, str] = {
+DARK: dict[Any, Any] = {
     "figure.facecolor": "#16191d",
     "axes.facecolor": "#16191d",
     **dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"),
         "#d7dce2",
     ),
+    "axes.prop_cycle": cycler(color=("#4aa3df", *_REST)),
 }
-mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+mpl.rcParams.update(
+    {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=("#0072b2", *_REST)),
+    }
+)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -112,7 +123,7 @@ def bars_figure(rows: Sequence[Row], path: Path, label: str) -> None:
     """
     conditions = list(dict.fromkeys(row.condition for row in rows))
     defences = list(dict.fromkeys(row.defence for row in rows))
-    size = (max(5.2, 1.6 + 1.9 * len(conditions)), 1.1 + 0.27 * len(defences))
+    size = (max(5.0, 1.6 + 1.7 * len(conditions)), 1.1 + 0.27 * len(defences))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(conditions), sharey=True, squeeze=False)[0]
     for axes, condition in zip(panels, conditions, strict=True):
@@ -155,14 +166,15 @@ def frontier_figure(frontier: Sequence[Setting], path: Path) -> None:
             axes.errorbar(
                 x, y, **reach, color=_CYCLE[number % len(_CYCLE)],
                 marker=_MARKS[number % len(_MARKS)], markersize=5, linewidth=1.3,
-                elinewidth=0.6, label=knob,
+                elinewidth=0.5, label=knob,
             )  # fmt: skip
-            for end in {0, len(points) - 1} if points else ():
+            ends = sorted({0, len(points) - 1}, key=x.__getitem__) if points else ()
+            for end, side in zip(ends, ("right", "left"), strict=False):  # each to its outside
                 axes.annotate(
-                    f"{points[end].setting:.3g}", (x[end], y[end]), fontsize=8,
-                    xytext=(-4, -11) if number % 2 else (5, 5), textcoords="offset points",
-                    ha="right" if number % 2 else "left",
-                    color=_CYCLE[number % len(_CYCLE)],
+                    f"{points[end].setting:.3g}", (x[end], y[end]), fontsize=9, ha=side,
+                    xytext=(-6 if side == "right" else 6, -11 if number % 2 else 4),
+                    textcoords="offset points", zorder=4,
+                    bbox={"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5},
                 )  # fmt: skip
         axes.set_title(condition_name(condition), fontsize=10)
         axes.tick_params(labelbottom=True)
@@ -183,7 +195,7 @@ def cost_figure(ratios: Sequence[Ratio], path: Path) -> None:
     metrics = list(dict.fromkeys(ratio.metric for ratio in ratios))
     defences = list(dict.fromkeys(ratio.defence for ratio in ratios))
     kinds = list(dict.fromkeys(ratio.prompts for ratio in ratios))
-    figure = Figure(figsize=(2 + 2.7 * len(metrics), 1.4 + 0.36 * len(defences)),
+    figure = Figure(figsize=(2 + 2.2 * len(metrics), 1.4 + 0.36 * len(defences)),
                     layout="constrained")  # fmt: skip
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
@@ -234,7 +246,7 @@ def gap_figure(
         condition: which image.
     """
     centre, plane = principal_plane(text)
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     image = condition_name(condition)
     for axes, shown, name in zip(
@@ -255,7 +267,7 @@ def gap_figure(
     panels[0].set_ylabel("second principal component")
     figure.suptitle(title)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
 
 
@@ -280,17 +292,17 @@ def auroc_figure(guard: Guard, measured: Mapping[str, Sequence[float]], path: Pa
     Args:
         measured: by image condition, the AUROC of requests of that kind in every layer.
     """
-    figure = Figure(figsize=(7.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
     axes = figure.subplots()
     _quality(axes, guard, measured)
     axes.grid(axis="y", alpha=0.25)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     _save(figure, path)
 
 
 def spectra_figure(guard: Guard, path: Path) -> None:
     """Singular spectra of the first, the middle and the last edited layer."""
-    figure = Figure(figsize=(7.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
     axes = figure.subplots()
     layers = guard.layers
     _spectrum(axes, guard, dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])))
@@ -300,9 +312,9 @@ def spectra_figure(guard: Guard, path: Path) -> None:
 
 def gate_figure(guard: Guard, path: Path) -> None:
     """The gate's scores at fitting, and its threshold."""
-    figure = Figure(figsize=(7.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.7), layout="constrained")
     _scores(figure.subplots(), guard)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize="small")
     _save(figure, path)
 
 

@@ -11,6 +11,8 @@ from vlm_safeguard.report.names import (
     CONTROLS,
     DEFAULT,
     TEXT,
+    all_cells,
+    judge_name,
     percent,
     points,
     quoted,
@@ -23,6 +25,7 @@ from vlm_safeguard.report.source import Line, Source
 
 _STRONGEST = ("llama-guard", "rubric")  # judges, by how far their word is taken
 _PHRASES = "refusal"  # the judge that only reads phrases
+_BY_PHRASES = f"judged by {judge_name(_PHRASES)}"
 _ROUNDING = 1e-9
 _KAPPA = 0.6  # below, two judges do not say the same thing
 
@@ -103,7 +106,7 @@ def attack_rows(rows: Sequence[Row]) -> tuple[list[Row], str]:
     judge = chief_judge(rows, "attack_success")
     found = [r for r in rows if r.metric == "attack_success" and r.judge == judge]
     if found:
-        how = "not refused, by its phrases" if judge in (None, _PHRASES) else f"judged by {judge}"
+        how = _BY_PHRASES if judge in (None, _PHRASES) else f"judged by {judge}"
         return found, how
     judge = chief_judge(rows, "refusal")
     return [
@@ -117,7 +120,7 @@ def attack_rows(rows: Sequence[Row]) -> tuple[list[Row], str]:
         )
         for row in rows
         if row.metric == "refusal" and row.prompts == "harmful" and row.judge == judge
-    ], "not refused, by its phrases"
+    ], _BY_PHRASES
 
 
 def refusal_rows(rows: Sequence[Row]) -> list[Row]:
@@ -276,12 +279,12 @@ def _over_refusal(refusal: _Cells) -> list[str]:
     if ours.value <= plain.value:
         return [
             "Over-refusal: with the default guard no more harmless requests were refused than "
-            f"without, in all {len(pairs)} cells; at most {share(max(pairs, key=_ours)[1])}."
+            f"without, in {all_cells(len(pairs))}; at most {share(max(pairs, key=_ours)[1])}."
         ]
     return [
         f"Over-refusal: harmless requests refused went from {share(plain)} to {share(ours)} on "
-        f"{where(ours)}, the largest rise ({points(ours.value - plain.value)}) of "
-        f"{len(pairs)} cells."
+        f"{where(ours)}, the largest rise ({points(ours.value - plain.value)}) in "
+        f"{all_cells(len(pairs))}."
     ]
 
 
@@ -296,12 +299,12 @@ def _utility(accuracy: _Cells) -> list[str]:
     plain, ours = max(pairs, key=lambda pair: abs(pair[1].value - pair[0].value))
     if ours.value == plain.value:
         return [
-            "Utility: as many questions answered right with the guard as without, in all "
-            f"{len(pairs)} cells; for one, {share(ours)} on {where(ours)}."
+            "Utility: as many questions answered right with the guard as without, in "
+            f"{all_cells(len(pairs))}; for one, {share(ours)} on {where(ours)}."
         ]
     return [
         f"Utility: {share(plain)} of {where(plain)} answered right without the guard and "
-        f"{share(ours)} with it, the largest change of {len(pairs)} cells."
+        f"{share(ours)} with it, the largest change in {all_cells(len(pairs))}."
     ]
 
 
@@ -376,7 +379,8 @@ def _judged(name: str, differences: Sequence[tuple[float, str]], limit: float) -
     """An aim that holds where every difference is at most `limit`."""
     failures = tuple(words for value, words in differences if value > limit + _ROUNDING)
     worst = max(differences)[1]
-    return Aim(name, not failures, f"The worst of {len(differences)}: {worst}.", failures)
+    lead = f"The worst of {len(differences)}" if len(differences) > 1 else "Measured once"
+    return Aim(name, not failures, f"{lead}: {worst}.", failures)
 
 
 def _aim_lowest(attack: _Cells, refusal: _Cells) -> Aim:
@@ -406,7 +410,7 @@ def _aim_lowest(attack: _Cells, refusal: _Cells) -> Aim:
     if not measured:
         return Aim(name, None, "No image condition has both attack success and over-refusal.")
     return Aim(
-        name, not failures, f"So in {measured - len(failures)} of {measured} cells.",
+        name, not failures, f"True in {measured - len(failures)} of {measured} cells.",
         tuple(failures),
     )  # fmt: skip
 
@@ -496,8 +500,10 @@ def _cautions(source: Source, attack: _Cells, how: str) -> list[str]:
     for pair in source.details.agreement:
         if pair.kappa is not None and pair.kappa < _KAPPA:
             said.append(
-                f"{pair.judge_a} and {pair.judge_b} agree little (κ = {pair.kappa:.2f} on "
-                f"{pair.n} answers): what one of them says alone is not settled."
+                f"The judges {quoted(judge_name(pair.judge_a))} and "
+                f"{quoted(judge_name(pair.judge_b))} agree little "
+                f"(κ = {pair.kappa:.2f} on {pair.n} answers): what one of them says alone is not "
+                "settled."
             )
     unsafe = [
         row for (_, condition), cell in attack.by.items()

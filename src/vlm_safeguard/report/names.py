@@ -33,6 +33,7 @@ _DEFENCES = {
     "random": "the default in a random subspace of the same rank; a control",
     "flipped": "the default pushing the other way; a control",
 }
+_JUDGES = {"refusal": "refusal phrases"}  # else it reads like the measure
 MEASURES = {
     "attack_success": "attack success",
     "refusal": "refused",
@@ -69,6 +70,21 @@ def with_image(condition: str) -> str:
 def defence_words(defence: str) -> str:
     """One line on a defence; empty where it is not one of ours."""
     return _DEFENCES.get(defence, "")
+
+
+def judge_name(judge: str) -> str:
+    """A judge in words."""
+    return _JUDGES.get(judge, judge)
+
+
+def judged_by(judge: str | None) -> str:
+    """Who judged, as the end of a title; empty where nobody had to."""
+    return f", judged by {judge_name(judge)}" if judge else ""
+
+
+def all_cells(count: int) -> str:
+    """How many cells were looked at, as the end of a sentence."""
+    return "the only cell" if count == 1 else f"all {count} cells"
 
 
 def percent(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -67,6 +68,7 @@ def render(found: Contents, folder: Path, *, withhold: bool = False) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = _unbroken
     script = (_TEMPLATES / "report.js").read_text("utf-8")
     with TemporaryDirectory() as drawing:
         images = {
@@ -98,6 +100,11 @@ def _image(picture: Picture, light: Path, dark: Path) -> dict[str, Any]:
 
 def _address(image: Path) -> str:
     return f"data:image/png;base64,{b64encode(image.read_bytes()).decode()}"
+
+
+def _unbroken(text: str) -> str:
+    """Text whose numbers no line's end parts from what they count: 95 %, n = 100."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<=\bn[ \u00a0]=) ", "\u00a0", text)
 
 
 def _inert(json: str) -> str:

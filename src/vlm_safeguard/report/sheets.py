@@ -12,6 +12,8 @@ from vlm_safeguard.report.names import (
     MEASURES,
     condition_name,
     defence_words,
+    judge_name,
+    judged_by,
     number,
     percent,
     times,
@@ -95,13 +97,12 @@ def metric_sheets(
     order.sort(key=lambda at: (benchmarks.index(at[0]), at[1] not in (chief, "")))
     for benchmark, judge in order:
         here = [row for row in chosen if place(row) == (benchmark, judge)]
-        judged = f", judged by {judge}" if judge else ""
         sheets.append(
             _grid(
                 here,
                 name="_".join(filter(None, (metric, benchmark, judge))),
-                title=f"{benchmark}{judged}",
-                caption=f"{benchmark}: {MEASURES[metric]}{judged}, with 95 % intervals.",
+                title=f"{benchmark}: {MEASURES[metric]}{judged_by(judge)}",
+                caption="With 95 % intervals; n is the number of requests.",
                 folded=folded or (chief is not None and judge not in (chief, "")),
             )
         )
@@ -181,14 +182,13 @@ def mcnemar_sheets(found: Sequence[Comparison]) -> list[Sheet]:
         tests = [test for test in found if place(test) == at]
         conditions = list(dict.fromkeys(test.condition for test in tests))
         cells = {(test.a, test.b, test.condition): test for test in tests}
-        judged = f", judged by {judge}" if judge else ""
-        what = f"{MEASURES.get(metric, metric)}{judged}"
+        what = f"{MEASURES.get(metric, metric)}{judged_by(judge)}"
         sheets.append(
             Sheet(
                 name="_".join(filter(None, ("mcnemar", metric, benchmark, judge))),
                 title=f"{benchmark}: {what}",
-                caption=f"{benchmark}, {what}: McNemar's exact test on the same prompts. Below p: "
-                "prompts where it held for the first alone and for the second alone.",
+                caption="McNemar's exact test on the same prompts. Beside p: prompts where it held "
+                "for the first alone and for the second alone.",
                 header=("pair", *map(condition_name, conditions)),
                 lines=tuple(
                     (
@@ -218,11 +218,11 @@ def agreement_sheets(found: Sequence[Agreement]) -> list[Sheet]:
         name="agreement",
         title="Cohen's κ",
         caption="Agreement of judges on the same answers, corrected for chance: 1 is full "
-        "agreement, 0 what chance gives.",
-        header=("judges", "κ", "n", "left out: one said nothing"),
+        "agreement, 0 what chance gives. Left out: one of them said nothing.",
+        header=("judges", "κ", "n", "left out"),
         lines=tuple(
             (
-                Cell(f"{pair.judge_a} and {pair.judge_b}"),
+                Cell(f"{judge_name(pair.judge_a)} and {judge_name(pair.judge_b)}"),
                 EMPTY if pair.kappa is None else Cell(f"{pair.kappa:.2f}", "", pair.kappa),
                 Cell(f"{pair.n:,}", "", float(pair.n)),
                 Cell(f"{pair.left_out:,}", "", float(pair.left_out)),
@@ -234,7 +234,7 @@ def agreement_sheets(found: Sequence[Agreement]) -> list[Sheet]:
 
 
 def _confusion(pair: Agreement) -> Sheet:
-    a, b = pair.judge_a, pair.judge_b
+    a, b = judge_name(pair.judge_a), judge_name(pair.judge_b)
     total = max(1, sum(map(sum, pair.table)))
 
     def count(number: int) -> Cell:
@@ -242,9 +242,9 @@ def _confusion(pair: Agreement) -> Sheet:
 
     words = ("failed", "succeeded")
     return Sheet(
-        name=f"confusion_{a}_{b}",
+        name=f"confusion_{pair.judge_a}_{pair.judge_b}",
         title=f"{a} and {b}",
-        caption=f"Did the attack succeed? Answers by {a}'s word (down) and {b}'s (across).",
+        caption=f"Did the attack succeed? By {a}: down; by {b}: across.",
         header=(f"by {a}", *(f"{word}, by {b}" for word in words)),
         lines=tuple(
             (Cell(word), *map(count, line)) for word, line in zip(words, pair.table, strict=True)
@@ -301,7 +301,7 @@ def published_sheet(results: Results, judge: str | None) -> Sheet | None:
         condition = " or ".join(map(condition_name, figure.conditions))
         for row in ours:
             cell = measured(row)
-            judged = f", by {row.judge}" if row.judge else ""
+            judged = f", by {judge_name(row.judge)}" if row.judge else ""
             mine = Cell(cell.text, f"{condition_name(row.condition)}, {cell.small}, n = {row.n}"
                         f"{judged}", cell.number, cell.share)  # fmt: skip
             lines.append((Cell(figure.benchmark), Cell(condition), Cell(figure.defence), theirs,
