@@ -17,8 +17,9 @@ import vlm_safeguard
 ROOT = Path(vlm_safeguard.__file__).parent
 ORDER = (
     "errors", "images", "timing", "families", "conversation", "text_view", "backbone", "anchors",
-    "activations", "refusal", "directions", "edits", "gate", "receipt", "artifact", "attachment",
-    "guard", "doctor", "pocket", "loading", "defences", "evaluation", "report", "serving", "cli",
+    "activations", "refusal", "directions", "edits", "gate", "receipt", "artifact",
+    "request_batch", "attachment", "guard", "doctor", "pocket", "loading", "defences",
+    "evaluation", "report", "serving", "cli",
 )  # fmt: skip
 CORE = ORDER[: ORDER.index("guard") + 1]
 ALLOWED = {"torch", "transformers", "safetensors", "huggingface_hub", "pydantic", "tqdm", "PIL",

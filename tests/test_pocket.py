@@ -27,6 +27,7 @@ from vlm_safeguard.pocket.architecture import make_model as make_vlm
 from vlm_safeguard.pocket.base import Base
 from vlm_safeguard.pocket.family import CODER, member
 from vlm_safeguard.pocket.model import apply_parts
+from vlm_safeguard.pocket.recipe.alignment import answer_loss
 from vlm_safeguard.pocket.recipe.loop import train
 from vlm_safeguard.pocket.recipe.soup import mean_updates
 from vlm_safeguard.pocket.recipe.tower import pixels
@@ -265,6 +266,25 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", 40)
     assert torch.equal(run(tmp_path / "cut", None), whole)
+
+
+def test_answers_of_any_length_cost_what_they_cost_one_at_a_time(
+    model: LlavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: torch.enable_grad())
+    rng = random.Random(0)
+    prompts, answers = ([[rng.randrange(5, 90) for _ in range(rng.randint(least, 30))]
+                         for _ in range(37)] for least in (2, 1))  # fmt: skip
+    importance = [rng.choice((1.0, 1.5)) for _ in prompts]
+    losses = []
+    for prompt, answer, weight in zip(prompts, answers, importance, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        each = cross_entropy(logits, torch.tensor(answer), reduction="none")
+        losses.append(weight * (0.5 * each[0] + 0.5 * each.mean()))  # half on the first token
+    together = answer_loss(model, prompts, answers, importance)
+    torch.testing.assert_close(
+        together, torch.stack(losses).sum() / sum(importance), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_questions_asked_together_cost_what_they_cost_one_at_a_time(

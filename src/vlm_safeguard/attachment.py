@@ -14,8 +14,7 @@ Layers carry hooks only during passes that need them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from math import isfinite
 from types import TracebackType
@@ -31,6 +30,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.receipt import Receipt
 from vlm_safeguard.refusal import refusal_margin
+from vlm_safeguard.request_batch import Places, RequestBatch, TextReadings, text_starts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,99 +60,6 @@ _CANARY_NOISE = 100  # a canary's effect must be this many times what equal rows
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Tokens to edit, (n,) each.
-
-    Attributes:
-        row: whose they are.
-        position: where they stand in their row.
-        token: their counterparts in the text-only pass, counted through all its texts.
-        last: whether it is the prompt's last token, or follows it.
-    """
-
-    row: torch.Tensor
-    position: torch.Tensor
-    token: torch.Tensor
-    last: torch.Tensor
-
-    @classmethod
-    def of(cls, entries: Sequence[tuple[int, int, int, bool]]) -> Self:
-        row, position, token, last = zip(*entries, strict=True)
-        return cls(*map(torch.tensor, (row, position, token, last)))
-
-    def between(self, start: int, stop: int) -> _Places:
-        """Those at positions from `start` to before `stop`, counted from `start`."""
-        chosen = (self.position >= start) & (self.position < stop)
-        return _Places(self.row[chosen], self.position[chosen] - start, self.token[chosen],
-                       self.last[chosen])  # fmt: skip
-
-    def following(self, start: int, stop: int) -> _Places:
-        """Every row's tokens after its last one, at these positions of a pass."""
-        ends = self.token[self.last]
-        count = stop - start
-        return _Places(
-            self.row[self.last].repeat_interleave(count),
-            torch.arange(start, stop).repeat(len(ends)),
-            ends.repeat_interleave(count),
-            torch.ones(len(ends) * count, dtype=torch.bool),
-        )
-
-    def __add__(self, other: _Places) -> _Places:
-        return _Places(*(torch.cat([getattr(self, f.name), getattr(other, f.name)])
-                         for f in fields(self)))  # fmt: skip
-
-
-@dataclass
-class _Requests:
-    """A batch of requests whose prompts have been or are being read.
-
-    Attributes:
-        is_open: (rows, guarded layers) gate decisions.
-        text: layer → (tokens, m) coordinates of the text-only pass, text after text; empty where
-            it was not run.
-        places: the prompts' tokens that the edit spans.
-        editable: (rows,) rows the edit acts on at all.
-        first_edited: the layers where some row is edited first; its receipt is filled there.
-        settled: whether all decisions are made: they are made once and then stand.
-        finished: whether the pass that read the prompts' ends is over, receipts and all.
-    """
-
-    receipts: list[dict[str, Any]]
-    is_open: torch.Tensor
-    text: dict[int, torch.Tensor]
-    places: _Places
-    editable: torch.Tensor
-    first_edited: set[int] = field(default_factory=set)
-    settled: bool = False
-    finished: bool = False
-
-    @property
-    def last(self) -> torch.Tensor:
-        """(rows,) position of each row's last prompt token."""
-        return self.places.position[self.places.last]
-
-
-@dataclass
-class TextReadings:
-    """Text-only passes that are already made, for guards of one model that read the same prompts.
-
-    Attributes:
-        states: text → layer → (tokens, hidden) states.
-        final: text → (hidden,) final state, from which the next token is predicted.
-    """
-
-    states: dict[tuple[int, ...], dict[int, torch.Tensor]] = field(default_factory=dict)
-    final: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
-
-    def missing(
-        self, texts: Iterable[tuple[int, ...]], layers: Iterable[int]
-    ) -> list[tuple[int, ...]]:
-        """Those of `texts` that are not read at all `layers`."""
-        needed = set(layers)
-        return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
-
-
-@dataclass(frozen=True)
 class _EditHere:
     """What one layer edits in one pass: (n,) rows, positions and whether last, and the aim."""
 
@@ -172,7 +79,7 @@ class _Prompt:
 
     ids: torch.Tensor
     mask: torch.Tensor | None
-    requests: _Requests | None = None
+    requests: RequestBatch | None = None
     answering: bool = False
 
 
@@ -198,14 +105,14 @@ class Attachment:
         self._finite: list[torch.Tensor] = []  # of each edit in a pass, whether it is
         self._text_states: dict[int, torch.Tensor] = {}
         self._prompt: _Prompt | None = None
-        self._current: _Requests | None = None
-        self._places: _Places | None = None  # what the current pass may edit
+        self._current: RequestBatch | None = None
+        self._places: Places | None = None  # what the current pass may edit
         self._reads_end = False  # whether the current pass reads the prompts' ends
         # layer → what it edits in the current pass; None until the first one asks
         self._edits: dict[int, _EditHere] | None = None
         self._start = 0  # where the current pass's tokens start in their rows
         self._width = 0  # tokens in a row of the current pass
-        self._continuing: WeakKeyDictionary[Any, _Requests] = WeakKeyDictionary()
+        self._continuing: WeakKeyDictionary[Any, RequestBatch] = WeakKeyDictionary()
         self._replaced: dict[str, Any] = {}
 
     # --- on and off ---
@@ -446,8 +353,8 @@ class Attachment:
             return
         requests = self._current = prompt.requests
         assert requests is not None, "an answer follows a prompt"
-        if len(requests.receipts) != len(ids):
-            raise SafeguardError(_batch_changed(len(requests.receipts), len(ids)))
+        if len(requests) != len(ids):
+            raise SafeguardError(_batch_changed(len(requests), len(ids)))
         self._places, self._reads_end = requests.places.following(0, ids.shape[1]), False
         self._width = ids.shape[1]
         self._arm(self._needed(requests))
@@ -479,7 +386,7 @@ class Attachment:
                 self._continuing[cache] = requests
             self._guard._keep_receipts(self._make_receipts(requests))
 
-    def _needed(self, requests: _Requests | None) -> list[int]:
+    def _needed(self, requests: RequestBatch | None) -> list[int]:
         """The layers that have to be hooked in a pass: none where nothing is to be done."""
         if requests is None:
             return []
@@ -491,7 +398,7 @@ class Attachment:
 
     def _located(
         self, prompt: _Prompt, ids: torch.Tensor, mask: torch.Tensor | None, cached: int
-    ) -> _Requests | None:
+    ) -> RequestBatch | None:
         """The requests to edit in a pass of `generate` over tokens from `cached` on, if any."""
         length, new = prompt.ids.shape[1], ids.shape[1]
         copies, left = divmod(len(ids), len(prompt.ids))
@@ -529,15 +436,15 @@ class Attachment:
                     "Pad on the left."
                 )
         requests = prompt.requests
-        if len(requests.receipts) != len(ids):
-            raise SafeguardError(_batch_changed(len(requests.receipts), len(ids)))
+        if len(requests) != len(ids):
+            raise SafeguardError(_batch_changed(len(requests), len(ids)))
         self._reads_end = cached < length <= cached + new
         self._places = requests.places.between(cached, cached + new)
         if self._guard.hold and cached + new > length:
             self._places += requests.places.following(max(length - cached, 0), new)
         return requests if len(self._places.row) or self._reads_end else None
 
-    def _continued(self, cache: Any, ids: torch.Tensor) -> _Requests | None:
+    def _continued(self, cache: Any, ids: torch.Tensor) -> RequestBatch | None:
         """The requests to edit where a plain `forward` goes on in `cache`, if any."""
         requests = self._continuing.get(cache)
         if requests is None or not requests.finished:
@@ -551,64 +458,33 @@ class Attachment:
                 "request ends there cannot be known. Use generate, with the whole conversation, "
                 "or a new cache."
             )
-        if ids.shape[0] != len(requests.receipts):
-            raise SafeguardError(_batch_changed(len(requests.receipts), ids.shape[0]))
+        if ids.shape[0] != len(requests):
+            raise SafeguardError(_batch_changed(len(requests), ids.shape[0]))
         self._places, self._reads_end = requests.places.following(0, 1), False
         return requests if self._guard.hold else None
 
     # --- a new request ---
 
     @torch.no_grad()
-    def _begin(self, ids: torch.Tensor, mask: torch.Tensor | None) -> _Requests:
+    def _begin(self, ids: torch.Tensor, mask: torch.Tensor | None) -> RequestBatch:
         """Read a batch of prompts: text-only views, gates, and reference coordinates."""
-        guard, view = self._guard, self._guard.text_view
+        guard = self._guard
         if not self._backbone.in_place():
             raise SafeguardError(
                 "The model's decoder or a layer was replaced after attaching, so nothing is "
                 "generated. Attach again."
             )
-        tokens = ids.tolist()
-        kept = [[True] * len(row) for row in tokens] if mask is None else mask.bool().tolist()
-        facts, texts, aligned = [], [], []
-        for number, (row, keep) in enumerate(zip(tokens, kept, strict=True)):
-            standing = [position for position, k in enumerate(keep) if k]
-            seen = [row[position] for position in standing]
-            text, origins = view.aligned(seen)
-            if not text:
-                raise SafeguardError(f"Row {number} of the batch holds no text to judge.")
-            images, image_tokens = view.count(seen)
-            facts.append({"images": images, "image_tokens": image_tokens,
-                          "text_tokens": len(text)})  # fmt: skip
-            texts.append(tuple(text))
-            first = view.first_image(seen) if guard.edit.span == "request" else len(seen)
-            spanned = {
-                standing[origin]: token
-                for token, origin in enumerate(origins)
-                if origin is not None and origin >= first
-            }
-            last = standing[-1]
-            aligned.append((spanned | {last: len(text) - 1}, last))
-        editable = torch.tensor([guard.edit.edits_text or fact["images"] > 0 for fact in facts])
-        starts = _starts(texts)
-        requests = _Requests(
-            receipts=facts,
-            is_open=editable[:, None].repeat(1, len(guard.layers)),
-            text={},
-            places=_Places.of([
-                (row, position, starts[texts[row]] + token, position == last)
-                for row, (spanned, last) in enumerate(aligned)
-                for position, token in sorted(spanned.items())
-            ]),
-            editable=editable,
-        )  # fmt: skip
-        if editable.any() and (guard.edit.needs_text or guard.gate.needs_text):
-            self._ask_without_images(requests, texts)
+        requests = RequestBatch.read(
+            ids, mask, view=guard.text_view, edit=guard.edit, layers=len(guard.layers)
+        )
+        if requests.editable.any() and (guard.edit.needs_text or guard.gate.needs_text):
+            self._ask_without_images(requests)
         return requests
 
-    def _ask_without_images(self, requests: _Requests, texts: list[tuple[int, ...]]) -> None:
+    def _ask_without_images(self, requests: RequestBatch) -> None:
         """The text-only pass: each different text of an editable row once."""
-        guard, editable = self._guard, requests.editable
-        asked = editable.nonzero()[:, 0].tolist()
+        guard, texts = self._guard, requests.texts
+        asked = requests.editable.nonzero()[:, 0].tolist()
         place = {text: i for i, text in enumerate(dict.fromkeys(texts[row] for row in asked))}
         readings = TextReadings() if self._shared_readings is None else self._shared_readings
         if unread := readings.missing(place, self._watched):
@@ -630,7 +506,7 @@ class Attachment:
             requests.text[layer] = torch.cat([
                 readings.states[text][layer].to(basis.dtype) @ basis.mT
                 if text in place else basis.new_zeros(len(text), guard.rank)
-                for text in _starts(texts)
+                for text in text_starts(texts)
             ])  # fmt: skip
         if guard.gate.needs_text:
             is_open, scores = guard.gate.text_open(states, self._directions, guard.layers)
@@ -642,7 +518,7 @@ class Attachment:
                 )
             requests.is_open[rows] = is_open[of_row].cpu()
             for row in asked:
-                requests.receipts[row]["text_score"] = values[place[texts[row]]]
+                requests.facts[row]["text_score"] = values[place[texts[row]]]
         if isinstance(guard.gate, CalibratedGate) and guard.gate.refusal_tokens:
             odds = refusal_margin(self._backbone, final, guard.gate.refusal_tokens)
             if not torch.isfinite(odds).all():
@@ -652,8 +528,8 @@ class Attachment:
                 )
             for row in asked:
                 margin = float(odds[place[texts[row]]])
-                requests.receipts[row]["own_refusal"] = margin
-                if guard.gate.heeds(margin, requests.receipts[row]["text_score"]):
+                requests.facts[row]["own_refusal"] = margin
+                if guard.gate.heeds(margin, requests.facts[row]["text_score"]):
                     requests.is_open[row] = True
 
     def _read_texts(self, texts: list[tuple[int, ...]], readings: TextReadings) -> None:
@@ -703,7 +579,7 @@ class Attachment:
 
         return hook
 
-    def _edit(self, layer: int, h: torch.Tensor, requests: _Requests) -> torch.Tensor | None:
+    def _edit(self, layer: int, h: torch.Tensor, requests: RequestBatch) -> torch.Tensor | None:
         """`h` with the open rows edited, or None where all are closed."""
         if self._reads_end and not requests.settled:
             self._settle(requests)
@@ -733,7 +609,7 @@ class Attachment:
         rows: torch.Tensor,
         states: torch.Tensor,
         edited: torch.Tensor,
-        requests: _Requests,
+        requests: RequestBatch,
     ) -> None:
         """Put the harm scores of the rows that are edited here first into their receipts."""
         scores = [
@@ -741,14 +617,14 @@ class Attachment:
             for x in (states, edited)
         ]
         for row, before, after in zip(rows.tolist(), *scores, strict=True):
-            if "harm_before" in requests.receipts[row]:
+            if "harm_before" in requests.facts[row]:
                 continue
             if not (isfinite(before) and isfinite(after)):
                 raise SafeguardError(
                     f"Row {row}: the edit at layer {layer} gave a state that is not finite; "
                     "nothing is generated."
                 )
-            requests.receipts[row].update(harm_before=before, harm_after=after)
+            requests.facts[row].update(harm_before=before, harm_after=after)
 
     def _positions_in(
         self, h: torch.Tensor, positions: torch.Tensor, last: torch.Tensor
@@ -769,7 +645,7 @@ class Attachment:
             )
         return positions - dropped, inside
 
-    def _score_image(self, h: torch.Tensor, requests: _Requests) -> None:
+    def _score_image(self, h: torch.Tensor, requests: RequestBatch) -> None:
         """Let the multimodal pass open the gate, too, of requests that have an image."""
         gate = self._guard.gate
         assert isinstance(gate, CalibratedGate)
@@ -781,7 +657,7 @@ class Attachment:
         scores = self._directions.harm_score(
             states.to(self._directions.vectors.device), gate.image_layer
         ).tolist()
-        for row, (fact, score) in enumerate(zip(requests.receipts, scores, strict=True)):
+        for row, (fact, score) in enumerate(zip(requests.facts, scores, strict=True)):
             if not fact["images"]:
                 continue
             if not isfinite(score):
@@ -793,13 +669,13 @@ class Attachment:
             if score > gate.image_threshold:
                 requests.is_open[row] = True
 
-    def _settle(self, requests: _Requests) -> None:
+    def _settle(self, requests: RequestBatch) -> None:
         """Fix which rows are edited in each layer, for this prefill and all that follows it."""
         requests.settled = True
         first = requests.is_open.int().argmax(1)[requests.is_open.any(1)]
         requests.first_edited = {self._guard.layers[column] for column in first.tolist()}
 
-    def _edits_here(self, requests: _Requests, device: torch.device) -> dict[int, _EditHere]:
+    def _edits_here(self, requests: RequestBatch, device: torch.device) -> dict[int, _EditHere]:
         """What each guarded layer where some row is open edits in the current pass."""
         places, found = self._places, {}
         assert places is not None, "layers are hooked only where there is something to do"
@@ -824,7 +700,7 @@ class Attachment:
             found[layer] = _EditHere(rows, positions, last, at)
         return found
 
-    def _make_receipts(self, requests: _Requests) -> list[Receipt]:
+    def _make_receipts(self, requests: RequestBatch) -> list[Receipt]:
         guard = self._guard
         return [
             Receipt.of(
@@ -836,7 +712,7 @@ class Attachment:
                 editable=editable,
             )
             for fact, opened, editable in zip(
-                requests.receipts,
+                requests.facts,
                 requests.is_open.tolist(),
                 requests.editable.tolist(),
                 strict=True,
@@ -851,14 +727,6 @@ def _check_all_took_part(armed: list[int], fired: list[int], where: str) -> None
             f"Of the guarded layers {armed}, only {sorted(fired)} took part in {where}: a hook "
             "was removed or a layer replaced after attaching. Attach again."
         )
-
-
-def _starts(texts: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
-    """Where each different text begins when their tokens are counted through."""
-    starts, total = {}, 0
-    for text in dict.fromkeys(texts):
-        starts[text], total = total, total + len(text)
-    return starts
 
 
 def _all_true(found: list[torch.Tensor]) -> bool:

@@ -24,7 +24,7 @@ from vlm_safeguard.anchors import (
     shipped_calibration,
 )
 from vlm_safeguard.artifact import FORMAT, Config, Provenance
-from vlm_safeguard.attachment import Attachment, TextReadings
+from vlm_safeguard.attachment import Attachment
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.directions import (
     Directions,
@@ -41,6 +41,7 @@ from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, floor_for, thresh
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.receipt import Receipt
 from vlm_safeguard.refusal import opening_tokens, refusal_margin
+from vlm_safeguard.request_batch import TextReadings
 from vlm_safeguard.text_view import TextView
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from vlm_safeguard.attachment import TextReadings
 from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.defences.defence import until_end
 from vlm_safeguard.evaluation.metrics import Estimate, wilson
 from vlm_safeguard.receipt import Receipt
+from vlm_safeguard.request_batch import TextReadings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

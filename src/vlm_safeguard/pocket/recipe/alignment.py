@@ -30,6 +30,7 @@ LEARNING_RATE = 1e-3
 HARMLESS_WEIGHT = 1.5  # of a harmless request beside a harmful one
 DECISION_SHARE = 0.5  # of an answer's weight that lies on its first token, where refusals part
 SYSTEM_SHARE = 0.15  # share of examples that carry a system prompt
+_ALIKE = 16  # examples of like length that are padded together
 WRAPPED_SHARE = 0.15  # share of examples, harmful and harmless, inside a jailbreak's words
 _TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
@@ -66,6 +67,21 @@ def answer_loss(
     importance: list[float],
 ) -> torch.Tensor:
     """Mean over the examples, by importance, of each answer's weighted cross-entropy."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
+    losses = [
+        _summed_loss(model, *([each[i] for i in rows] for each in (prompts, answers, importance)))
+        for rows in (order[at : at + _ALIKE] for at in range(0, len(order), _ALIKE))
+    ]
+    return torch.stack(losses).sum() / sum(importance)
+
+
+def _summed_loss(
+    model: LlavaForConditionalGeneration,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    importance: list[float],
+) -> torch.Tensor:
+    """Sum over examples, padded to the longest, of importance × the answer's cross-entropy."""
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
@@ -79,7 +95,7 @@ def answer_loss(
     ids, mask, weights = (each.to(model.device) for each in (ids, mask, weights))
     with autocast(model.device):
         states = model.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
-    return token_loss(model, states, ids, weights) / sum(importance)
+    return token_loss(model, states, ids, weights)
 
 
 @torch.inference_mode()

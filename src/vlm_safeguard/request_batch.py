@@ -1,0 +1,173 @@
+"""A batch of requests as a guard reads it: what each asks, and which of its tokens are edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from vlm_safeguard.errors import SafeguardError
+
+if TYPE_CHECKING:
+    from vlm_safeguard.edits import Edit
+    from vlm_safeguard.text_view import TextView
+
+
+@dataclass(frozen=True)
+class Places:
+    """Tokens to edit, (n,) each.
+
+    Attributes:
+        row: whose they are.
+        position: where they stand in their row.
+        token: their counterparts in the text-only pass, counted through all its texts.
+        last: whether it is the prompt's last token, or follows it.
+    """
+
+    row: torch.Tensor
+    position: torch.Tensor
+    token: torch.Tensor
+    last: torch.Tensor
+
+    @classmethod
+    def of(cls, entries: Sequence[tuple[int, int, int, bool]]) -> Self:
+        """From (row, position, token, last) of each."""
+        row, position, token, last = zip(*entries, strict=True)
+        return cls(*map(torch.tensor, (row, position, token, last)))
+
+    def between(self, start: int, stop: int) -> Places:
+        """Those at positions from `start` to before `stop`, counted from `start`."""
+        chosen = (self.position >= start) & (self.position < stop)
+        return Places(self.row[chosen], self.position[chosen] - start, self.token[chosen],
+                      self.last[chosen])  # fmt: skip
+
+    def following(self, start: int, stop: int) -> Places:
+        """Every row's tokens after its last one, at these positions of a pass."""
+        ends = self.token[self.last]
+        count = stop - start
+        return Places(
+            self.row[self.last].repeat_interleave(count),
+            torch.arange(start, stop).repeat(len(ends)),
+            ends.repeat_interleave(count),
+            torch.ones(len(ends) * count, dtype=torch.bool),
+        )
+
+    def __add__(self, other: Places) -> Places:
+        return Places(*(torch.cat([getattr(self, f.name), getattr(other, f.name)])
+                        for f in fields(self)))  # fmt: skip
+
+
+@dataclass
+class RequestBatch:
+    """A batch of requests whose prompts have been or are being read.
+
+    Attributes:
+        facts: of each row, what its receipt will say.
+        texts: of each row, the token ids of its request without images.
+        is_open: (rows, guarded layers) gate decisions.
+        places: the prompts' tokens that the edit spans.
+        editable: (rows,) rows the edit acts on at all.
+        text: layer → (tokens, m) coordinates of the text-only pass, text after text; empty where
+            it was not run.
+        first_edited: the layers where some row is edited first; its receipt is filled there.
+        settled: whether all decisions are made: they are made once and then stand.
+        finished: whether the pass that read the prompts' ends is over, receipts and all.
+    """
+
+    facts: list[dict[str, Any]]
+    texts: list[tuple[int, ...]]
+    is_open: torch.Tensor
+    places: Places
+    editable: torch.Tensor
+    text: dict[int, torch.Tensor] = field(default_factory=dict)
+    first_edited: set[int] = field(default_factory=set)
+    settled: bool = False
+    finished: bool = False
+
+    @classmethod
+    def read(
+        cls,
+        ids: torch.Tensor,
+        mask: torch.Tensor | None,
+        *,
+        view: TextView,
+        edit: Edit,
+        layers: int,
+    ) -> Self:
+        """Open to `edit` wherever it acts; no gate has been asked yet.
+
+        Args:
+            ids: (rows, tokens) whole prompts.
+            mask: (rows, tokens), zero where there is padding; None for none.
+            layers: how many are guarded.
+
+        Raises:
+            SafeguardError: a row holds no text.
+        """
+        tokens = ids.tolist()
+        kept = [[True] * len(row) for row in tokens] if mask is None else mask.bool().tolist()
+        facts, texts, aligned = [], [], []
+        for number, (row, keep) in enumerate(zip(tokens, kept, strict=True)):
+            standing = [position for position, k in enumerate(keep) if k]
+            seen = [row[position] for position in standing]
+            text, origins = view.aligned(seen)
+            if not text:
+                raise SafeguardError(f"Row {number} of the batch holds no text to judge.")
+            images, image_tokens = view.count(seen)
+            facts.append({"images": images, "image_tokens": image_tokens,
+                          "text_tokens": len(text)})  # fmt: skip
+            texts.append(tuple(text))
+            first = view.first_image(seen) if edit.span == "request" else len(seen)
+            spanned = {
+                standing[origin]: token
+                for token, origin in enumerate(origins)
+                if origin is not None and origin >= first
+            }
+            last = standing[-1]
+            aligned.append((spanned | {last: len(text) - 1}, last))
+        editable = torch.tensor([edit.edits_text or fact["images"] > 0 for fact in facts])
+        starts = text_starts(texts)
+        places = Places.of([
+            (row, position, starts[texts[row]] + token, position == last)
+            for row, (spanned, last) in enumerate(aligned)
+            for position, token in sorted(spanned.items())
+        ])  # fmt: skip
+        return cls(facts, texts, editable[:, None].repeat(1, layers), places, editable)
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    @property
+    def last(self) -> torch.Tensor:
+        """(rows,) position of each row's last prompt token."""
+        return self.places.position[self.places.last]
+
+
+def text_starts(texts: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
+    """Where each different text begins when their tokens are counted through."""
+    starts, total = {}, 0
+    for text in dict.fromkeys(texts):
+        starts[text], total = total, total + len(text)
+    return starts
+
+
+@dataclass
+class TextReadings:
+    """Text-only passes that are already made, for guards of one model that read the same prompts.
+
+    Attributes:
+        states: text → layer → (tokens, hidden) states.
+        final: text → (hidden,) final state, from which the next token is predicted.
+    """
+
+    states: dict[tuple[int, ...], dict[int, torch.Tensor]] = field(default_factory=dict)
+    final: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+
+    def missing(
+        self, texts: Iterable[tuple[int, ...]], layers: Iterable[int]
+    ) -> list[tuple[int, ...]]:
+        """Those of `texts` that are not read at all `layers`."""
+        needed = set(layers)
+        return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
