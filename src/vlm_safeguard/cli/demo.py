@@ -17,7 +17,7 @@ def demo(
         "demo-output"
     ),
     prompts: Annotated[
-        int, typer.Option(min=1, max=155, help="Held-out prompts of each kind.")
+        int, typer.Option(min=1, max=219, help="Held-out prompts of each kind.")
     ] = 100,
     questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 120,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 100,

@@ -71,12 +71,12 @@ def _shipped(name: str, title: str, kind: Kind, count: int, source: str) -> Benc
 
 
 HARMFUL = _shipped(
-    "harmful", "Held-out harmful requests", "harmful", 161,
+    "harmful", "Held-out harmful requests", "harmful", 219,
     "Ours, with the package: short requests of twenty kinds of harm.",
 )  # fmt: skip
 HARMLESS = _shipped(
-    "harmless", "Held-out harmless requests", "harmless", 155,
-    "Ours, with the package: everyday requests, 53 of them look-alikes of harmful ones.",
+    "harmless", "Held-out harmless requests", "harmless", 273,
+    "Ours, with the package: everyday requests, 102 of them look-alikes of harmful ones.",
 )  # fmt: skip
 LOOKALIKE = _shipped(
     "lookalike", "Look-alike harmless requests", "harmless", 100,
