@@ -68,10 +68,17 @@ def answer_loss(
 ) -> torch.Tensor:
     """Mean over the examples, by importance, of each answer's weighted cross-entropy."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    losses = [
-        _summed_loss(model, *([each[i] for i in rows] for each in (prompts, answers, importance)))
-        for rows in (order[at : at + _ALIKE] for at in range(0, len(order), _ALIKE))
-    ]
+    losses = []
+    for start in range(0, len(order), _ALIKE):
+        rows = order[start : start + _ALIKE]
+        losses.append(
+            _summed_loss(
+                model,
+                [prompts[i] for i in rows],
+                [answers[i] for i in rows],
+                [importance[i] for i in rows],
+            )
+        )
     return torch.stack(losses).sum() / sum(importance)
 
 
