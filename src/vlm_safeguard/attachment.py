@@ -30,7 +30,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.receipt import Receipt
 from vlm_safeguard.refusal import refusal_margin
-from vlm_safeguard.request_batch import Places, RequestBatch, TextReadings, text_starts
+from vlm_safeguard.request_batch import Places, RequestBatch, TextReadings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -501,12 +501,13 @@ class Attachment:
             )
         of_row = torch.tensor([place[texts[row]] for row in asked], device=final.device)
         rows = torch.tensor(asked)
+        different = dict.fromkeys(texts)  # in the order that the places count tokens in
         for layer in guard.layers:
             basis = self._basis[layer]
             requests.text[layer] = torch.cat([
                 readings.states[text][layer].to(basis.dtype) @ basis.mT
                 if text in place else basis.new_zeros(len(text), guard.rank)
-                for text in text_starts(texts)
+                for text in different
             ])  # fmt: skip
         if guard.gate.needs_text:
             is_open, scores = guard.gate.text_open(states, self._directions, guard.layers)

@@ -128,7 +128,7 @@ class RequestBatch:
             last = standing[-1]
             aligned.append((spanned | {last: len(text) - 1}, last))
         editable = torch.tensor([edit.edits_text or fact["images"] > 0 for fact in facts])
-        starts = text_starts(texts)
+        starts = _starts(texts)
         places = Places.of([
             (row, position, starts[texts[row]] + token, position == last)
             for row, (spanned, last) in enumerate(aligned)
@@ -143,14 +143,6 @@ class RequestBatch:
     def last(self) -> torch.Tensor:
         """(rows,) position of each row's last prompt token."""
         return self.places.position[self.places.last]
-
-
-def text_starts(texts: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
-    """Where each different text begins when their tokens are counted through."""
-    starts, total = {}, 0
-    for text in dict.fromkeys(texts):
-        starts[text], total = total, total + len(text)
-    return starts
 
 
 @dataclass
@@ -171,3 +163,11 @@ class TextReadings:
         """Those of `texts` that are not read at all `layers`."""
         needed = set(layers)
         return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
+
+
+def _starts(texts: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
+    """Where each different text begins when their tokens are counted through."""
+    starts, total = {}, 0
+    for text in dict.fromkeys(texts):
+        starts[text], total = total, total + len(text)
+    return starts

@@ -30,8 +30,8 @@ LEARNING_RATE = 1e-3
 HARMLESS_WEIGHT = 1.5  # of a harmless request beside a harmful one
 DECISION_SHARE = 0.5  # of an answer's weight that lies on its first token, where refusals part
 SYSTEM_SHARE = 0.15  # share of examples that carry a system prompt
-_ALIKE = 16  # examples of like length that are padded together
 WRAPPED_SHARE = 0.15  # share of examples, harmful and harmless, inside a jailbreak's words
+_ALIKE = 16  # examples of like length that are padded together
 _TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 
 
@@ -67,38 +67,29 @@ def answer_loss(
     importance: list[float],
 ) -> torch.Tensor:
     """Mean over the examples, by importance, of each answer's weighted cross-entropy."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    losses = []
-    for start in range(0, len(order), _ALIKE):
-        rows = order[start : start + _ALIKE]
-        losses.append(
-            _summed_loss(
-                model,
-                [prompts[i] for i in rows],
-                [answers[i] for i in rows],
-                [importance[i] for i in rows],
-            )
-        )
+    examples = list(zip(prompts, answers, importance, strict=True))
+    examples.sort(key=lambda example: len(example[0]) + len(example[1]))
+    losses = [
+        _summed_loss(model, examples[start : start + _ALIKE])
+        for start in range(0, len(examples), _ALIKE)
+    ]
     return torch.stack(losses).sum() / sum(importance)
 
 
 def _summed_loss(
-    model: LlavaForConditionalGeneration,
-    prompts: list[list[int]],
-    answers: list[list[int]],
-    importance: list[float],
+    model: LlavaForConditionalGeneration, examples: list[tuple[list[int], list[int], float]]
 ) -> torch.Tensor:
-    """Sum over examples, padded to the longest, of importance × the answer's cross-entropy."""
-    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    """Sum over (prompt, answer, importance), padded to the longest, of the weighted losses."""
+    rows = [prompt + answer for prompt, answer, _ in examples]
     width = max(map(len, rows))
     ids = torch.tensor([row + [2] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     weights = torch.zeros(len(rows), width)
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    for i, (prompt, answer, weight) in enumerate(examples):
         first = len(prompt)
         spread = (1 - DECISION_SHARE) / len(answer)
-        weights[i, first : first + len(answer)] = importance[i] * spread
-        weights[i, first] += importance[i] * DECISION_SHARE
+        weights[i, first : first + len(answer)] = weight * spread
+        weights[i, first] += weight * DECISION_SHARE
     ids, mask, weights = (each.to(model.device) for each in (ids, mask, weights))
     with autocast(model.device):
         states = model.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
