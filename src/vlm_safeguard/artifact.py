@@ -14,7 +14,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import AnyGate
 from vlm_safeguard.text_view import TextView
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS_NAME = "guard.safetensors"
 CONFIG_NAME = "guard_config.json"
 
@@ -51,6 +51,7 @@ class Config(BaseModel):
     layers: list[int]
     rank: int
     hold: bool
+    opening: list[int]
     random_seed: int | None
     edit: dict[str, Any]
     gate: AnyGate

@@ -6,7 +6,8 @@ passes can be located in it, whatever way of decoding makes them. Then:
 - before the first pass over a prompt, the request gets its text-only pass through the same
   decoder, which decides the gate and measures the edit's reference coordinates;
 - after each guarded layer, the rows whose gate is open are edited at the prompt's tokens that the
-  edit spans, and if the guard holds at every token generated after it; other rows are not touched;
+  edit spans, at the answer's for as long as it opens as the model's refusals do, and if the guard
+  holds at all of them; other rows are not touched;
 - after the pass, it is checked that every guarded layer took part.
 
 Layers carry hooks only during passes that need them.
@@ -15,6 +16,7 @@ Layers carry hooks only during passes that need them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import wraps
 from inspect import signature
 from math import isfinite
 from types import TracebackType
@@ -75,12 +77,16 @@ class _Prompt:
 
     Attributes:
         answering: whether the prompts' ends are read and cached: what follows is the answer.
+        written: (rows, tokens) all ids up to the end of the pass that comes next.
+        opening: what that pass edits in the answers' openings, if anything.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor | None
     requests: RequestBatch | None = None
     answering: bool = False
+    written: torch.Tensor | None = None
+    opening: Places | None = None
 
 
 class Attachment:
@@ -144,6 +150,7 @@ class Attachment:
         self._layers = {layer: self._backbone.layers[layer] for layer in self._watched}
         self._forward_signature = signature(model.forward)
         self._inner_generate = model.generate
+        self._inner_compiled_call = model.get_compiled_call
         _ATTACHED[model] = self
         try:
             keep = self._handles.append
@@ -151,6 +158,8 @@ class Attachment:
             keep(model.register_forward_hook(self._after_model, always_call=True))
             keep(self._backbone.decoder.register_forward_pre_hook(self._before_decoder))
             self._replace("generate", self._generate)
+            self._replace("prepare_inputs_for_generation", self._preparing())
+            self._replace("get_compiled_call", self._compiled_unless_edited)
             for door in _OTHER_DOORS:
                 if hasattr(model, door):
                     self._replace(door, self._refuse_door)
@@ -278,6 +287,37 @@ class Attachment:
             )
         return output
 
+    def _preparing(self) -> Any:
+        """The model's own preparation of a pass of `generate`, which is told all that is written.
+
+        A pass is given new tokens only, and beams swap rows between passes.
+        """
+        prepare = self._model.prepare_inputs_for_generation
+
+        @wraps(prepare)  # generate reads its signature
+        def preparing(input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self._prompt is not None:
+                self._prompt.written = input_ids
+            inputs = prepare(input_ids, *args, **kwargs)
+            ids = inputs.get("input_ids")
+            if self._prompt is not None and self._prompt.requests is not None and ids is not None:
+                answers = input_ids[:, self._prompt.ids.shape[1] :]
+                opening = self._prompt.requests.opening_places(answers, ids.shape[1])
+                self._prompt.opening = opening if len(opening) else None
+            return inputs
+
+        return preparing
+
+    def _compiled_unless_edited(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's compiled call; passes over an answer's edited opening carry hooks."""
+        compiled = self._inner_compiled_call(*args, **kwargs)
+
+        def call(*given: Any, **named: Any) -> Any:
+            edits = self._prompt is not None and self._prompt.opening is not None
+            return (self._model if edits else compiled)(*given, **named)
+
+        return call
+
     def _refuse_door(self, *args: Any, **kwargs: Any) -> Never:
         raise SafeguardError(
             "Continuous batching does not pass through the model's own forward, so the guard "
@@ -349,14 +389,14 @@ class Attachment:
     def _go_on_answering(self, prompt: _Prompt, ids: torch.Tensor) -> None:
         """A pass over the answer's tokens alone; nothing is read off tensors, so it compiles."""
         self._mode = "guard"
-        if not self._guard.hold:
+        if prompt.opening is None and not self._guard.hold:
             return
         requests = self._current = prompt.requests
         assert requests is not None, "an answer follows a prompt"
         if len(requests) != len(ids):
             raise SafeguardError(_batch_changed(len(requests), len(ids)))
-        self._places, self._reads_end = requests.places.following(0, ids.shape[1]), False
-        self._width = ids.shape[1]
+        self._places = prompt.opening or requests.places.following(0, ids.shape[1])
+        self._reads_end, self._width = False, ids.shape[1]
         self._arm(self._needed(requests))
 
     def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -442,7 +482,9 @@ class Attachment:
         self._places = requests.places.between(cached, cached + new)
         if self._guard.hold and cached + new > length:
             self._places += requests.places.following(max(length - cached, 0), new)
-        return requests if len(self._places.row) or self._reads_end else None
+        if prompt.written is not None:
+            self._places += requests.opening_places(prompt.written[:, length:], new)
+        return requests if len(self._places) or self._reads_end else None
 
     def _continued(self, cache: Any, ids: torch.Tensor) -> RequestBatch | None:
         """The requests to edit where a plain `forward` goes on in `cache`, if any."""
@@ -460,8 +502,14 @@ class Attachment:
             )
         if ids.shape[0] != len(requests):
             raise SafeguardError(_batch_changed(len(requests), ids.shape[0]))
-        self._places, self._reads_end = requests.places.following(0, 1), False
-        return requests if self._guard.hold else None
+        said = [ids] if requests.answers is None else [requests.answers, ids]
+        requests.answers = torch.cat(said, dim=1)
+        self._reads_end = False
+        self._places = (
+            requests.places.following(0, 1) if self._guard.hold
+            else requests.opening_places(requests.answers, 1)
+        )  # fmt: skip
+        return requests if len(self._places) else None
 
     # --- a new request ---
 
@@ -475,8 +523,9 @@ class Attachment:
                 "generated. Attach again."
             )
         requests = RequestBatch.read(
-            ids, mask, view=guard.text_view, edit=guard.edit, layers=len(guard.layers)
-        )
+            ids, mask, view=guard.text_view, edit=guard.edit, layers=len(guard.layers),
+            opening=guard.opening if guard.edit.span == "request" and not guard.hold else (),
+        )  # fmt: skip
         if requests.editable.any() and (guard.edit.needs_text or guard.gate.needs_text):
             self._ask_without_images(requests)
         return requests
@@ -487,11 +536,14 @@ class Attachment:
         asked = requests.editable.nonzero()[:, 0].tolist()
         place = {text: i for i, text in enumerate(dict.fromkeys(texts[row] for row in asked))}
         readings = TextReadings() if self._shared_readings is None else self._shared_readings
-        if unread := readings.missing(place, self._watched):
-            self._read_texts(unread, readings)
-        final = torch.stack([readings.final[text] for text in place])
+        opening = requests.opening
+        if unread := readings.missing([text + opening for text in place], self._watched):
+            self._read_texts(unread, len(opening), readings)
+        final = torch.stack([readings.final[text + opening] for text in place])
         states = {
-            layer: torch.stack([readings.states[text][layer][-1] for text in place])
+            layer: torch.stack(
+                [readings.states[text + opening][layer][len(text) - 1] for text in place]
+            )
             for layer in self._watched
         }
         if not _all_true([torch.isfinite(values).all() for values in (final, *states.values())]):
@@ -505,8 +557,8 @@ class Attachment:
         for layer in guard.layers:
             basis = self._basis[layer]
             requests.text[layer] = torch.cat([
-                readings.states[text][layer].to(basis.dtype) @ basis.mT
-                if text in place else basis.new_zeros(len(text), guard.rank)
+                readings.states[text + opening][layer].to(basis.dtype) @ basis.mT
+                if text in place else basis.new_zeros(len(text + opening), guard.rank)
                 for text in different
             ])  # fmt: skip
         if guard.gate.needs_text:
@@ -533,12 +585,14 @@ class Attachment:
                 if guard.gate.heeds(margin, requests.facts[row]["text_score"]):
                     requests.is_open[row] = True
 
-    def _read_texts(self, texts: list[tuple[int, ...]], readings: TextReadings) -> None:
-        """One pass of texts through the decoder alone."""
+    def _read_texts(
+        self, texts: list[tuple[int, ...]], opening: int, readings: TextReadings
+    ) -> None:
+        """One pass of texts through the decoder alone; each ends with `opening` answer tokens."""
         self._mode, self._text_states = "text", {}
         self._arm(self._watched)
         try:
-            final = self._backbone.run_text(texts)
+            final = self._backbone.run_text(texts, answer=opening)
             _check_all_took_part(self._watched, self._fired, "the text-only pass")
         finally:
             self._mode = None

@@ -131,15 +131,19 @@ class Backbone:
         """Where token ids have to be for this model."""
         return _device_of(self.model.get_input_embeddings())
 
-    def run_text(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    def run_text(self, rows: Sequence[Sequence[int]], *, answer: int = 0) -> torch.Tensor:
         """One pass of token `rows` through the decoder alone, left-padded, without a cache.
 
         The last position of every row is its last token, for hooks on the layers, too.
 
+        Args:
+            answer: how many tokens at each row's end are the answer to its prompt.
+
         Returns:
-            (rows, hidden) final states of the last tokens, from which the next one is predicted.
+            (rows, hidden) final states of the prompts' last tokens, from which the next one is
+            predicted.
         """
-        return self._final_states(rows, [len(row) for row in rows])[:, -1]
+        return self._final_states(rows, [len(row) - answer for row in rows])[:, -1 - answer]
 
     def answer_log_probs(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]

@@ -26,7 +26,7 @@ class Reference:
         text: (states, m) V h(q), the coordinates of the same tokens in the text-only pass; None
             where it was not run.
         harmful: (states, m) or (m,) what the harm coordinate is raised to: the harmful anchors'
-            mean at a prompt's last token, where that was measured; `text` at earlier ones.
+            mean at a prompt's last token, where that was measured; `text` at other ones.
         drift: (m,) mean shift of coordinates that a blank image causes; None where not measured.
     """
 
@@ -42,8 +42,9 @@ class Edit(ABC):
 
     Attributes:
         strength: λ; negative values push the other way.
-        span: which of a prompt's tokens are edited: the last one, or those of the request, that
-            is all text from its first image on. What follows a prompt attends to all of them.
+        span: which tokens are edited: a prompt's last one; or those of the request, that is all
+            text from its first image on, and of the answer for as long as it opens as the model's
+            refusals do (`Guard.opening`). What follows attends to all of them.
     """
 
     strength: float = 1.0

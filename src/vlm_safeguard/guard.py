@@ -26,6 +26,7 @@ from vlm_safeguard.anchors import (
 from vlm_safeguard.artifact import FORMAT, Config, Provenance
 from vlm_safeguard.attachment import Attachment
 from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.conversation import encode_chat
 from vlm_safeguard.directions import (
     Directions,
     choose_layers,
@@ -40,7 +41,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, floor_for, threshold_for
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.receipt import Receipt
-from vlm_safeguard.refusal import opening_tokens, refusal_margin
+from vlm_safeguard.refusal import opening_tokens, refusal_margin, refusal_opening
 from vlm_safeguard.request_batch import TextReadings
 from vlm_safeguard.text_view import TextView
 
@@ -54,6 +55,7 @@ _MISS = 0.025  # share of harmful anchors whose refusal may be taken for another
 _TELLS = 0.5  # by how much more of the harmful anchors than of the calibration requests a model
 #               must refuse for its own decision to count
 _DRIFT_PAIRS = 32  # anchors whose shift under a blank image is measured
+_ANSWERED = 64  # anchors whose answers' openings are compared
 
 
 @dataclass(eq=False)
@@ -75,6 +77,9 @@ class Guard:
         embedding_sample: some of the model's embeddings, to recognise it by.
         hold: whether every token of the answer is edited, too; with many directions that breaks
             the text.
+        opening: token ids that most of the model's own refusals start with. Behind an open gate
+            an answer that starts so is edited there as well, or it turns to the image in its
+            middle ("I'm … looking at a picture").
         random_seed: where set, a random subspace takes the directions' place in the edit (a
             control); the gate keeps the true ones.
     """
@@ -90,6 +95,7 @@ class Guard:
     scores: dict[str, torch.Tensor]
     embedding_sample: torch.Tensor
     hold: bool = False
+    opening: tuple[int, ...] = ()
     random_seed: int | None = None
     _receipts: list[Receipt] = field(default_factory=list, repr=False)
 
@@ -179,6 +185,11 @@ class Guard:
             "harmless": held_out[1][:, gate_layers].mean(1),
             "calibration": directions.harm_scores(ordinary)[:, gate_layers].mean(1),
         }
+        opening: tuple[int, ...] = ()
+        if tokens:
+            refuses = refusal_margin(backbone, final[:pairs], tokens) > 0
+            refused = [encode_chat(processor, anchors[i].harmful) for i in refuses.nonzero()[:, 0]]
+            opening = refusal_opening(backbone, refused[:_ANSWERED])
         floor = floor_for(scores["harmful"], _MISS) if tokens else None
         own = (margins > 0) & (scores["calibration"] > (-torch.inf if floor is None else floor))
         image_layer = legible_before(directions, chosen[0]) if gate == "calibrated" else None
@@ -223,6 +234,7 @@ class Guard:
             layers=chosen,
             rank=rank,
             hold=hold,
+            opening=opening,
             edit=Refuse() if edit is None else edit,
             gate=made,
             text_view=view,
@@ -349,6 +361,7 @@ class Guard:
             layers=list(self.layers),
             rank=self.rank,
             hold=self.hold,
+            opening=list(self.opening),
             random_seed=self.random_seed,
             edit=self.edit.to_config(),
             gate=self.gate,
@@ -388,6 +401,7 @@ class Guard:
                 layers=tuple(config.layers),
                 rank=config.rank,
                 hold=config.hold,
+                opening=tuple(config.opening),
                 edit=edit_from_config(config.edit),
                 gate=config.gate,
                 text_view=config.text_view,

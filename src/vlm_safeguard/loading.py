@@ -120,6 +120,7 @@ def load_guard(source: Path | None, name: str, model: Any, processor: Any) -> Gu
     A reference VLM's is kept in the cache, so that it is fitted once.
     """
     from vlm_safeguard import __version__
+    from vlm_safeguard.artifact import FORMAT
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.pocket import FAMILY
     from vlm_safeguard.pocket.base import cache_folder
@@ -131,8 +132,8 @@ def load_guard(source: Path | None, name: str, model: Any, processor: Any) -> Gu
         print("No --guard given: fitting one for this run (vlm-safeguard fit keeps it).",
               file=sys.stderr)  # fmt: skip
         return Guard.fit(model, processor)
-    kind = str(model.dtype).removeprefix("torch.")
-    kept = cache_folder() / f"{name}-guard-{__version__}-{fingerprint(name)[:12]}-{kind}"
+    kind = f"{fingerprint(name)[:12]}-{str(model.dtype).removeprefix('torch.')}"
+    kept = cache_folder() / f"{name}-guard-{__version__}-format{FORMAT}-{kind}"
     if (kept / "guard_config.json").is_file():
         return Guard.from_pretrained(kept)
     print(f"Fitting a guard for the {FAMILY[name].title}, once …", file=sys.stderr)

@@ -1,16 +1,21 @@
 """The language model's own decision: would it refuse this request, asked without the image?
 
 A refusal shows in its first token. Which tokens open a refusal is read off the anchors: those
-that are likelier after harmful requests than after harmless ones.
+that are likelier after harmful requests than after harmless ones. What most refusals go on with
+is read off the anchors that the model refuses.
 """
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
 from vlm_safeguard.backbone import Backbone
 
 _LIKELIER = 0.05  # difference of mean probabilities that makes a token a refusal's opening
+_OPENING = 4  # tokens of a refusal's opening at most: "I'm sorry, but"
 _ROWS = 64  # rows whose logits are held at once
 
 
@@ -54,3 +59,26 @@ def refusal_margin(
         others = logits.index_fill(1, opening, -torch.inf)
         found.append((logits[:, opening].amax(-1) - others.amax(-1)).float())
     return torch.cat(found).cpu()
+
+
+@torch.no_grad()
+def refusal_opening(backbone: Backbone, refused: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The longest start, of four tokens at most, that half of a model's refusals share.
+
+    Args:
+        refused: prompts that the model refuses, in its chat template, without images.
+
+    Returns:
+        Token ids; none where there is no such start.
+    """
+    opening: tuple[int, ...] = ()
+    sharing = list(refused)
+    while sharing and len(opening) < _OPENING:
+        states = backbone.run_text([[*prompt, *opening] for prompt in sharing])
+        said = backbone.next_token_logits(states).argmax(-1).tolist()
+        token, count = Counter(said).most_common(1)[0]
+        if 2 * count < len(refused):
+            break
+        sharing = [prompt for prompt, each in zip(sharing, said, strict=True) if each == token]
+        opening += (token,)
+    return opening

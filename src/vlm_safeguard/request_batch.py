@@ -22,8 +22,8 @@ class Places:
     Attributes:
         row: whose they are.
         position: where they stand in their row.
-        token: their counterparts in the text-only pass, counted through all its texts.
-        last: whether it is the prompt's last token, or follows it.
+        token: their counterparts in the text-only pass, counted through all that it reads.
+        last: whether it is edited as the prompt's last token is.
     """
 
     row: torch.Tensor
@@ -44,7 +44,7 @@ class Places:
                       self.last[chosen])  # fmt: skip
 
     def following(self, start: int, stop: int) -> Places:
-        """Every row's tokens after its last one, at these positions of a pass."""
+        """Every row's tokens after its last one, at these positions of a pass, edited as that."""
         ends = self.token[self.last]
         count = stop - start
         return Places(
@@ -53,6 +53,9 @@ class Places:
             ends.repeat_interleave(count),
             torch.ones(len(ends) * count, dtype=torch.bool),
         )
+
+    def __len__(self) -> int:
+        return len(self.row)
 
     def __add__(self, other: Places) -> Places:
         return Places(*(torch.cat([getattr(self, f.name), getattr(other, f.name)])
@@ -66,6 +69,7 @@ class RequestBatch:
     Attributes:
         facts: of each row, what its receipt will say.
         texts: of each row, the token ids of its request without images.
+        opening: token ids that the text-only pass reads behind each text.
         is_open: (rows, guarded layers) gate decisions.
         places: the prompts' tokens that the edit spans.
         editable: (rows,) rows the edit acts on at all.
@@ -74,10 +78,12 @@ class RequestBatch:
         first_edited: the layers where some row is edited first; its receipt is filled there.
         settled: whether all decisions are made: they are made once and then stand.
         finished: whether the pass that read the prompts' ends is over, receipts and all.
+        answers: (rows, tokens) ids that followed one by one, where not `generate` makes the passes.
     """
 
     facts: list[dict[str, Any]]
     texts: list[tuple[int, ...]]
+    opening: tuple[int, ...]
     is_open: torch.Tensor
     places: Places
     editable: torch.Tensor
@@ -85,6 +91,7 @@ class RequestBatch:
     first_edited: set[int] = field(default_factory=set)
     settled: bool = False
     finished: bool = False
+    answers: torch.Tensor | None = None
 
     @classmethod
     def read(
@@ -94,6 +101,7 @@ class RequestBatch:
         *,
         view: TextView,
         edit: Edit,
+        opening: tuple[int, ...],
         layers: int,
     ) -> Self:
         """Open to `edit` wherever it acts; no gate has been asked yet.
@@ -101,6 +109,7 @@ class RequestBatch:
         Args:
             ids: (rows, tokens) whole prompts.
             mask: (rows, tokens), zero where there is padding; None for none.
+            opening: of the model's refusals.
             layers: how many are guarded.
 
         Raises:
@@ -128,13 +137,13 @@ class RequestBatch:
             last = standing[-1]
             aligned.append((spanned | {last: len(text) - 1}, last))
         editable = torch.tensor([edit.edits_text or fact["images"] > 0 for fact in facts])
-        starts = _starts(texts)
+        starts = _starts(texts, len(opening))
         places = Places.of([
             (row, position, starts[texts[row]] + token, position == last)
             for row, (spanned, last) in enumerate(aligned)
             for position, token in sorted(spanned.items())
         ])  # fmt: skip
-        return cls(facts, texts, editable[:, None].repeat(1, layers), places, editable)
+        return cls(facts, texts, opening, editable[:, None].repeat(1, layers), places, editable)
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -144,14 +153,32 @@ class RequestBatch:
         """(rows,) position of each row's last prompt token."""
         return self.places.position[self.places.last]
 
+    def opening_places(self, answers: torch.Tensor, new: int) -> Places:
+        """The tokens of answers for as long as they open as the model's refusals do.
+
+        Of rows that are open, or, while their prompts are being read, can be opened yet.
+
+        Args:
+            answers: (rows, tokens) ids of the answers so far.
+            new: how many tokens, and their prompts' before them, the current pass reads.
+        """
+        said = answers[:, : len(self.opening)].cpu()
+        follows = (said == torch.tensor(self.opening[: said.shape[1]])).cumprod(1).bool()
+        follows &= (self.is_open.any(1) if self.finished else self.editable)[:, None]
+        start = answers.shape[1] - new
+        follows[:, : max(start, 0)] = False
+        row, place = follows.nonzero().unbind(1)
+        ends = self.places.token[self.places.last]
+        return Places(row, place - start, ends[row] + 1 + place, torch.zeros_like(row).bool())
+
 
 @dataclass
 class TextReadings:
     """Text-only passes that are already made, for guards of one model that read the same prompts.
 
     Attributes:
-        states: text → layer → (tokens, hidden) states.
-        final: text → (hidden,) final state, from which the next token is predicted.
+        states: text and opening → layer → (tokens, hidden) states.
+        final: likewise → (hidden,) final state of the text, from which the next token is predicted.
     """
 
     states: dict[tuple[int, ...], dict[int, torch.Tensor]] = field(default_factory=dict)
@@ -165,9 +192,9 @@ class TextReadings:
         return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
 
 
-def _starts(texts: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
-    """Where each different text begins when their tokens are counted through."""
+def _starts(texts: Iterable[tuple[int, ...]], behind: int) -> dict[tuple[int, ...], int]:
+    """Where each different text begins when tokens are counted through, with some behind each."""
     starts, total = {}, 0
     for text in dict.fromkeys(texts):
-        starts[text], total = total, total + len(text)
+        starts[text], total = total, total + len(text) + behind
     return starts
