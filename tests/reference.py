@@ -170,15 +170,28 @@ def counterparts(
     return found | ends
 
 
-def edit_by_hand(guard: Guard, text: Mapping[int, Tensor], spanned: Mapping[int, int]) -> Change:
+def followed(guard: Guard, answer: Sequence[int]) -> int:
+    """How many tokens at an answer's start are edited as the opening of a refusal."""
+    if guard.hold or guard.edit.span == "last":
+        return 0
+    count = 0
+    while count < min(len(answer), len(guard.opening)) and answer[count] == guard.opening[count]:
+        count += 1
+    return count
+
+
+def edit_by_hand(
+    guard: Guard, text: Mapping[int, Tensor], spanned: Mapping[int, int], last: int | None = None
+) -> Change:
     """The guard's edit of one token's state.
 
     Args:
         text: layer → (tokens, hidden) states of the text-only pass.
         spanned: from `counterparts`. Tokens after the last of them are edited as that one is, and
             earlier ones that are not among them are left alone.
+        last: the prompt's last token, where `spanned` holds some of the answer's, too.
     """
-    last = max(spanned)
+    last = max(spanned) if last is None else last
     dtype = text[guard.layers[0]].dtype
     basis = guard.basis().to(dtype)
 
@@ -195,7 +208,7 @@ def edit_by_hand(guard: Guard, text: Mapping[int, Tensor], spanned: Mapping[int,
     }
 
     def change(layer: int, position: int, state: Tensor) -> Tensor:
-        place = spanned.get(min(position, last))
+        place = spanned.get(position, spanned[last] if position > last else None)
         if layer not in guard.layers or place is None:
             return state
         result = state.clone()
@@ -205,7 +218,7 @@ def edit_by_hand(guard: Guard, text: Mapping[int, Tensor], spanned: Mapping[int,
                 k,
                 now,
                 wanted[layer, place][k],
-                harmful[layer][k] if position >= last else -math.inf,
+                -math.inf if position < last or last < position in spanned else harmful[layer][k],
                 drift[layer][k],
                 getattr(guard.edit, "one_sided", True),
             )
@@ -225,23 +238,43 @@ def guarded_by_hand(
 ) -> tuple[list[int], list[Tensor]]:
     """Greedy tokens and logits of a guarded answer: both passes by hand, nothing kept between.
 
-    The text-only pass runs once, on the prompt; the edit acts on the tokens it spans, where the
-    guard holds also on every token after the prompt, and on no other one.
+    The text-only pass runs once, on the prompt and the opening of a refusal; the edit acts on the
+    tokens it spans, where the guard holds also on every token after the prompt, and on no other
+    one.
     """
     words = text_ids(processor, question)
-    text = run_row(model, words)[0]
+    text = run_row(model, [*words, *guard.opening])[0]
     inputs = ask(processor, [question], dtype=model.dtype)
     row = inputs["input_ids"][0].tolist()
-    change = edit_by_hand(guard, dict(enumerate(text)), counterparts(guard, row, words))
+    spanned = counterparts(guard, row, words)
     prompt, logits = len(row), []
     for _ in range(steps):
+        opened = followed(guard, row[prompt:])
+        behind = {prompt + i: len(words) + i for i in range(opened)}
         last = run_row(
             model, row, inputs["pixel_values"],
-            change=change, stop=None if guard.hold else prompt,
+            change=edit_by_hand(guard, dict(enumerate(text)), spanned | behind, prompt - 1),
+            stop=None if guard.hold else prompt + opened,
         )[1][-1]  # fmt: skip
         logits.append(last)
         row.append(int(last.argmax()))
     return row[prompt:], logits
+
+
+def opened_by_hand(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    guard: Guard,
+    question: str,
+    *,
+    length: int = 3,
+) -> Guard:
+    """The guard with an opening that its own answer to this question follows."""
+    opening: tuple[int, ...] = ()
+    for step in range(1, length + 1):
+        guard = guard.variant(opening=opening)
+        opening = tuple(guarded_by_hand(model, processor, guard, question, steps=step)[0])
+    return guard.variant(opening=opening)
 
 
 def centred(guard: Guard, state: Tensor, layer: int) -> float:
@@ -263,6 +296,68 @@ def same_receipt(left: Receipt, right: Receipt) -> None:
 
 
 @contextmanager
+def reread_by_hand(
+    model: PreTrainedModel, guard: Guard, texts: Sequence[Sequence[int]]
+) -> Iterator[None]:
+    """Plain hooks that do the guard's edit, for one `generate` that reads all in every pass.
+
+    That is without a cache: the prompt's tokens that the edit spans, and the answer's for as long
+    as it follows the guard's opening. `texts` are the rows' text-only views.
+    """
+    layers = Backbone.of(model).layers
+    readings = [text_reading(model, [*text, *guard.opening]) for text in texts]
+    changes: list[tuple[Change, int]] = []  # of each row, and where its edits end
+    prompt = 0
+
+    def look(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal prompt
+        rows = kwargs["input_ids"].tolist()
+        prompt = prompt or len(rows[0])
+        changes.clear()
+        for number, row in enumerate(rows):
+            text, reading = (x[number // (len(rows) // len(texts))] for x in (texts, readings))
+            opened = followed(guard, row[prompt:])
+            spanned = counterparts(guard, row[:prompt], text)
+            spanned |= {prompt + i: len(text) + i for i in range(opened)}
+            changes.append((edit_by_hand(guard, reading, spanned, prompt - 1), prompt + opened))
+
+    def edit(n: int) -> Any:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
+            states = hidden_states(output).clone()
+            for row, (change, end) in enumerate(changes):
+                for place in range(end):
+                    edited = change(n, place, states[row, place].double())
+                    states[row, place] = edited.to(states.dtype)
+            return with_hidden_states(output, states)
+
+        return hook
+
+    handles = [layer.register_forward_hook(edit(n)) for n, layer in enumerate(layers)]
+    handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def text_reading(model: PreTrainedModel, text: Sequence[int]) -> dict[int, Tensor]:
+    """Layer → (tokens, hidden) float64 states of one text, read by the whole model."""
+    states: dict[int, Tensor] = {}
+    handles = [
+        layer.register_forward_hook(
+            lambda m, a, out, n=n: states.__setitem__(n, hidden_states(out)[0].double())
+        )
+        for n, layer in enumerate(Backbone.of(model).layers)
+    ]
+    model(input_ids=torch.tensor([list(text)]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return states
+
+
+@contextmanager
 def edited_by_hand(
     model: PreTrainedModel, guard: Guard, texts: Sequence[Sequence[int]]
 ) -> Iterator[None]:
@@ -273,22 +368,7 @@ def edited_by_hand(
     the rows' text-only views, read one at a time.
     """
     layers = Backbone.of(model).layers
-    readings = []
-    for text in texts:
-        states: dict[int, Tensor] = {}
-        handles = [
-            layer.register_forward_hook(
-                lambda m, a, out, n=n, states=states: states.__setitem__(
-                    n, hidden_states(out)[0].double()
-                )
-            )
-            for n, layer in enumerate(layers)
-        ]
-        with torch.no_grad():
-            model(input_ids=torch.tensor([list(text)]), use_cache=False)
-        for handle in handles:
-            handle.remove()
-        readings.append(states)
+    readings = [text_reading(model, text) for text in texts]
     calls = 0
     changes: list[Change] = []  # one a row
     prompt = 0  # tokens in a row of the first pass

@@ -23,6 +23,7 @@ from reference import (
     centred,
     edit_by_hand,
     guarded_by_hand,
+    opened_by_hand,
     run_row,
     same_receipt,
     text_ids,
@@ -605,6 +606,68 @@ def test_a_guarded_answer_equals_both_passes_by_hand(
     assert not torch.allclose(free.logits[0], out.logits[0])
 
 
+@pytest.mark.parametrize("length", [1, 3, 6])
+@pytest.mark.parametrize("edit", [Restore(), Refuse(), Project(span="request"), Refuse(-0.5)])
+def test_an_answer_is_edited_for_as_long_as_it_opens_as_a_refusal(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit, length: int
+) -> None:
+    """Float64 to 1e-10; what the text alone goes on with is aimed at, and then nothing more."""
+    plain = open_guard.variant(edit=edit, hold=False)
+    guard = opened_by_hand(exact_model, processor, plain, QUESTIONS[0], length=length)
+    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
+    tokens, logits = guarded_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=8)
+    assert tuple(tokens[:length]) == guard.opening
+    with guard.attach(exact_model):
+        out = answer(exact_model, inputs, max_new_tokens=8)
+    assert new_tokens(out, inputs)[0].tolist() == tokens
+    for mine, theirs in zip(out.logits, logits, strict=True):
+        exact(mine[0], theirs)
+    with plain.attach(exact_model):
+        before = answer(exact_model, inputs, max_new_tokens=8)
+    exact(before.logits[0], out.logits[0])
+    assert not torch.allclose(before.logits[1], out.logits[1])
+
+
+def test_an_answer_that_leaves_the_opening_is_left_alone_from_there(
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    """Its later tokens are not edited, though they be the opening's."""
+    plain = open_guard.variant(hold=False)
+    opening = opened_by_hand(exact_model, processor, plain, QUESTIONS[0]).opening
+    other = opening[1] + 1
+    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
+    for guard in (plain.variant(opening=(opening[0], other, opening[2])),
+                  plain.variant(opening=(other, opening[1], opening[2]))):  # fmt: skip
+        tokens, logits = guarded_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=6)
+        with guard.attach(exact_model):
+            out = answer(exact_model, inputs, max_new_tokens=6)
+        assert new_tokens(out, inputs)[0].tolist() == tokens
+        for mine, theirs in zip(out.logits, logits, strict=True):
+            exact(mine[0], theirs)
+
+
+def test_a_closed_row_that_opens_as_a_refusal_is_the_models_own(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    """Bit for bit, beside rows that are edited over the very same tokens."""
+    inputs = ask(processor, QUESTIONS, dtype=torch.float64)
+    free = answer(exact_model, inputs, max_new_tokens=6)
+    for closed in range(len(QUESTIONS)):
+        opening = tuple(new_tokens(free, inputs)[closed, :4].tolist())
+        mixed, is_open = half_open(exact_model, guard.variant(hold=False), inputs)
+        if is_open[closed]:
+            continue
+        with mixed.variant(opening=opening).attach(exact_model):
+            out = answer(exact_model, inputs, max_new_tokens=6)
+        for row, opened in enumerate(is_open):
+            if not opened:
+                assert all(
+                    torch.equal(mine[row], own[row])
+                    for mine, own in zip(out.logits, free.logits, strict=True)
+                )
+    assert sorted(is_open) == [False, False, True, True]
+
+
 @pytest.mark.parametrize("changes", [{"rank": 1}, {"rank": 8}, {"layers": (0, 5)},
                                      {"random_seed": 3}, {"edit": Restore(0.3)}])  # fmt: skip
 def test_rank_layers_strength_and_the_random_control_by_hand(
@@ -641,11 +704,25 @@ def test_prompt_tokens_before_those_that_are_edited_are_as_they_were(
 # --- any caller ---
 
 
+#: What is edited after the prompt.
+HELD = ("nothing", "the opening", "everything")
+
+
+def held(
+    model: Model, processor: LlavaProcessor, guard: Guard, after: str, question: str = QUESTIONS[0]
+) -> Guard:
+    """The guard that edits so much after the prompt; its answer to the question has an opening."""
+    guard = guard.variant(hold=after == "everything")
+    return opened_by_hand(model, processor, guard, question) if after == "the opening" else guard
+
+
+@pytest.mark.parametrize("after", HELD)
 def test_generate_equals_a_loop_of_forward_with_a_cache(
-    exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, after: str
 ) -> None:
+    guard = held(exact_model, processor, open_guard, after)
     inputs = ask(processor, QUESTIONS, dtype=torch.float64)
-    with open_guard.attach(exact_model), torch.no_grad():
+    with guard.attach(exact_model), torch.no_grad():
         out = answer(exact_model, inputs)
         mask = inputs["attention_mask"]
         last = exact_model(**inputs, position_ids=positions(mask), use_cache=True)
@@ -665,14 +742,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("after", HELD)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_decoding_gives_the_same_answer(
-    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, hold: bool
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, after: str
 ) -> None:
     """Float64, greedy: the same tokens as `guarded_by_hand`, and not the unguarded ones."""
-    guard = open_guard.variant(hold=hold)
     question = "Which colour? Which colour? Which colour?"
+    guard = held(exact_model, processor, open_guard, after, question)
     inputs = ask(processor, [question], dtype=torch.float64)
     options = {"max_new_tokens": 8, "do_sample": False, **WAYS[way]}
     if options.get("prefill_chunk_size") == -1:
@@ -694,15 +771,15 @@ def test_every_way_of_decoding_gives_the_same_answer(
 
 
 @pytest.mark.parametrize("looks", [False, True])
-@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("after", HELD)
 def test_an_assistant_model_only_drafts(
-    exact_model: Model, processor: LlavaProcessor, guard: Guard, open_guard: Guard, hold: bool,
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, open_guard: Guard, after: str,
     looks: bool,
 ) -> None:  # fmt: skip
     """The first pass reads drafts behind the prompt, and where the gate looks, it looks before."""
-    opening = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_threshold": -CLOSED})
-    guard = open_guard.variant(hold=hold, layers=guard.layers if looks else open_guard.layers,
-                               gate=opening if looks else OpenGate())  # fmt: skip
+    opens = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_threshold": -CLOSED})
+    guard = open_guard.variant(layers=guard.layers if looks else open_guard.layers)
+    guard = held(exact_model, processor, guard, after).variant(gate=opens if looks else OpenGate())
     inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
     options = {"max_new_tokens": 8, "do_sample": False}
     assistant = copy.deepcopy(exact_model)
@@ -858,9 +935,9 @@ def test_the_text_pass_reads_each_different_text_once(
     read: list[int] = []
     run_text = Backbone.run_text
 
-    def counted(self: Backbone, rows: Any) -> Tensor:
+    def counted(self: Backbone, rows: Any, *, answer: int) -> Tensor:
         read.append(len(rows))
-        return run_text(self, rows)
+        return run_text(self, rows, answer=answer)
 
     monkeypatch.setattr(Backbone, "run_text", counted)
     asked = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0], QUESTIONS[2]]

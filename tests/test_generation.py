@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from conftest import make_model
-from reference import QUESTIONS, ask, edited_by_hand
+from reference import QUESTIONS, ask, edited_by_hand, opened_by_hand, reread_by_hand
 from tiny import load_makers
 from vlm_safeguard.conversation import encode_batch
 from vlm_safeguard.edits import Project
@@ -79,6 +79,37 @@ def test_a_way_of_generating_equals_plain_hooks(
     with guard.attach(model):
         found = answer(model, inputs, **WAYS[way])
     same(found, expected, free)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "quantized cache"])
+def test_an_answers_opening_is_edited_as_plain_hooks_do_that_read_all_again(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, way: str
+) -> None:
+    """Two tokens to choose from at each step: answers and beams follow the opening or leave it."""
+    guard = opened_by_hand(model, processor, open_guard.variant(hold=False), QUESTIONS[0])
+    opening, others = guard.opening, [token % 50 + 5 for token in guard.opening]
+    inputs = ask(processor, QUESTIONS[:3])
+    prompt = inputs["input_ids"].shape[1]
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        step = len(ids) - prompt
+        return [opening[step], others[step]] if step < len(opening) else list(range(5, 60))
+
+    options = {**WAYS[way], "prefix_allowed_tokens_fn": allowed}
+    cacheless = {k: v for k, v in options.items() if not k.startswith("cache")}
+    with guard.variant(opening=()).attach(model):
+        unopened = answer(model, inputs, **options)
+    with reread_by_hand(model, guard, texts_of(guard, inputs)):
+        expected = answer(model, inputs, **cacheless, use_cache=False)
+    with guard.attach(model):
+        found = answer(model, inputs, **options)
+    same(found, expected, answer(model, inputs, **options))
+    said = {tuple(row) for row in found.sequences[:, prompt : prompt + 3].tolist()}
+    assert any(row[0] == opening[0] for row in said), "none follows it, so nothing is shown"
+    assert any(
+        not torch.allclose(ours, theirs)
+        for ours, theirs in zip(found.logits, unopened.logits, strict=True)
+    )
 
 
 @pytest.mark.parametrize("way", ["greedy", "beams", "static cache"])
@@ -154,14 +185,17 @@ def test_a_chat_that_keeps_its_cache_equals_plain_hooks(
     same(found, expected, free)
 
 
-@pytest.mark.parametrize("hold", [True, False])
+@pytest.mark.parametrize("after", ["nothing", "the opening", "everything"])
 def test_compiled_decoding_equals_plain_hooks(
-    processor: LlavaProcessor, open_guard: Guard, hold: bool
+    processor: LlavaProcessor, open_guard: Guard, after: str
 ) -> None:
     """Compiled by `generate` itself, as it does for static caches on a GPU."""
+    hold = after == "everything"
     guard = open_guard.variant(hold=hold)
     model = make_model(processor)
     inputs = ask(processor, QUESTIONS[:2])
+    if after == "the opening":
+        guard = opened_by_hand(model, processor, guard, QUESTIONS[0])
     graphs: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, example: Any) -> Any:
@@ -171,8 +205,9 @@ def test_compiled_decoding_equals_plain_hooks(
     config = CompileConfig(backend=backend, mode=None)  # type: ignore[arg-type]
     config._compile_all_devices = True
     options = {"cache_implementation": "static", "compile_config": config}
-    with edited_by_hand(model, guard, texts_of(guard, inputs)):
-        expected = answer(model, inputs, cache_implementation="static")
+    by_hand = edited_by_hand if hold else reread_by_hand
+    with by_hand(model, guard, texts_of(guard, inputs)):
+        expected = answer(model, inputs, use_cache=hold)
     torch._dynamo.reset()
     free = answer(model, inputs, **options)
     unguarded, graphs[:] = list(graphs), []

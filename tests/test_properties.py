@@ -16,7 +16,7 @@ from transformers import LlavaProcessor
 
 from conftest import IMAGE_SIDE, LAYERS, PATCH
 from observe import Model, answer
-from reference import counterparts, edit_by_hand, run_row, same_receipt
+from reference import counterparts, edit_by_hand, followed, run_row, same_receipt
 from vlm_safeguard.edits import Add, Drift, Edit, Project, Reference, Refuse, Restore
 from vlm_safeguard.gate import AnyGate, CalibratedGate, OpenGate, PaperGate, threshold_for
 from vlm_safeguard.guard import Guard
@@ -146,22 +146,37 @@ def attached() -> Any:
     prompts=shown_batches, extra=st.integers(0, 3), data=st.data(),
     edit=st.one_of(st.builds(Restore, st.just(1.0), spans, st.booleans()),
                    st.builds(Refuse, st.just(1.0), spans)),
+    opening=st.lists(st.integers(5, 59), max_size=3).map(tuple), agree=st.integers(0, 3),
 )  # fmt: skip
 def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
     exact_model: Model, guard: Guard, prompts: list[list[int]], extra: int, edit: Edit,
-    data: st.DataObject,
+    opening: tuple[int, ...], agree: int, data: st.DataObject,
 ) -> None:  # fmt: skip
-    """Float64 to 1e-10, of one image or two; the row is anywhere in the batch."""
-    opened = guard.variant(gate=OpenGate(), edit=edit)
+    """Float64 to 1e-10, of one image or two; the row is anywhere in the batch.
+
+    Its answer follows the opening of a refusal for `agree` tokens, and the others' do, too.
+    """
+    opened = guard.variant(gate=OpenGate(), edit=edit, hold=False, opening=opening)
+    said = [*opening[:agree], 60]
     row = data.draw(st.integers(0, len(prompts) - 1))
     prompt = prompts[row]
+    inputs = padded(prompts, extra, torch.float64)
+    start = inputs["input_ids"].shape[1]
     with opened.attach(exact_model):
-        out = answer(exact_model, padded(prompts, extra, torch.float64), max_new_tokens=1)
+        out = answer(
+            exact_model, inputs, max_new_tokens=len(said) + 1,
+            prefix_allowed_tokens_fn=lambda _, ids: [(*said, 60)[len(ids) - start]],
+        )  # fmt: skip
     words = [token for token in prompt if token != 4]
-    text, _ = run_row(exact_model, words)
-    change = edit_by_hand(opened, dict(enumerate(text)), counterparts(opened, prompt, words))
-    _, logits = run_row(exact_model, prompt, pictures(prompt).double(), change=change)
-    torch.testing.assert_close(out.logits[0][row], logits[-1], rtol=1e-10, atol=1e-10)
+    text, _ = run_row(exact_model, [*words, *opening])
+    count = followed(opened, said)
+    spanned = counterparts(opened, prompt, words)
+    spanned |= {len(prompt) + i: len(words) + i for i in range(count)}
+    change = edit_by_hand(opened, dict(enumerate(text)), spanned, len(prompt) - 1)
+    _, logits = run_row(exact_model, [*prompt, *said], pictures(prompt).double(), change=change,
+                        stop=len(prompt) + count)  # fmt: skip
+    for mine, theirs in zip(out.logits, logits[len(prompt) - 1 :], strict=True):
+        torch.testing.assert_close(mine[row], theirs, rtol=1e-10, atol=1e-10)
 
 
 # --- (c) order ---
@@ -346,25 +361,26 @@ def gates(draw: st.DrawFn, first_layer: int) -> AnyGate:
 
 @examples(100)
 @given(
-    layers=layer_lists, rank=st.integers(1, 8), hold=st.booleans(),
+    layers=layer_lists, rank=st.integers(1, 8), hold=st.booleans(), opening=tokens,
     seed=st.none() | st.integers(0, 2**31), edit=edits, view=views, name=st.text(max_size=20),
     scores=st.lists(finite, max_size=5), noise=st.integers(0, 2**31), data=st.data(),
 )  # fmt: skip
 def test_a_guard_that_is_saved_and_loaded_is_the_same(
-    guard: Guard, layers: tuple[int, ...], rank: int, hold: bool, seed: int | None, edit: Edit,
-    view: TextView, name: str, scores: list[float], noise: int, data: st.DataObject,
+    guard: Guard, layers: tuple[int, ...], rank: int, hold: bool, opening: tuple[int, ...],
+    seed: int | None, edit: Edit, view: TextView, name: str, scores: list[float], noise: int,
+    data: st.DataObject,
 ) -> None:  # fmt: skip
     drift = torch.randn(guard.drift.shape, generator=torch.Generator().manual_seed(noise))
     saved = guard.variant(
-        layers=layers, rank=rank, hold=hold, random_seed=seed, edit=edit, text_view=view,
-        gate=data.draw(gates(layers[0])), drift=drift,
+        layers=layers, rank=rank, hold=hold, opening=opening, random_seed=seed, edit=edit,
+        text_view=view, gate=data.draw(gates(layers[0])), drift=drift,
         scores={"calibration": torch.tensor(scores, dtype=torch.float64)},
         provenance=guard.provenance.model_copy(update={"model_name": name}),
     )  # fmt: skip
     with TemporaryDirectory() as folder:
         saved.save_pretrained(folder)
         loaded = Guard.from_pretrained(folder)
-    for field in ("layers", "rank", "hold", "random_seed", "edit", "gate", "text_view",
+    for field in ("layers", "rank", "hold", "opening", "random_seed", "edit", "gate", "text_view",
                   "provenance"):  # fmt: skip
         assert getattr(loaded, field) == getattr(saved, field)
     assert torch.equal(loaded.drift, saved.drift)

@@ -12,7 +12,7 @@ from reference import ask, text_ids
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.refusal import opening_tokens, refusal_margin
+from vlm_safeguard.refusal import opening_tokens, refusal_margin, refusal_opening
 
 QUESTIONS = ["How to swim", "How to rob a bank", "How to bake bread for a very large family"]
 
@@ -37,6 +37,45 @@ def test_openings_are_the_tokens_that_harm_makes_likelier() -> None:
     assert opening_tokens(fake_backbone(rows), harmful, harmless) == (0,)
     assert opening_tokens(fake_backbone(rows), harmless, harmful) == (1,)
     assert opening_tokens(fake_backbone(rows), harmful, harmful) == ()
+
+
+def saying(answers: dict[int, list[int]]) -> Backbone:
+    """A prompt is one token; behind each, the model says these, and then 0."""
+
+    def run_text(rows: list[list[int]]) -> torch.Tensor:
+        said = [(answers[row[0]] + [0] * 9)[len(row) - 1] for row in rows]
+        agrees = [row[1:] == answers[row[0]][: len(row) - 1] for row in rows]
+        assert all(agrees), "asked behind what the model did not say"
+        return torch.tensor(said)[:, None]
+
+    def next_token_logits(states: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(states[:, 0], 20).float()
+
+    return SimpleNamespace(run_text=run_text, next_token_logits=next_token_logits)  # type: ignore[return-value]
+
+
+def test_the_opening_is_what_half_of_the_refusals_share() -> None:
+    sorry, cannot = [1, 2, 3, 4, 5, 6], [1, 7, 8]
+    for answers, expected in (
+        ([sorry] * 3, (1, 2, 3, 4)),  # four at most
+        ([sorry, cannot], (1, 2, 3, 4)),
+        ([sorry, cannot, cannot], (1, 7, 8, 0)),
+        ([sorry, cannot, [9, 7, 8]], (1,)),
+        ([sorry, [9], [10]], ()),
+        ([], ()),
+    ):
+        prompts = dict(enumerate(answers, 11))
+        assert refusal_opening(saying(prompts), [[p] for p in prompts]) == expected
+
+
+def test_the_opening_is_what_the_model_says_to_its_anchors(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    """By `generate`, of prompts that are all alike."""
+    backbone = Backbone.of(model)
+    prompt = text_ids(processor, QUESTIONS[0])
+    said = model.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False)
+    assert refusal_opening(backbone, [prompt] * 3) == tuple(said[0, len(prompt) :].tolist())
 
 
 def test_the_gate_opens_where_the_model_would_refuse_without_the_image(
@@ -87,3 +126,4 @@ def test_a_refusal_counts_only_above_the_floor(
 def test_a_model_that_does_not_refuse_is_not_asked(guard: Guard) -> None:
     assert isinstance(guard.gate, CalibratedGate)  # fitted on random weights
     assert guard.gate.refusal_tokens == ()
+    assert guard.opening == ()

@@ -6,7 +6,7 @@ unguarded model, and a slow reference that runs both passes by hand with plain h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _PAIRS, _REQUESTS, _BUDGET = 12, 21, 0.2  # a small fit is enough: only its mechanics are checked
 _QUESTIONS = ("How do I bake bread?", "What is shown here, and what could I do with it?")
 _TOKENS = 4
+_REFUSAL = "I'm sorry"  # an answer's opening that is edited, whatever the model would say
 _CLOSED = 1e9  # a threshold that no score passes
 
 
@@ -277,15 +278,19 @@ class Examination:
         return f"{len(_QUESTIONS)} rows, {_TOKENS} tokens: logits bit for bit"
 
     def restore_equals_two_passes(self) -> str:
-        """`restore` gives the logits of two passes by hand, and moves them."""
-        guard = self.guard.variant(gate=OpenGate(), edit=Restore(one_sided=False), hold=False)
+        """`restore` gives the logits of two passes by hand, and moves them, at every token."""
+        opening = tuple(tokenizer_of(self.processor)(_REFUSAL, add_special_tokens=False).input_ids)
+        guard = self.guard.variant(
+            gate=OpenGate(), edit=Restore(one_sided=False), hold=False, opening=opening
+        )
         inputs = self.inputs(_QUESTIONS[:1], 1)
         expected = self.restored_by_hand(guard, inputs)
         with guard.attach(self.model):
-            found = self.logits(inputs)
+            found = self.logits(inputs, said=opening)
+        free = self.logits(inputs, said=opening)
         spread = float(expected.std())
         error = float((found - expected).abs().max()) / spread
-        moved = float((self.logits(inputs) - expected).abs().max()) / spread
+        moved = float((free - expected).abs().amax((1, 2)).min()) / spread
         _require(error <= self.tolerance, f"logits differ by {error:.1e} of their spread")
         _require(moved > 10 * error, "the edit changes nothing, so nothing is shown")
         return f"logits within {error:.0e} of their spread; the edit moves them by {moved:.0e}"
@@ -297,50 +302,58 @@ class Examination:
         ]
         return model_inputs(self.model, self.processor, questions, pictures)
 
-    def logits(self, inputs: BatchFeature, tokens: int = 1) -> torch.Tensor:
-        """(tokens, rows, vocabulary) logits of a greedy answer."""
+    def logits(
+        self, inputs: Mapping[str, Any], tokens: int = 1, said: tuple[int, ...] = ()
+    ) -> torch.Tensor:
+        """(tokens, rows, vocabulary) logits of a greedy answer; or of these and the one after."""
+        options: dict[str, Any] = {"max_new_tokens": tokens}
+        if said:
+            start = inputs["input_ids"].shape[1]
+            options = {
+                "max_new_tokens": len(said) + 1,
+                "prefix_allowed_tokens_fn": lambda _, ids: [(*said, said[0])[len(ids) - start]],
+            }
         output = self.model.generate(
-            **inputs, max_new_tokens=tokens, do_sample=False, output_logits=True,
-            return_dict_in_generate=True,
-        )  # fmt: skip
+            **inputs, **options, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
         return torch.stack(output.logits)
 
     @torch.no_grad()
     def restored_by_hand(self, guard: Guard, inputs: BatchFeature) -> torch.Tensor:
-        """`logits` of one request: its text alone through the whole model, then the edit."""
+        """`logits` of one request and an opening: its text through the whole model, then edits."""
         layers, streams_at = self.backbone.layers, self.backbone.streams_at
-        text: dict[int, torch.Tensor] = {}
+        text: dict[int, list[torch.Tensor]] = {n: [] for n in guard.layers}  # a pass each
         handles = [
             layers[n].register_forward_hook(
-                lambda m, a, out, n=n: text.__setitem__(
-                    n, hidden_states(out, streams_at)[0].double()
-                )
+                lambda m, a, out, n=n: text[n].append(hidden_states(out, streams_at)[0].double())
             )
             for n in guard.layers
         ]
         row = inputs["input_ids"][0].tolist()
         if guard.text_view.exact:
-            alone = self.inputs(_QUESTIONS[:1], 0)
-            words = alone["input_ids"][0].tolist()
-            self.model(**alone)
+            alone: Mapping[str, Any] = self.inputs(_QUESTIONS[:1], 0)
         else:  # the template's own text differs in white space
-            words = guard.text_view(row)
-            self.model(input_ids=torch.tensor([words], device=self.backbone.device))
+            words = torch.tensor([guard.text_view(row)], device=self.backbone.device)
+            alone = {"input_ids": words}
+        self.logits(alone, said=guard.opening)
+        words = alone["input_ids"][0].tolist()
         for handle in handles:
             handle.remove()
         pairs = _pairs_behind_the_image(row, words, self.backbone.placeholder_ids)
 
         def restore(n: int) -> Any:
             V = guard.basis()[n, : guard.rank].double()
+            passes = iter(text[n])
 
             def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
                 states = hidden_states(output, streams_at).clone()
-                for mine, theirs in pairs:
+                aims = next(passes)
+                for mine, theirs in pairs if states.shape[1] > 1 else [(-1, -1)]:
                     if -mine > states.shape[1]:  # left out by a layer that needs no more
                         continue
                     state = states[0, mine].double()
                     U = V.to(state.device)
-                    edited = state + U.mT @ (U @ text[n][theirs].to(state.device) - U @ state)
+                    edited = state + U.mT @ (U @ aims[theirs].to(state.device) - U @ state)
                     states[0, mine] = edited.to(states.dtype)
                 return with_hidden_states(output, states, streams_at)
 
@@ -348,7 +361,7 @@ class Examination:
 
         handles = [layers[n].register_forward_hook(restore(n)) for n in guard.layers]
         try:
-            return self.logits(inputs)
+            return self.logits(inputs, said=guard.opening)
         finally:
             for handle in handles:
                 handle.remove()
