@@ -109,7 +109,7 @@ def dots3_note() -> tuple[PreTrainedModel, Any]:
             **{f"swa_{name}": size for name, size in ranks.items()}, swa_head_dim=12,
             swa_num_attention_heads=2, swa_num_key_value_heads=2, sliding_window=16,
             moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
-            shared_experts_intermediate_size=16, index_topk=8, index_head_dim=8, index_n_heads=2,
+            shared_experts_intermediate_size=16, index_topk=64, index_head_dim=8, index_n_heads=2,
         ),
         experts_implementation="eager", image_token_id=processor.image_token_id,
         video_token_id=processor.video_token_id, audio_token_id=processor.audio_token_id,

@@ -345,7 +345,7 @@ def glm5_next() -> tuple[PreTrainedModel, Any]:
             "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
             "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
             "layer_types": ["linear_attention", "indexed_attention"] * 2,
-            "linear_head_dim": 8, "linear_num_heads": 2, "hc_mult": 3, "index_topk": 8,
+            "linear_head_dim": 8, "linear_num_heads": 2, "hc_mult": 3, "index_topk": 64,
             "index_kpool": 2, "index_head_dim": 8, "index_n_heads": 2, "pad_token_id": 0,
             "eos_token_id": tokenizer.eos_token_id,
         },
