@@ -18,7 +18,7 @@ ROOT = Path(vlm_safeguard.__file__).parent
 ORDER = (
     "errors", "images", "timing", "families", "conversation", "text_view", "backbone", "anchors",
     "activations", "refusal", "directions", "edits", "gate", "receipt", "artifact",
-    "request_batch", "attachment", "guard", "doctor", "pocket", "loading", "defences",
+    "request_batch", "passes", "attachment", "guard", "doctor", "pocket", "loading", "defences",
     "evaluation", "report", "serving", "cli",
 )  # fmt: skip
 CORE = ORDER[: ORDER.index("guard") + 1]

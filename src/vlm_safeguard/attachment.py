@@ -1,7 +1,6 @@
 """A guard at work on a model: verified, requests edited, everything off again.
 
-`generate` is told apart from a plain `forward`: it says what the whole prompt is, so each of its
-passes can be located in it, whatever way of decoding makes them. Then:
+Every forward pass is located in its prompt (`passes`). Then:
 
 - before the first pass over a prompt, the request gets its text-only pass through the same
   decoder, which decides the gate and measures the edit's reference coordinates;
@@ -30,9 +29,10 @@ from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.edits import Reference
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate
+from vlm_safeguard.passes import Pass, Prompt, one_more_token, whole_prompt
 from vlm_safeguard.receipt import Receipt
 from vlm_safeguard.refusal import refusal_margin
-from vlm_safeguard.request_batch import Places, RequestBatch, TextReadings
+from vlm_safeguard.request_batch import RequestBatch, TextReadings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,24 +71,6 @@ class _EditHere:
     at: Reference
 
 
-@dataclass
-class _Prompt:
-    """What `generate` was given to continue: (rows, tokens) ids and mask, and what came of it.
-
-    Attributes:
-        answering: whether the prompts' ends are read and cached: what follows is the answer.
-        written: (rows, tokens) all ids up to the end of the pass that comes next.
-        opening: what that pass edits in the answers' openings, if anything.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor | None
-    requests: RequestBatch | None = None
-    answering: bool = False
-    written: torch.Tensor | None = None
-    opening: Places | None = None
-
-
 class Attachment:
     """Context manager made by `Guard.attach`; see there.
 
@@ -110,14 +92,10 @@ class Attachment:
         self._fired: list[int] = []
         self._finite: list[torch.Tensor] = []  # of each edit in a pass, whether it is
         self._text_states: dict[int, torch.Tensor] = {}
-        self._prompt: _Prompt | None = None
-        self._current: RequestBatch | None = None
-        self._places: Places | None = None  # what the current pass may edit
-        self._reads_end = False  # whether the current pass reads the prompts' ends
+        self._prompt: Prompt | None = None  # while `generate` runs
+        self._pass: Pass | None = None  # the current one, where there is something to do
         # layer → what it edits in the current pass; None until the first one asks
         self._edits: dict[int, _EditHere] | None = None
-        self._start = 0  # where the current pass's tokens start in their rows
-        self._width = 0  # tokens in a row of the current pass
         self._continuing: WeakKeyDictionary[Any, RequestBatch] = WeakKeyDictionary()
         self._replaced: dict[str, Any] = {}
 
@@ -192,7 +170,7 @@ class Attachment:
             if before is not None:
                 setattr(self._model, name, before)
         self._replaced = {}
-        self._mode = self._current = self._prompt = None
+        self._mode = self._pass = self._prompt = None
         self._continuing.clear()
         self._text_states = {}
         _ATTACHED.pop(self._model, None)
@@ -272,7 +250,7 @@ class Attachment:
                 f"{mask.shape[-1]}. Give it the whole conversation's tokens, also where a cache "
                 "already holds some: the guard judges the whole."
             )
-        prompt = self._prompt = _Prompt(ids, mask)
+        prompt = self._prompt = Prompt(ids, mask, self._guard.hold)
         chunks = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         if self._guard.hold or chunks is not None:
             kwargs["disable_compile"] = True  # passes with hooks on layers are not compiled
@@ -288,22 +266,15 @@ class Attachment:
         return output
 
     def _preparing(self) -> Any:
-        """The model's own preparation of a pass of `generate`, which is told all that is written.
-
-        A pass is given new tokens only, and beams swap rows between passes.
-        """
+        """The model's preparation of a pass of `generate`, which is told all that is written."""
         prepare = self._model.prepare_inputs_for_generation
 
         @wraps(prepare)  # generate reads its signature
         def preparing(input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._prompt is not None:
-                self._prompt.written = input_ids
             inputs = prepare(input_ids, *args, **kwargs)
-            ids = inputs.get("input_ids")
-            if self._prompt is not None and self._prompt.requests is not None and ids is not None:
-                answers = input_ids[:, self._prompt.ids.shape[1] :]
-                opening = self._prompt.requests.opening_places(answers, ids.shape[1])
-                self._prompt.opening = opening if len(opening) else None
+            if self._prompt is not None:
+                ids = inputs.get("input_ids")
+                self._prompt.prepare(input_ids, None if ids is None else ids.shape[1])
             return inputs
 
         return preparing
@@ -359,7 +330,10 @@ class Attachment:
         if self._prompt is not None and self._prompt.answering:
             ids = kwargs.get("input_ids")
             if ids is not None and ids.shape[1] < self._prompt.ids.shape[1]:
-                self._go_on_answering(self._prompt, ids)
+                self._pass = self._prompt.answer(ids)
+                self._mode = "guard"
+                if self._pass is not None:
+                    self._arm(self._needed(self._pass))
                 return
         self._check_unchanged()
         given = self._forward_signature.bind_partial(*args, **kwargs)
@@ -373,35 +347,22 @@ class Attachment:
                 "The guarded model was called without input_ids (with inputs_embeds?): its "
                 "text-only view cannot be known, so nothing is generated."
             )
-        self._start, self._width = cached, ids.shape[1]
         if self._prompt is not None:
-            self._current = self._located(self._prompt, ids, mask, cached)
+            self._pass = self._prompt.locate(ids, mask, cached, self._begin)
         elif cached:
-            self._current = self._continued(cache, ids)
+            known = self._continuing.get(cache)
+            self._pass = one_more_token(known, ids, hold=self._guard.hold)
         else:
-            self._current = self._begin(ids, _read_mask(mask, ids))
-            self._places, self._reads_end = self._current.places, True
+            self._pass = whole_prompt(ids, mask, self._begin)
             if cache is not None:
-                self._continuing[cache] = self._current
-        self._arm(self._needed(self._current))
+                self._continuing[cache] = self._pass.requests
+        if self._pass is not None:
+            self._arm(self._needed(self._pass))
         self._mode = "guard"
-
-    def _go_on_answering(self, prompt: _Prompt, ids: torch.Tensor) -> None:
-        """A pass over the answer's tokens alone; nothing is read off tensors, so it compiles."""
-        self._mode = "guard"
-        if prompt.opening is None and not self._guard.hold:
-            return
-        requests = self._current = prompt.requests
-        assert requests is not None, "an answer follows a prompt"
-        if len(requests) != len(ids):
-            raise SafeguardError(_batch_changed(len(requests), len(ids)))
-        self._places = prompt.opening or requests.places.following(0, ids.shape[1])
-        self._reads_end, self._width = False, ids.shape[1]
-        self._arm(self._needed(requests))
 
     def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         mode, self._mode = self._mode, None
-        requests, self._current = self._current, None
+        this, self._pass = self._pass, None
         armed, fired, finite = self._armed, self._fired, self._finite
         self._disarm()
         if output is None:
@@ -416,8 +377,8 @@ class Attachment:
             raise SafeguardError(
                 "An edit in this pass gave a state that is not finite; nothing more is generated."
             )
-        ended = requests is not None and self._reads_end and not requests.finished
-        if mode == "guard" and requests is not None and ended:
+        if mode == "guard" and this is not None and this.reads_end and not this.requests.finished:
+            requests = this.requests
             requests.finished = True
             cache = getattr(output, "past_key_values", None)
             if cache is not None and self._prompt is not None:
@@ -426,90 +387,14 @@ class Attachment:
                 self._continuing[cache] = requests
             self._guard._keep_receipts(self._make_receipts(requests))
 
-    def _needed(self, requests: RequestBatch | None) -> list[int]:
+    def _needed(self, this: Pass) -> list[int]:
         """The layers that have to be hooked in a pass: none where nothing is to be done."""
-        if requests is None:
-            return []
+        requests = this.requests
         image_layer = getattr(self._guard.gate, "image_layer", None)
-        looks = self._reads_end and not requests.settled and bool(requests.editable.any())
+        looks = this.reads_end and not requests.settled and bool(requests.editable.any())
         if image_layer is not None and looks:
             return sorted({*self._guard.layers, image_layer})
         return list(self._guard.layers) if requests.is_open.any() else []
-
-    def _located(
-        self, prompt: _Prompt, ids: torch.Tensor, mask: torch.Tensor | None, cached: int
-    ) -> RequestBatch | None:
-        """The requests to edit in a pass of `generate` over tokens from `cached` on, if any."""
-        length, new = prompt.ids.shape[1], ids.shape[1]
-        copies, left = divmod(len(ids), len(prompt.ids))
-        overlap = prompt.ids[:, cached : cached + new]
-        if left or not copies:
-            raise SafeguardError(
-                f"generate was given {len(prompt.ids)} prompts and runs {len(ids)} rows, so rows "
-                "cannot be told apart; nothing more is generated."
-            )
-        if overlap.shape[1] and not torch.equal(
-            overlap.repeat_interleave(copies, dim=0).to(ids.device), ids[:, : overlap.shape[1]]
-        ):
-            raise SafeguardError(
-                "generate runs other tokens than the prompt it was given (a cache of another "
-                "length?), so the request cannot be judged and nothing is generated."
-            )
-        if prompt.requests is None:
-            if cached >= length:
-                raise SafeguardError(
-                    "The cache already holds the whole prompt, so its end cannot be guarded. "
-                    "Drop its last token, or pass a new cache."
-                )
-            whole = prompt.ids.repeat_interleave(copies, dim=0)
-            known = prompt.mask
-            if known is not None:
-                known = known.repeat_interleave(copies, dim=0)
-            elif mask is not None and mask.dim() == 2 and mask.shape[1] >= length:
-                known = mask[:, :length]
-            elif mask is not None:
-                raise SafeguardError("Pass attention_mask to generate: the guard needs it.")
-            prompt.requests = self._begin(whole, known)
-            if bool((prompt.requests.last != length - 1).any()):
-                raise SafeguardError(
-                    "The prompts are padded on the right; generate would continue the padding. "
-                    "Pad on the left."
-                )
-        requests = prompt.requests
-        if len(requests) != len(ids):
-            raise SafeguardError(_batch_changed(len(requests), len(ids)))
-        self._reads_end = cached < length <= cached + new
-        self._places = requests.places.between(cached, cached + new)
-        if self._guard.hold and cached + new > length:
-            self._places += requests.places.following(max(length - cached, 0), new)
-        if prompt.written is not None:
-            self._places += requests.opening_places(prompt.written[:, length:], new)
-        return requests if len(self._places) or self._reads_end else None
-
-    def _continued(self, cache: Any, ids: torch.Tensor) -> RequestBatch | None:
-        """The requests to edit where a plain `forward` goes on in `cache`, if any."""
-        requests = self._continuing.get(cache)
-        if requests is None or not requests.finished:
-            raise SafeguardError(
-                "This pass continues a cache that was not filled under this guard, so it cannot "
-                "be guarded. Pass the whole conversation with a new cache, or use generate."
-            )
-        if ids.shape[1] != 1:
-            raise SafeguardError(
-                f"{ids.shape[1]} new tokens on a cache that is already filled: whether a new "
-                "request ends there cannot be known. Use generate, with the whole conversation, "
-                "or a new cache."
-            )
-        if ids.shape[0] != len(requests):
-            raise SafeguardError(_batch_changed(len(requests), ids.shape[0]))
-        said = [ids] if requests.answers is None else [requests.answers, ids]
-        requests.answers = torch.cat(said, dim=1)
-        self._reads_end = False
-        self._places = (
-            requests.places.following(0, 1) if self._guard.hold
-            else requests.opening_places(requests.answers, 1)
-        )  # fmt: skip
-        return requests if len(self._places) else None
 
     # --- a new request ---
 
@@ -623,27 +508,28 @@ class Attachment:
                 push = self._directions.vectors[layer, 0].to(h.dtype)
                 pushed[2 + place] += push * h[2 + place].norm(dim=-1, keepdim=True)
                 return with_hidden_states(output, pushed, streams_at)
-            requests = self._current
-            assert requests is not None, "layers are hooked only where there is something to do"
-            if layer == image_layer and self._reads_end and not requests.settled:
-                self._score_image(h, requests)
+            this = self._pass
+            assert this is not None, "layers are hooked only where there is something to do"
+            if layer == image_layer and this.reads_end and not this.requests.settled:
+                self._score_image(h, this)
             if not edited_here:
                 return None
-            edited = self._edit(layer, h, requests)
+            edited = self._edit(layer, h, this)
             return None if edited is None else with_hidden_states(output, edited, streams_at)
 
         return hook
 
-    def _edit(self, layer: int, h: torch.Tensor, requests: RequestBatch) -> torch.Tensor | None:
+    def _edit(self, layer: int, h: torch.Tensor, this: Pass) -> torch.Tensor | None:
         """`h` with the open rows edited, or None where all are closed."""
-        if self._reads_end and not requests.settled:
+        requests = this.requests
+        if this.reads_end and not requests.settled:
             self._settle(requests)
         if self._edits is None:  # an empty one stands, too: nothing is open
-            self._edits = self._edits_here(requests, h.device)
+            self._edits = self._edits_here(this, h.device)
         if layer not in self._edits:
             return None
         here = self._edits[layer]
-        positions, inside = self._positions_in(h, here.positions, here.last)
+        positions, inside = _positions_in(h, this.width, here.positions, here.last)
         rows, last, at = here.rows, here.last, here.at
         if inside is not None:
             rows, last, positions = rows[inside], last[inside], positions[inside]
@@ -652,7 +538,7 @@ class Attachment:
         states = h[rows, positions]
         edited = self._guard.edit(states, self._basis[layer].to(h.device), at)
         self._finite.append(torch.isfinite(edited).all())
-        if not requests.finished and self._reads_end and layer in requests.first_edited:
+        if not requests.finished and this.reads_end and layer in requests.first_edited:
             self._note_harm(layer, rows[last], states[last], edited[last], requests)
         out = h.clone()
         out[rows, positions] = edited
@@ -681,33 +567,15 @@ class Attachment:
                 )
             requests.facts[row].update(harm_before=before, harm_after=after)
 
-    def _positions_in(
-        self, h: torch.Tensor, positions: torch.Tensor, last: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Positions of the current pass in `h`, and which of them it holds; None for all.
-
-        Gemma 4's layers with shared keys and values drop the tokens that need no logits.
-        """
-        dropped = max(self._width - h.shape[1], 0)
-        if not dropped:
-            return positions, None
-        inside = positions >= dropped
-        if bool((last & ~inside).any()):
-            raise SafeguardError(
-                f"A guarded layer was given only the last {h.shape[1]} of {self._width} tokens, "
-                "so a request's end cannot be guarded there. Pad on the left, and leave "
-                "logits_to_keep out."
-            )
-        return positions - dropped, inside
-
-    def _score_image(self, h: torch.Tensor, requests: RequestBatch) -> None:
+    def _score_image(self, h: torch.Tensor, this: Pass) -> None:
         """Let the multimodal pass open the gate, too, of requests that have an image."""
         gate = self._guard.gate
         assert isinstance(gate, CalibratedGate)
         assert gate.image_layer is not None
         assert gate.image_threshold is not None
-        ends = (requests.last - self._start).to(h.device)
-        places, _ = self._positions_in(h, ends, torch.ones_like(ends, dtype=torch.bool))
+        requests = this.requests
+        ends = (requests.last - this.start).to(h.device)
+        places, _ = _positions_in(h, this.width, ends, torch.ones_like(ends, dtype=torch.bool))
         states = h[torch.arange(len(h), device=h.device), places]
         scores = self._directions.harm_score(
             states.to(self._directions.vectors.device), gate.image_layer
@@ -730,10 +598,9 @@ class Attachment:
         first = requests.is_open.int().argmax(1)[requests.is_open.any(1)]
         requests.first_edited = {self._guard.layers[column] for column in first.tolist()}
 
-    def _edits_here(self, requests: RequestBatch, device: torch.device) -> dict[int, _EditHere]:
-        """What each guarded layer where some row is open edits in the current pass."""
-        places, found = self._places, {}
-        assert places is not None, "layers are hooked only where there is something to do"
+    def _edits_here(self, this: Pass, device: torch.device) -> dict[int, _EditHere]:
+        """What each guarded layer where some row is open edits in a pass."""
+        requests, places, found = this.requests, this.places, {}
         chosen: dict[tuple[bool, ...], tuple[torch.Tensor, ...]] = {}  # most layers share one
         for column, layer in enumerate(self._guard.layers):
             is_open = requests.is_open[:, column]
@@ -789,17 +656,21 @@ def _all_true(found: list[torch.Tensor]) -> bool:
     return not found or bool(torch.stack([each.to(found[0].device) for each in found]).all())
 
 
-def _read_mask(mask: torch.Tensor | None, ids: torch.Tensor) -> torch.Tensor | None:
-    if mask is not None and mask.shape != ids.shape:
+def _positions_in(
+    h: torch.Tensor, width: int, positions: torch.Tensor, last: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Positions of a pass of this width in `h`, and which of them it holds; None for all.
+
+    Gemma 4's layers with shared keys and values drop the tokens that need no logits.
+    """
+    dropped = max(width - h.shape[1], 0)
+    if not dropped:
+        return positions, None
+    inside = positions >= dropped
+    if bool((last & ~inside).any()):
         raise SafeguardError(
-            f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: "
-            "the text-only view cannot be made from other masks than one per token."
+            f"A guarded layer was given only the last {h.shape[1]} of {width} tokens, "
+            "so a request's end cannot be guarded there. Pad on the left, and leave "
+            "logits_to_keep out."
         )
-    return mask
-
-
-def _batch_changed(before: int, after: int) -> str:
-    return (
-        f"The batch changed from {before} to {after} rows within one generation, so rows cannot "
-        "be told apart."
-    )
+    return positions - dropped, inside
