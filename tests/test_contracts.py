@@ -180,7 +180,8 @@ def hooked(model: Model) -> dict[str, int]:
 def test_layers_are_hooked_in_passes_that_need_it_and_in_the_language_model_only(
     model: Model, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    """The prefill of an open row needs it; decoding only where the guard holds; a closed row not.
+    """The prefill of an open row needs it; decoding while an opening is said, or where the guard
+    holds; a closed row not, whatever it says.
 
     Text-only passes do not reach the head, so what is seen there are the model's own passes.
     """
@@ -196,19 +197,51 @@ def test_layers_are_hooked_in_passes_that_need_it_and_in_the_language_model_only
     before = hooked(model)
     handle = model.lm_head.register_forward_hook(look)
     layers = {f"model.language_model.layers.{n}" for n in (2, 4)}
-    for threshold, hold, expected in (
-        (-CLOSED, True, [layers, layers, layers]),
-        (-CLOSED, False, [layers, set(), set()]),
-        (CLOSED, True, [set(), set(), set()]),
+    said, prompt = (17, 23, 31), inputs["input_ids"].shape[1]
+    for threshold, hold, opening, expected in (
+        (-CLOSED, True, (), [layers, layers, layers]),
+        (-CLOSED, False, (), [layers, set(), set()]),
+        (-CLOSED, False, said[:1], [layers, layers, set()]),
+        (-CLOSED, False, said, [layers, layers, layers]),
+        (-CLOSED, False, (said[0], 5, said[2]), [layers, layers, set()]),
+        (CLOSED, True, (), [set(), set(), set()]),
+        (CLOSED, False, said, [set(), set(), set()]),
     ):
         closed_or_not = gate.model_copy(update={"text_threshold": threshold})
-        watched = guard.variant(layers=(2, 4), gate=closed_or_not, hold=hold)
+        watched = guard.variant(layers=(2, 4), gate=closed_or_not, hold=hold, opening=opening)
         with watched.attach(model):
             seen.clear()
-            model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
-        assert seen[0] == expected[0]
-        assert seen[1:] == [set() if threshold > 0 else e for e in expected[1:]]
+            model.generate(
+                **inputs, max_new_tokens=3,
+                prefix_allowed_tokens_fn=lambda _, ids: [said[len(ids) - prompt]],
+            )  # fmt: skip
+        assert seen == expected
     handle.remove()
+    assert hooked(model) == before
+
+
+def test_a_closed_rows_refusal_does_not_hook_layers(
+    model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    """Not beside an open row either, whose answer is none."""
+    inputs = ask(processor, QUESTIONS)
+    mixed, is_open = half_open(model, guard.variant(hold=False, opening=(17, 23)), inputs)
+    before, seen = hooked(model), []
+    handle = model.lm_head.register_forward_hook(
+        lambda *_: seen.append(hooked(model.model) != before_in_it)
+    )
+    before_in_it = hooked(model.model)
+    prompt = inputs["input_ids"].shape[1]
+    with mixed.attach(model):
+        seen.clear()
+        model.generate(
+            **inputs, max_new_tokens=3,
+            prefix_allowed_tokens_fn=lambda row, ids: [
+                6 if is_open[row] else (17, 23, 5)[len(ids) - prompt]
+            ],
+        )  # fmt: skip
+    handle.remove()
+    assert seen == [True, False, False]
     assert hooked(model) == before
 
 

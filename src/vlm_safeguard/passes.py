@@ -62,7 +62,7 @@ class Prompt:
 
         A pass is given new tokens only, and beams swap rows between passes.
         """
-        self.written, self.opening = written, None
+        self.written = written
         if self.requests is not None and new is not None:
             opening = self.requests.opening_places(written[:, self.ids.shape[1] :], new)
             self.opening = opening if len(opening) else None
