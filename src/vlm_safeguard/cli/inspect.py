@@ -56,10 +56,7 @@ def summary(guard: Guard) -> dict[str, Any]:
         "edit": guard.edit.name,
         "layers": f"{guard.layers[0]}–{guard.layers[-1]}",
         "rank": guard.rank,
-        "edited tokens": (
-            ("the request's" if guard.edit.span == "request" else "the last of the prompt")
-            + (", and the answer's" if guard.hold else "")
-        ),
+        "edited tokens": _edited_tokens(guard),
         "held-out AUROC in them": f"{min(window):.3f}–{max(window):.3f}",
         "gate": gate.name,
         "anchor pairs": made.anchor_pairs,
@@ -80,3 +77,14 @@ def summary(guard: Guard) -> dict[str, Any]:
         )  # fmt: skip
         facts["harmful anchors above it, held out"] = f"{float(caught):.1%}"
     return facts
+
+
+def _edited_tokens(guard: Guard) -> str:
+    """Which tokens of an open request are edited."""
+    if guard.hold:
+        answer = ", and the answer's"
+    elif guard.opening and guard.edit.span == "request":
+        answer = f", and an answer's first {len(guard.opening)} while it opens as a refusal"
+    else:
+        answer = ""
+    return ("the request's" if guard.edit.span == "request" else "the last of the prompt") + answer
