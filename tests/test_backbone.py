@@ -275,7 +275,7 @@ def test_a_prompt_that_is_read_both_ways_is_so_without_its_image_and_padded(two:
     backbone = Backbone.of(model.double())
     rows = [encode_chat(processor, text) for text in ("Why?", "What is it, and why is it so?")]
     with torch.no_grad():
-        found = backbone.next_token_logits(backbone.run_text(rows))
+        found = backbone.next_token_logits(backbone.run_text(rows)[:, 0])
         for row, logits in zip(rows, found, strict=True):
             ids = torch.tensor([row])
             prompt = model(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits[0, -1]

@@ -36,7 +36,9 @@ def test_final_states_of_text_give_the_next_token_s_own_logits(model_type: str) 
     model, processor = MAKERS[model_type]()
     backbone = Backbone.of(model.double())
     with torch.no_grad():
-        found = backbone.next_token_logits(backbone.run_text([encode_chat(processor, "Why?")]))
+        found = backbone.next_token_logits(
+            backbone.run_text([encode_chat(processor, "Why?")])[:, 0]
+        )
         inputs = encode_batch(processor, ["Why?"], [[]]).to("cpu", model.dtype)
         own = model(**inputs).logits[:, -1].float()
     torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,12 @@ from reference import ask, text_ids
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.refusal import opening_tokens, refusal_margin, refusal_opening
+from vlm_safeguard.refusal import (
+    opening_margin,
+    opening_tokens,
+    refusal_margin,
+    refusal_opening,
+)
 
 QUESTIONS = ["How to swim", "How to rob a bank", "How to bake bread for a very large family"]
 
@@ -42,11 +48,12 @@ def test_openings_are_the_tokens_that_harm_makes_likelier() -> None:
 def saying(answers: dict[int, list[int]]) -> Backbone:
     """A prompt is one token; behind each, the model says these, and then 0."""
 
-    def run_text(rows: list[list[int]]) -> torch.Tensor:
-        said = [(answers[row[0]] + [0] * 9)[len(row) - 1] for row in rows]
-        agrees = [row[1:] == answers[row[0]][: len(row) - 1] for row in rows]
-        assert all(agrees), "asked behind what the model did not say"
-        return torch.tensor(said)[:, None]
+    def run_text(rows: list[list[int]], answer: tuple[int, ...]) -> torch.Tensor:
+        assert all(answers[row[0]][: len(answer)] == list(answer) for row in rows), (
+            "asked behind what the model did not say"
+        )
+        said = [(answers[row[0]] + [0] * 15)[: len(answer) + 1] for row in rows]
+        return torch.tensor(said)[:, :, None]
 
     def next_token_logits(states: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(states[:, 0], 20).float()
@@ -55,13 +62,13 @@ def saying(answers: dict[int, list[int]]) -> Backbone:
 
 
 def test_the_opening_is_what_half_of_the_refusals_share() -> None:
-    sorry, cannot = [1, 2, 3, 4, 5, 6], [1, 7, 8]
+    sorry, cannot = [1, *range(2, 18)], [1, 7, 8, *[0] * 15]
     for answers, expected in (
-        ([sorry] * 3, (1, 2, 3, 4)),  # four at most
-        ([sorry, cannot], (1, 2, 3, 4)),
-        ([sorry, cannot, cannot], (1, 7, 8, 0)),
-        ([sorry, cannot, [9, 7, 8]], (1,)),
-        ([sorry, [9], [10]], ()),
+        ([sorry] * 3, tuple(sorry[:12])),  # twelve at most
+        ([sorry, cannot], tuple(sorry[:12])),
+        ([sorry, cannot, cannot], tuple(cannot[:12])),
+        ([sorry, cannot, [9, 7, 8, 0]], (1,)),
+        ([sorry, [9, 0], [10, 0]], ()),
         ([], ()),
     ):
         prompts = dict(enumerate(answers, 11))
@@ -74,7 +81,7 @@ def test_the_opening_is_what_the_model_says_to_its_anchors(
     """By `generate`, of prompts that are all alike."""
     backbone = Backbone.of(model)
     prompt = text_ids(processor, QUESTIONS[0])
-    said = model.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False)
+    said = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
     assert refusal_opening(backbone, [prompt] * 3) == tuple(said[0, len(prompt) :].tolist())
 
 
@@ -86,7 +93,7 @@ def test_the_gate_opens_where_the_model_would_refuse_without_the_image(
         int(model(input_ids=torch.tensor([text_ids(processor, q)])).logits[0, -1].argmax())
         for q in QUESTIONS
     ]
-    final = backbone.run_text([text_ids(processor, q) for q in QUESTIONS])
+    final = backbone.run_text([text_ids(processor, q) for q in QUESTIONS])[:, 0]
     for refused in set(first):
         gate = guard.gate.model_copy(
             update={"refusal_tokens": (refused,), "text_threshold": 1e9, "image_threshold": 1e9}
@@ -102,25 +109,53 @@ def test_the_gate_opens_where_the_model_would_refuse_without_the_image(
             assert receipt.guarded == ("would itself refuse" in receipt.reason)
 
 
-def test_a_refusal_counts_only_above_the_floor(
+def test_a_refusal_counts_in_the_usual_words_or_where_the_text_scores_harmful(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    final = Backbone.of(model).run_text([text_ids(processor, q) for q in QUESTIONS])
-    refused = int(Backbone.of(model).next_token_logits(final)[0].argmax())
-    closed = {"refusal_tokens": (refused,), "text_threshold": 1e9, "image_threshold": 1e9}
-    asked = guard.variant(gate=guard.gate.model_copy(update=closed))
-    with asked.attach(model):
-        model.generate(**ask(processor, QUESTIONS), max_new_tokens=1, do_sample=False)
-    first = asked.receipts[0]
-    assert first.guarded
-    assert first.text_score is not None
-    for floor, guarded in ((first.text_score - 0.01, True), (first.text_score + 0.01, False)):
-        gate = guard.gate.model_copy(update=closed | {"refusal_floor": floor})
-        floored = guard.variant(gate=gate)
-        with floored.attach(model):
-            model.generate(**ask(processor, QUESTIONS), max_new_tokens=1, do_sample=False)
-        assert floored.receipts[0].guarded is guarded
-        assert ("decline, but not for harm" in floored.receipts[0].reason) is not guarded
+    """The words by `generate`, without the image; the score by moving the anchors' middle."""
+    prompt = torch.tensor([text_ids(processor, QUESTIONS[0])])
+    out = model.generate(
+        prompt, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    said = out.sequences[0, prompt.shape[1] :].tolist()
+    leads = [logits[0].max() - logits[0] for logits in out.logits]
+    unlikely = int(leads[2].argmax())  # a last word that it would hardly say
+    nearly = int(leads[2].where(leads[2] < 0.9, 0.0).argmax())  # … and one that it might
+    assert float(leads[2][unlikely]) > 1
+    assert 0 < float(leads[2][nearly]) < 1
+    gate = guard.gate.model_copy(
+        update={"refusal_tokens": (said[0],), "text_threshold": 1e9, "image_threshold": 1e9}
+    )
+    for opening, usual in (
+        ([], True), (said[:1], True), (said, True), ([*said[:2], nearly], True),
+        ([*said[:2], unlikely], False),
+    ):  # fmt: skip
+        for harmful in (True, False):
+            moved = guard.directions.harmful_mean - guard.directions.harmless_mean
+            shift = (-50.0 if harmful else 50.0) * moved
+            directions = replace(
+                guard.directions,
+                harmful_mean=guard.directions.harmful_mean + shift,
+                harmless_mean=guard.directions.harmless_mean + shift,
+            )
+            asked = guard.variant(gate=gate, opening=tuple(opening), directions=directions)
+            with asked.attach(model):
+                model.generate(**ask(processor, QUESTIONS[:1]), max_new_tokens=1, do_sample=False)
+            (receipt,) = asked.receipts
+            assert receipt.text_score is not None
+            assert (receipt.text_score > 0) is harmful
+            assert receipt.own_opening is not None
+            assert (receipt.own_opening > -1) is usual
+            assert (receipt.own_opening > 0) is (opening == said[: len(opening)])
+            assert receipt.guarded is (usual or harmful)
+            assert ("decline, but not for harm" in receipt.reason) is not receipt.guarded
+
+
+def test_the_openings_margin_is_its_weakest_tokens_lead() -> None:
+    rows = {0: [5.0, 1.0, 0.0], 1: [0.0, 3.0, 1.0], 2: [2.0, 2.5, 0.0]}
+    backbone = fake_backbone(rows)
+    states = torch.tensor([[[0.0], [1.0], [2.0]], [[0.0], [2.0], [2.0]], [[1.0], [1.0], [1.0]]])
+    assert opening_margin(backbone, states, (0, 1)).tolist() == [2.0, 0.5, -3.0]
 
 
 def test_a_model_that_does_not_refuse_is_not_asked(guard: Guard) -> None:

@@ -94,7 +94,7 @@ def text_states(
     with capture_last_token(backbone) as states, _progress(len(rows), label) as bar:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            final[batch] = backbone.run_text([rows[index] for index in batch]).float().cpu()
+            final[batch] = backbone.run_text([rows[index] for index in batch])[:, 0].float().cpu()
             result[batch] = _stack(states)
             bar.update(len(batch))
     return result, final

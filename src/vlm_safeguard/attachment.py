@@ -31,7 +31,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.passes import Pass, Prompt, one_more_token, whole_prompt
 from vlm_safeguard.receipt import Receipt
-from vlm_safeguard.refusal import refusal_margin
+from vlm_safeguard.refusal import opening_margin, refusal_margin
 from vlm_safeguard.request_batch import RequestBatch, TextReadings
 
 if TYPE_CHECKING:
@@ -409,7 +409,7 @@ class Attachment:
             )
         requests = RequestBatch.read(
             ids, mask, view=guard.text_view, edit=guard.edit, layers=len(guard.layers),
-            opening=guard.opening if guard.edit.span == "request" and not guard.hold else (),
+            opening=guard.opening, follows=guard.edit.span == "request" and not guard.hold,
         )  # fmt: skip
         if requests.editable.any() and (guard.edit.needs_text or guard.gate.needs_text):
             self._ask_without_images(requests)
@@ -422,9 +422,9 @@ class Attachment:
         place = {text: i for i, text in enumerate(dict.fromkeys(texts[row] for row in asked))}
         readings = TextReadings() if self._shared_readings is None else self._shared_readings
         opening = requests.opening
-        if unread := readings.missing([text + opening for text in place], self._watched):
-            self._read_texts(unread, len(opening), readings)
-        final = torch.stack([readings.final[text + opening] for text in place])
+        if unread := readings.missing(place, opening, self._watched):
+            self._read_texts(unread, opening, readings)
+        final = torch.stack([readings.final[text + opening] for text in place])  # text, opening
         states = {
             layer: torch.stack(
                 [readings.states[text + opening][layer][len(text) - 1] for text in place]
@@ -458,35 +458,42 @@ class Attachment:
             for row in asked:
                 requests.facts[row]["text_score"] = values[place[texts[row]]]
         if isinstance(guard.gate, CalibratedGate) and guard.gate.refusal_tokens:
-            odds = refusal_margin(self._backbone, final, guard.gate.refusal_tokens)
-            if not torch.isfinite(odds).all():
+            odds = refusal_margin(self._backbone, final[:, 0], guard.gate.refusal_tokens)
+            refusing = odds > 0
+            words = odds.clone()
+            if opening and refusing.any():
+                words[refusing] = opening_margin(self._backbone, final[refusing], opening)
+            if not torch.isfinite(torch.cat([odds, words])).all():
                 raise SafeguardError(
                     "The text-only pass gave no probabilities; the request cannot be judged, so "
                     "nothing is generated."
                 )
             for row in asked:
-                margin = float(odds[place[texts[row]]])
-                requests.facts[row]["own_refusal"] = margin
-                if guard.gate.heeds(margin, requests.facts[row]["text_score"]):
+                facts, margin = requests.facts[row], float(odds[place[texts[row]]])
+                facts["own_refusal"] = margin
+                if margin > 0:
+                    facts["own_opening"] = float(words[place[texts[row]]])
+                if guard.gate.heeds(margin, facts.get("own_opening", margin), facts["text_score"]):
                     requests.is_open[row] = True
 
     def _read_texts(
-        self, texts: list[tuple[int, ...]], opening: int, readings: TextReadings
+        self, texts: list[tuple[int, ...]], opening: tuple[int, ...], readings: TextReadings
     ) -> None:
-        """One pass of texts through the decoder alone; each ends with `opening` answer tokens."""
+        """One pass of texts, and the opening behind each, through the decoder alone."""
         self._mode, self._text_states = "text", {}
         self._arm(self._watched)
         try:
-            final = self._backbone.run_text(texts, answer=opening)
+            final = self._backbone.run_text(texts, opening)
             _check_all_took_part(self._watched, self._fired, "the text-only pass")
         finally:
             self._mode = None
             self._disarm()
         states, self._text_states = self._text_states, {}
         for row, text in enumerate(texts):
-            readings.final[text] = final[row]
-            readings.states[text] = {
-                layer: values[row, -len(text) :] for layer, values in states.items()
+            read = text + opening
+            readings.final[read] = final[row]
+            readings.states[read] = {
+                layer: values[row, -len(read) :] for layer, values in states.items()
             }
 
     # --- in the layers ---

@@ -131,19 +131,21 @@ class Backbone:
         """Where token ids have to be for this model."""
         return _device_of(self.model.get_input_embeddings())
 
-    def run_text(self, rows: Sequence[Sequence[int]], *, answer: int = 0) -> torch.Tensor:
+    def run_text(self, rows: Sequence[Sequence[int]], answer: Sequence[int] = ()) -> torch.Tensor:
         """One pass of token `rows` through the decoder alone, left-padded, without a cache.
 
         The last position of every row is its last token, for hooks on the layers, too.
 
         Args:
-            answer: how many tokens at each row's end are the answer to its prompt.
+            rows: prompts.
+            answer: what is said to each.
 
         Returns:
-            (rows, hidden) final states of the prompts' last tokens, from which the next one is
-            predicted.
+            (rows, 1 + tokens of the answer, hidden) final states of the prompts' last tokens and
+            of the answer's, from which the next ones are predicted.
         """
-        return self._final_states(rows, [len(row) - answer for row in rows])[:, -1 - answer]
+        states = self._final_states([[*row, *answer] for row in rows], [len(row) for row in rows])
+        return states[:, -1 - len(answer) :]
 
     def answer_log_probs(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]

@@ -16,6 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from vlm_safeguard.directions import Directions
 
+#: Logits by which a word of the usual refusal may be less likely than the likeliest: development
+#: prompts that the Coder VLM refuses stay within 0.4, pictures that it cannot see begin at 1.5.
+_NEARLY = 1.0
+
 
 class Gate(BaseModel):
     """Decides on a request from its states; one subclass for each rule."""
@@ -49,15 +53,15 @@ class CalibratedGate(Gate):
     """Open for all edited layers at once, where any of three things speaks for harm.
 
     The language model would itself refuse, asked without the image; or the text's centred score
-    passes its threshold; or the multimodal pass's does. The first is the model's own decision, and
-    counts where the score does not speak against harm: a model also declines a question about a
-    picture that it does not see. The budget bounds what the other two add to it.
+    passes its threshold; or the multimodal pass's does. The first is the model's own decision. A
+    model also declines a question about a picture that it does not see: what it declines counts
+    where it would do so about in the words of most of its refusals, or where the text scores
+    nearer to the harmful anchors than to the harmless ones. The budget bounds what the other two
+    add to it.
 
     Attributes:
         refusal_tokens: tokens that open the model's refusals; where empty, its own decision is
             not asked for.
-        refusal_floor: score that a text has to pass for the model's own refusal to count; None
-            where every one does.
         layers: layers whose scores are averaged in the text-only pass.
         text_threshold: score above which the text opens the gate.
         image_layer: layer of the multimodal pass that is scored, no later than the first edited
@@ -70,7 +74,6 @@ class CalibratedGate(Gate):
 
     name: Literal["calibrated"] = "calibrated"
     refusal_tokens: tuple[int, ...] = ()
-    refusal_floor: FiniteFloat | None = None
     layers: Annotated[tuple[int, ...], Field(min_length=1)]
     text_threshold: FiniteFloat
     image_layer: int | None = None
@@ -89,14 +92,16 @@ class CalibratedGate(Gate):
             raise ValueError("image_layer and image_threshold go together")
         return self
 
-    def heeds(self, margin: float, score: float) -> bool:
+    @staticmethod
+    def heeds(margin: float, opening: float, score: float) -> bool:
         """Whether the model's own decision opens the gate.
 
         Args:
             margin: the refusal's, as `refusal.refusal_margin` gives it.
+            opening: the whole opening's, as `refusal.opening_margin` gives it.
             score: the text's.
         """
-        return margin > 0 and (self.refusal_floor is None or score > self.refusal_floor)
+        return margin > 0 and (opening > -_NEARLY or score > 0)
 
     def text_open(
         self, states: dict[int, torch.Tensor], directions: Directions, layers: tuple[int, ...]
@@ -161,16 +166,3 @@ def threshold_for(harmless: torch.Tensor, budget: float) -> float:
             f"{math.ceil(1 / budget) - 1} harmless requests; there are {len(harmless)}"
         )
     return float(harmless.sort(descending=True).values[k - 1])
-
-
-def floor_for(harmful: torch.Tensor, miss: float) -> float | None:
-    """The highest floor that keeps the share of harmful requests at or below it within `miss`.
-
-    By split conformal rank, as `threshold_for`: the k-th smallest score, k = ⌊miss · (n + 1)⌋;
-    None, no floor, where there are too few requests for that.
-
-    Args:
-        harmful: (n,) scores of held-out harmful requests.
-    """
-    k = math.floor(miss * (len(harmful) + 1))
-    return float(harmful.sort().values[k - 1]) if k else None

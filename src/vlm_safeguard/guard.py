@@ -38,10 +38,15 @@ from vlm_safeguard.directions import (
 )
 from vlm_safeguard.edits import Edit, Refuse, edit_from_config
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, floor_for, threshold_for
+from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, threshold_for
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.receipt import Receipt
-from vlm_safeguard.refusal import opening_tokens, refusal_margin, refusal_opening
+from vlm_safeguard.refusal import (
+    opening_margin,
+    opening_tokens,
+    refusal_margin,
+    refusal_opening,
+)
 from vlm_safeguard.request_batch import TextReadings
 from vlm_safeguard.text_view import TextView
 
@@ -51,7 +56,6 @@ if TYPE_CHECKING:
 RANK = 64  # a layer, where there are as many anchors; development prompts lost more with 32
 STORED_RANK = 8  # directions kept in the artifact at least, to choose a smaller rank from
 BUDGET = 0.01  # share of harmless requests that may open the gate
-_MISS = 0.025  # share of harmful anchors whose refusal may be taken for another kind
 _TELLS = 0.5  # by how much more of the harmful anchors than of the calibration requests a model
 #               must refuse for its own decision to count
 _DRIFT_PAIRS = 32  # anchors whose shift under a blank image is measured
@@ -77,9 +81,9 @@ class Guard:
         embedding_sample: some of the model's embeddings, to recognise it by.
         hold: whether every token of the answer is edited, too; with many directions that breaks
             the text.
-        opening: token ids that most of the model's own refusals start with. Behind an open gate
-            an answer that starts so is edited there as well, or it turns to the image in its
-            middle ("I'm … looking at a picture").
+        opening: token ids that most of the model's own refusals start with. By them a refusal is
+            told from "I can't see a picture"; and behind an open gate an answer that starts so is
+            edited there as well, or it turns to the image in its middle ("I'm … looking at").
         random_seed: where set, a random subspace takes the directions' place in the edit (a
             control); the gate keeps the true ones.
     """
@@ -190,8 +194,7 @@ class Guard:
             refuses = refusal_margin(backbone, final[:pairs], tokens) > 0
             refused = [encode_chat(processor, anchors[i].harmful) for i in refuses.nonzero()[:, 0]]
             opening = refusal_opening(backbone, refused[:_ANSWERED])
-        floor = floor_for(scores["harmful"], _MISS) if tokens else None
-        own = (margins > 0) & (scores["calibration"] > (-torch.inf if floor is None else floor))
+        own = _heeded(backbone, processor, calibration, margins, opening, scores["calibration"])
         image_layer = legible_before(directions, chosen[0]) if gate == "calibrated" else None
         if image_layer is not None:
             with_image = image_states(
@@ -212,7 +215,6 @@ class Guard:
 
                 made = CalibratedGate(
                     refusal_tokens=tokens,
-                    refusal_floor=floor,
                     layers=tuple(gate_layers),
                     text_threshold=threshold("calibration"),
                     image_layer=image_layer,
@@ -328,7 +330,7 @@ class Guard:
             _check_layers(self.gate.layers, count)
             if self.gate.image_layer is not None:
                 _check_layers((self.gate.image_layer,), self.layers[0] + 1)
-            for name in ("text_threshold", "image_threshold", "refusal_floor"):
+            for name in ("text_threshold", "image_threshold"):
                 threshold = getattr(self.gate, name)
                 if threshold is not None and not isfinite(threshold):
                     raise SafeguardError(f"The gate's {name} is {threshold}: it would never open.")
@@ -449,6 +451,24 @@ def _own_decision(
     refused = refusal_margin(backbone, harmful, tokens) > 0
     telling = refused.float().mean() - (margins > 0).float().mean() >= _TELLS
     return (tokens, margins) if telling else ((), nothing)
+
+
+def _heeded(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    requests: Sequence[str],
+    margins: torch.Tensor,
+    opening: tuple[int, ...],
+    scores: torch.Tensor,
+) -> torch.Tensor:
+    """(requests,) bool, whether the model's own decision opens the gate for each."""
+    found = torch.zeros(len(requests), dtype=torch.bool)
+    for place in (margins > 0).nonzero()[:, 0].tolist():
+        margin, score = float(margins[place]), float(scores[place])
+        states = backbone.run_text([encode_chat(processor, requests[place])], opening)
+        words = float(opening_margin(backbone, states, opening)) if opening else margin
+        found[place] = CalibratedGate.heeds(margin, words, score)
+    return found
 
 
 def _provenance(

@@ -24,6 +24,8 @@ class Receipt(BaseModel):
         layers: the layers that were edited.
         own_refusal: by how many logits a refusal's opening leads the language model's other next
             tokens, asked without the image; None where that was not asked for.
+        own_opening: where it leads, by how many logits each token of what most refusals open with
+            does, at the least; above 0 the model would say just that, above −1 nearly.
         text_score: the gate's score of the text-only pass; None where it was not run.
         text_threshold: what it was compared with.
         image_score: the gate's score of the multimodal pass; None where it was not looked at.
@@ -42,6 +44,7 @@ class Receipt(BaseModel):
     edit: str | None = None
     layers: tuple[int, ...] = ()
     own_refusal: float | None = None
+    own_opening: float | None = None
     text_score: float | None = None
     text_threshold: float | None = None
     image_score: float | None = None
@@ -92,7 +95,7 @@ def _why(facts: Mapping[str, Any], gate: AnyGate, where: str) -> str:
     if isinstance(gate, CalibratedGate):
         text, image = facts["text_score"], facts.get("image_score")
         own = facts.get("own_refusal", -1.0)
-        if gate.heeds(own, text):
+        if gate.heeds(own, facts.get("own_opening", own), text):
             return "asked without an image, the language model would itself refuse"
         if own > 0 and text <= gate.text_threshold:
             return (

@@ -2,7 +2,8 @@
 
 A refusal shows in its first token. Which tokens open a refusal is read off the anchors: those
 that are likelier after harmful requests than after harmless ones. What most refusals go on with
-is read off the anchors that the model refuses.
+is read off the anchors that the model refuses: "I'm sorry, but I can't assist" tells them from
+"I'm sorry, but I can't see a picture".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from vlm_safeguard.backbone import Backbone
 
 _LIKELIER = 0.05  # difference of mean probabilities that makes a token a refusal's opening
-_OPENING = 4  # tokens of a refusal's opening at most: "I'm sorry, but"
+_OPENING = 12  # tokens of a refusal's opening at most: "I'm sorry, but I can't assist with that."
 _ROWS = 64  # rows whose logits are held at once
 
 
@@ -63,7 +64,7 @@ def refusal_margin(
 
 @torch.no_grad()
 def refusal_opening(backbone: Backbone, refused: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The longest start, of four tokens at most, that half of a model's refusals share.
+    """The longest start, of twelve tokens at most, that half of a model's refusals share.
 
     Args:
         refused: prompts that the model refuses, in its chat template, without images.
@@ -74,7 +75,7 @@ def refusal_opening(backbone: Backbone, refused: Sequence[Sequence[int]]) -> tup
     opening: tuple[int, ...] = ()
     sharing = list(refused)
     while sharing and len(opening) < _OPENING:
-        states = backbone.run_text([[*prompt, *opening] for prompt in sharing])
+        states = backbone.run_text(sharing, opening)[:, -1]
         said = backbone.next_token_logits(states).argmax(-1).tolist()
         token, count = Counter(said).most_common(1)[0]
         if 2 * count < len(refused):
@@ -82,3 +83,23 @@ def refusal_opening(backbone: Backbone, refused: Sequence[Sequence[int]]) -> tup
         sharing = [prompt for prompt, each in zip(sharing, said, strict=True) if each == token]
         opening += (token,)
     return opening
+
+
+@torch.no_grad()
+def opening_margin(
+    backbone: Backbone, states: torch.Tensor, opening: tuple[int, ...]
+) -> torch.Tensor:
+    """By how much each token of `opening` leads all others in its place, at the least.
+
+    Above 0 it is, word for word, what greedy decoding would say.
+
+    Args:
+        states: (n, 1 + tokens, hidden) final states, as `run_text` returns them with the opening.
+
+    Returns:
+        (n,) float32, on the CPU.
+    """
+    leads = [
+        refusal_margin(backbone, states[:, place], (token,)) for place, token in enumerate(opening)
+    ]
+    return torch.stack(leads).amin(0)

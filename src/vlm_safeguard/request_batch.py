@@ -70,6 +70,7 @@ class RequestBatch:
         facts: of each row, what its receipt will say.
         texts: of each row, the token ids of its request without images.
         opening: token ids that the text-only pass reads behind each text.
+        follows: whether an answer that opens so is edited there.
         is_open: (rows, guarded layers) gate decisions.
         places: the prompts' tokens that the edit spans.
         editable: (rows,) rows the edit acts on at all.
@@ -84,6 +85,7 @@ class RequestBatch:
     facts: list[dict[str, Any]]
     texts: list[tuple[int, ...]]
     opening: tuple[int, ...]
+    follows: bool
     is_open: torch.Tensor
     places: Places
     editable: torch.Tensor
@@ -102,6 +104,7 @@ class RequestBatch:
         view: TextView,
         edit: Edit,
         opening: tuple[int, ...],
+        follows: bool,
         layers: int,
     ) -> Self:
         """Open to `edit` wherever it acts; no gate has been asked yet.
@@ -110,6 +113,7 @@ class RequestBatch:
             ids: (rows, tokens) whole prompts.
             mask: (rows, tokens), zero where there is padding; None for none.
             opening: of the model's refusals.
+            follows: whether an answer that opens so is edited there.
             layers: how many are guarded.
 
         Raises:
@@ -143,7 +147,9 @@ class RequestBatch:
             for row, (spanned, last) in enumerate(aligned)
             for position, token in sorted(spanned.items())
         ])  # fmt: skip
-        return cls(facts, texts, opening, editable[:, None].repeat(1, layers), places, editable)
+        return cls(
+            facts, texts, opening, follows, editable[:, None].repeat(1, layers), places, editable
+        )
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -162,7 +168,7 @@ class RequestBatch:
             answers: (rows, tokens) ids of the answers so far.
             new: how many tokens, and their prompts' before them, the current pass reads.
         """
-        said = answers[:, : len(self.opening)].cpu()
+        said = answers[:, : len(self.opening) if self.follows else 0].cpu()
         follows = (said == torch.tensor(self.opening[: said.shape[1]])).cumprod(1).bool()
         follows &= (self.is_open.any(1) if self.finished else self.editable)[:, None]
         start = answers.shape[1] - new
@@ -178,18 +184,19 @@ class TextReadings:
 
     Attributes:
         states: text and opening → layer → (tokens, hidden) states.
-        final: likewise → (hidden,) final state of the text, from which the next token is predicted.
+        final: likewise → (1 + opening, hidden) final states of the text's last token and the
+            opening's, from which the next ones are predicted.
     """
 
     states: dict[tuple[int, ...], dict[int, torch.Tensor]] = field(default_factory=dict)
     final: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
     def missing(
-        self, texts: Iterable[tuple[int, ...]], layers: Iterable[int]
+        self, texts: Iterable[tuple[int, ...]], opening: tuple[int, ...], layers: Iterable[int]
     ) -> list[tuple[int, ...]]:
-        """Those of `texts` that are not read at all `layers`."""
+        """Those of `texts` that are not read, with the opening behind them, at all `layers`."""
         needed = set(layers)
-        return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
+        return [text for text in texts if not needed <= self.states.get(text + opening, {}).keys()]
 
 
 def _starts(texts: Iterable[tuple[int, ...]], behind: int) -> dict[tuple[int, ...], int]:

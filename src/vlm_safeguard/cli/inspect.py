@@ -72,8 +72,7 @@ def summary(guard: Guard) -> dict[str, Any]:
             facts["image threshold"] = round(gate.image_threshold, 3)
         facts["the model's own refusal"] = (
             "not asked for: it refuses too little" if not gate.refusal_tokens
-            else "asked for" if gate.refusal_floor is None
-            else f"counts from a score of {gate.refusal_floor:+.2f} on"
+            else f"in its usual {len(guard.opening)} first tokens, or where the text scores above 0"
         )  # fmt: skip
         facts["harmful anchors above it, held out"] = f"{float(caught):.1%}"
     return facts
