@@ -168,10 +168,13 @@ class RequestBatch:
             answers: (rows, tokens) ids of the answers so far.
             new: how many tokens, and their prompts' before them, the current pass reads.
         """
-        said = answers[:, : len(self.opening) if self.follows else 0].cpu()
-        follows = (said == torch.tensor(self.opening[: said.shape[1]])).cumprod(1).bool()
-        follows &= (self.is_open.any(1) if self.finished else self.editable)[:, None]
+        count = min(len(self.opening) if self.follows else 0, answers.shape[1])
         start = answers.shape[1] - new
+        if start >= count:  # without asking the device
+            return self.places.between(0, 0)
+        said = answers[:, :count].cpu()
+        follows = (said == torch.tensor(self.opening[:count])).cumprod(1).bool()
+        follows &= (self.is_open.any(1) if self.finished else self.editable)[:, None]
         follows[:, : max(start, 0)] = False
         row, place = follows.nonzero().unbind(1)
         ends = self.places.token[self.places.last]
