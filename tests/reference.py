@@ -296,6 +296,39 @@ def same_receipt(left: Receipt, right: Receipt) -> None:
 
 
 @contextmanager
+def plain_hooks(
+    model: PreTrainedModel,
+    look: Callable[[torch.nn.Module, Any, dict[str, Any]], None],
+    edit: Callable[[int, int, int, Tensor], Tensor],
+) -> Iterator[None]:
+    """Plain hooks: `look` before each pass of the model, `edit` after each layer for each token.
+
+    Args:
+        edit: takes layer, row, place in the pass and float64 state; gives the state to go on with.
+    """
+
+    def after(n: int) -> Any:
+        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
+            states = hidden_states(output).clone()
+            for row in range(len(states)):
+                for place in range(states.shape[1]):
+                    edited = edit(n, row, place, states[row, place].double())
+                    states[row, place] = edited.to(states.dtype)
+            return with_hidden_states(output, states)
+
+        return hook
+
+    layers = Backbone.of(model).layers
+    handles = [layer.register_forward_hook(after(n)) for n, layer in enumerate(layers)]
+    handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def reread_by_hand(
     model: PreTrainedModel, guard: Guard, texts: Sequence[Sequence[int]]
 ) -> Iterator[None]:
@@ -304,7 +337,6 @@ def reread_by_hand(
     That is without a cache: the prompt's tokens that the edit spans, and the answer's for as long
     as it follows the guard's opening. `texts` are the rows' text-only views.
     """
-    layers = Backbone.of(model).layers
     readings = [text_reading(model, [*text, *guard.opening]) for text in texts]
     changes: list[tuple[Change, int]] = []  # of each row, and where its edits end
     prompt = 0
@@ -321,24 +353,12 @@ def reread_by_hand(
             spanned |= {prompt + i: len(text) + i for i in range(opened)}
             changes.append((edit_by_hand(guard, reading, spanned, prompt - 1), prompt + opened))
 
-    def edit(n: int) -> Any:
-        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
-            states = hidden_states(output).clone()
-            for row, (change, end) in enumerate(changes):
-                for place in range(end):
-                    edited = change(n, place, states[row, place].double())
-                    states[row, place] = edited.to(states.dtype)
-            return with_hidden_states(output, states)
+    def edit(n: int, row: int, place: int, state: Tensor) -> Tensor:
+        change, end = changes[row]
+        return change(n, place, state) if place < end else state
 
-        return hook
-
-    handles = [layer.register_forward_hook(edit(n)) for n, layer in enumerate(layers)]
-    handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
-    try:
+    with plain_hooks(model, look, edit):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -367,7 +387,6 @@ def edited_by_hand(
     edit spans are edited, and where the guard holds, every token of the later passes. `texts` are
     the rows' text-only views, read one at a time.
     """
-    layers = Backbone.of(model).layers
     readings = [text_reading(model, text) for text in texts]
     calls = 0
     changes: list[Change] = []  # one a row
@@ -385,24 +404,10 @@ def edited_by_hand(
             spanned = counterparts(guard, row, texts[number // copies], shown=shown)
             changes.append(edit_by_hand(guard, readings[number // copies], spanned))
 
-    def edit(n: int) -> Any:
-        def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
-            if calls > 1 and not guard.hold:
-                return None
-            states = hidden_states(output).clone()
-            for row, change in enumerate(changes):
-                for place in range(states.shape[1]):
-                    position = place if calls == 1 else prompt + place
-                    edited = change(n, position, states[row, place].double())
-                    states[row, place] = edited.to(states.dtype)
-            return with_hidden_states(output, states)
+    def edit(n: int, row: int, place: int, state: Tensor) -> Tensor:
+        if calls > 1 and not guard.hold:
+            return state
+        return changes[row](n, place if calls == 1 else prompt + place, state)
 
-        return hook
-
-    handles = [layer.register_forward_hook(edit(n)) for n, layer in enumerate(layers)]
-    handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
-    try:
+    with plain_hooks(model, look, edit):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -621,20 +621,28 @@ def test_text_between_images_is_edited_towards_its_own_counterparts(
 # --- 6. a guarded answer equals both passes by hand ---
 
 
+def same_as_by_hand(
+    model: Model, processor: LlavaProcessor, guard: Guard, question: str, *, steps: int
+) -> Any:
+    """A guarded answer, whose tokens and logits are those of both passes by hand."""
+    inputs = ask(processor, [question], dtype=torch.float64)
+    tokens, logits = guarded_by_hand(model, processor, guard, question, steps=steps)
+    with guard.attach(model):
+        out = answer(model, inputs, max_new_tokens=steps)
+    assert new_tokens(out, inputs)[0].tolist() == tokens
+    for mine, theirs in zip(out.logits, logits, strict=True):
+        exact(mine[0], theirs)
+    return out
+
+
 @edits
 @pytest.mark.parametrize("question", QUESTIONS[:2])
 def test_a_guarded_answer_equals_both_passes_by_hand(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit, question: str
 ) -> None:
     """Float64 to 1e-10: the tokens that the edit spans at prefill, and held while decoding."""
-    guard = open_guard.variant(edit=edit)
+    out = same_as_by_hand(exact_model, processor, open_guard.variant(edit=edit), question, steps=6)
     inputs = ask(processor, [question], dtype=torch.float64)
-    tokens, logits = guarded_by_hand(exact_model, processor, guard, question, steps=6)
-    with guard.attach(exact_model):
-        out = answer(exact_model, inputs, max_new_tokens=6)
-    assert new_tokens(out, inputs)[0].tolist() == tokens
-    for mine, theirs in zip(out.logits, logits, strict=True):
-        exact(mine[0], theirs)
     free = answer(exact_model, inputs, max_new_tokens=6)
     assert not torch.allclose(free.logits[0], out.logits[0])
 
@@ -648,13 +656,8 @@ def test_an_answer_is_edited_for_as_long_as_it_opens_as_a_refusal(
     plain = open_guard.variant(edit=edit, hold=False)
     guard = opened_by_hand(exact_model, processor, plain, QUESTIONS[0], length=length)
     inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
-    tokens, logits = guarded_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=8)
-    assert tuple(tokens[:length]) == guard.opening
-    with guard.attach(exact_model):
-        out = answer(exact_model, inputs, max_new_tokens=8)
-    assert new_tokens(out, inputs)[0].tolist() == tokens
-    for mine, theirs in zip(out.logits, logits, strict=True):
-        exact(mine[0], theirs)
+    out = same_as_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=8)
+    assert tuple(new_tokens(out, inputs)[0, :length].tolist()) == guard.opening
     with plain.attach(exact_model):
         before = answer(exact_model, inputs, max_new_tokens=8)
     exact(before.logits[0], out.logits[0])
@@ -668,15 +671,9 @@ def test_an_answer_that_leaves_the_opening_is_left_alone_from_there(
     plain = open_guard.variant(hold=False)
     opening = opened_by_hand(exact_model, processor, plain, QUESTIONS[0]).opening
     other = opening[1] + 1
-    inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
     for guard in (plain.variant(opening=(opening[0], other, opening[2])),
                   plain.variant(opening=(other, opening[1], opening[2]))):  # fmt: skip
-        tokens, logits = guarded_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=6)
-        with guard.attach(exact_model):
-            out = answer(exact_model, inputs, max_new_tokens=6)
-        assert new_tokens(out, inputs)[0].tolist() == tokens
-        for mine, theirs in zip(out.logits, logits, strict=True):
-            exact(mine[0], theirs)
+        same_as_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=6)
 
 
 def test_a_closed_row_that_opens_as_a_refusal_is_the_models_own(
@@ -707,13 +704,8 @@ def test_rank_layers_strength_and_the_random_control_by_hand(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, changes: dict[str, Any]
 ) -> None:
     guard = open_guard.variant(**changes)
-    tokens, logits = guarded_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=3)
+    out = same_as_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=3)
     inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
-    with guard.attach(exact_model):
-        out = answer(exact_model, inputs, max_new_tokens=3)
-    assert new_tokens(out, inputs)[0].tolist() == tokens
-    for mine, theirs in zip(out.logits, logits, strict=True):
-        exact(mine[0], theirs)
     with open_guard.attach(exact_model):
         assert not torch.allclose(answer(exact_model, inputs).logits[0], out.logits[0])
 

@@ -31,7 +31,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.passes import Pass, Prompt, one_more_token, whole_prompt
 from vlm_safeguard.receipt import Receipt
-from vlm_safeguard.refusal import opening_margin, refusal_margin
+from vlm_safeguard.refusal import refusal_margin, words_margin
 from vlm_safeguard.request_batch import RequestBatch, TextReadings
 
 if TYPE_CHECKING:
@@ -459,21 +459,19 @@ class Attachment:
                 requests.facts[row]["text_score"] = values[place[texts[row]]]
         if isinstance(guard.gate, CalibratedGate) and guard.gate.refusal_tokens:
             odds = refusal_margin(self._backbone, final[:, 0], guard.gate.refusal_tokens)
-            refusing = odds > 0
-            words = odds.clone()
-            if opening and refusing.any():
-                words[refusing] = opening_margin(self._backbone, final[refusing], opening)
+            words = words_margin(self._backbone, final, opening, odds)
             if not torch.isfinite(torch.cat([odds, words])).all():
                 raise SafeguardError(
                     "The text-only pass gave no probabilities; the request cannot be judged, so "
                     "nothing is generated."
                 )
             for row in asked:
-                facts, margin = requests.facts[row], float(odds[place[texts[row]]])
+                facts, here = requests.facts[row], place[texts[row]]
+                margin, word = float(odds[here]), float(words[here])
                 facts["own_refusal"] = margin
                 if margin > 0:
-                    facts["own_opening"] = float(words[place[texts[row]]])
-                if guard.gate.heeds(margin, facts.get("own_opening", margin), facts["text_score"]):
+                    facts["own_opening"] = word
+                if guard.gate.heeds(margin, word, facts["text_score"]):
                     requests.is_open[row] = True
 
     def _read_texts(

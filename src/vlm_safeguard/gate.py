@@ -98,7 +98,7 @@ class CalibratedGate(Gate):
 
         Args:
             margin: the refusal's, as `refusal.refusal_margin` gives it.
-            opening: the whole opening's, as `refusal.opening_margin` gives it.
+            opening: the whole opening's, as `refusal.words_margin` gives it.
             score: the text's.
         """
         return margin > 0 and (opening > -_NEARLY or score > 0)

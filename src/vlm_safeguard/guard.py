@@ -42,10 +42,10 @@ from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, threshold_for
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.receipt import Receipt
 from vlm_safeguard.refusal import (
-    opening_margin,
     opening_tokens,
     refusal_margin,
     refusal_opening,
+    words_margin,
 )
 from vlm_safeguard.request_batch import TextReadings
 from vlm_safeguard.text_view import TextView
@@ -183,18 +183,16 @@ class Guard:
         )  # fmt: skip
         plain = torch.cat([harmful[: len(shown)], harmless[: len(shown)]])
         gate_layers = list(legible_layers(directions, chosen))
-        tokens, margins = _own_decision(backbone, *torch.split(final, sizes))
         scores = {
             "harmful": held_out[0][:, gate_layers].mean(1),
             "harmless": held_out[1][:, gate_layers].mean(1),
             "calibration": directions.harm_scores(ordinary)[:, gate_layers].mean(1),
         }
-        opening: tuple[int, ...] = ()
-        if tokens:
-            refuses = refusal_margin(backbone, final[:pairs], tokens) > 0
-            refused = [encode_chat(processor, anchors[i].harmful) for i in refuses.nonzero()[:, 0]]
-            opening = refusal_opening(backbone, refused[:_ANSWERED])
-        own = _heeded(backbone, processor, calibration, margins, opening, scores["calibration"])
+        ends = torch.split(final, sizes)
+        tokens, opening, own = _own_decision(
+            backbone, processor, *ends,
+            anchors=requests[:pairs], calibration=calibration, scores=scores["calibration"],
+        )  # fmt: skip
         image_layer = legible_before(directions, chosen[0]) if gate == "calibrated" else None
         if image_layer is not None:
             with_image = image_states(
@@ -436,39 +434,46 @@ class Guard:
 
 
 def _own_decision(
-    backbone: Backbone, harmful: torch.Tensor, harmless: torch.Tensor, ordinary: torch.Tensor
-) -> tuple[tuple[int, ...], torch.Tensor]:
-    """The tokens that open the model's refusals, and their margins on the calibration requests.
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    harmful: torch.Tensor,
+    harmless: torch.Tensor,
+    ordinary: torch.Tensor,
+    *,
+    anchors: Sequence[str],
+    calibration: Sequence[str],
+    scores: torch.Tensor,
+) -> tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]:
+    """How the model itself refuses, and which calibration requests open the gate by that.
 
     No tokens where its opening says too little: it must refuse far more of the harmful anchors
     than of the calibration requests.
+
+    Args:
+        harmful: (pairs, hidden) final states of the harmful anchors; `harmless` likewise.
+        ordinary: (requests, hidden) those of the calibration requests.
+        anchors: the harmful anchors' texts; `calibration` likewise.
+        scores: (requests,) the gate's scores of the calibration requests.
+
+    Returns:
+        The first tokens of a refusal, what most refusals begin with, and (requests,) bool.
     """
-    nothing = torch.full((len(ordinary),), -torch.inf)
+    own = torch.zeros(len(ordinary), dtype=torch.bool)
     tokens = opening_tokens(backbone, harmful, harmless)
     if not tokens:
-        return (), nothing
+        return (), (), own
     margins = refusal_margin(backbone, ordinary, tokens)
     refused = refusal_margin(backbone, harmful, tokens) > 0
-    telling = refused.float().mean() - (margins > 0).float().mean() >= _TELLS
-    return (tokens, margins) if telling else ((), nothing)
-
-
-def _heeded(
-    backbone: Backbone,
-    processor: ProcessorMixin,
-    requests: Sequence[str],
-    margins: torch.Tensor,
-    opening: tuple[int, ...],
-    scores: torch.Tensor,
-) -> torch.Tensor:
-    """(requests,) bool, whether the model's own decision opens the gate for each."""
-    found = torch.zeros(len(requests), dtype=torch.bool)
+    if refused.float().mean() - (margins > 0).float().mean() < _TELLS:
+        return (), (), own
+    places = refused.nonzero()[:_ANSWERED, 0].tolist()
+    opening = refusal_opening(backbone, [encode_chat(processor, anchors[i]) for i in places])
     for place in (margins > 0).nonzero()[:, 0].tolist():
-        margin, score = float(margins[place]), float(scores[place])
-        states = backbone.run_text([encode_chat(processor, requests[place])], opening)
-        words = float(opening_margin(backbone, states, opening)) if opening else margin
-        found[place] = CalibratedGate.heeds(margin, words, score)
-    return found
+        margin = margins[place : place + 1]
+        states = backbone.run_text([encode_chat(processor, calibration[place])], opening)
+        words = words_margin(backbone, states, opening, margin)
+        own[place] = CalibratedGate.heeds(float(margin), float(words), float(scores[place]))
+    return tokens, opening, own
 
 
 def _provenance(

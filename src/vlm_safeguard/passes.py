@@ -46,7 +46,7 @@ class Prompt:
         requests: what the prompts ask; None until they are read.
         answering: whether the prompts' ends are read and cached: what follows is the answer.
         written: (rows, tokens) all ids up to the end of the pass that comes next.
-        opening: what that pass edits in the answers' openings, if anything.
+        opening: what that pass edits in the answers' openings, if anything; while answering.
     """
 
     ids: torch.Tensor
@@ -63,7 +63,8 @@ class Prompt:
         A pass is given new tokens only, and beams swap rows between passes.
         """
         self.written = written
-        if self.requests is not None and new is not None:
+        if self.answering and new is not None:
+            assert self.requests is not None, "an answer follows a prompt"
             opening = self.requests.opening_places(written[:, self.ids.shape[1] :], new)
             self.opening = opening if len(opening) else None
 

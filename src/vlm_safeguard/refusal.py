@@ -103,3 +103,21 @@ def opening_margin(
         refusal_margin(backbone, states[:, place], (token,)) for place, token in enumerate(opening)
     ]
     return torch.stack(leads).amin(0)
+
+
+def words_margin(
+    backbone: Backbone, states: torch.Tensor, opening: tuple[int, ...], margins: torch.Tensor
+) -> torch.Tensor:
+    """`opening_margin` of the texts that the model would refuse; their `margins` without opening.
+
+    Args:
+        states: (n, 1 + tokens, hidden), as for `opening_margin`.
+        margins: (n,) from `refusal_margin`.
+
+    Returns:
+        (n,) float32; those of texts that it would not refuse are as in `margins`.
+    """
+    words, refusing = margins.clone(), margins > 0
+    if opening and refusing.any():
+        words[refusing] = opening_margin(backbone, states[refusing], opening)
+    return words
