@@ -99,10 +99,15 @@ def opening_margin(
     Returns:
         (n,) float32, on the CPU.
     """
-    leads = [
-        refusal_margin(backbone, states[:, place], (token,)) for place, token in enumerate(opening)
-    ]
-    return torch.stack(leads).amin(0)
+    before = states[:, : len(opening)].flatten(0, 1)
+    wanted = torch.tensor(opening, device=states.device).repeat(len(states))[:, None]
+    leads = []
+    for rows, tokens in zip(torch.split(before, _ROWS), torch.split(wanted, _ROWS), strict=True):
+        logits = backbone.next_token_logits(rows)
+        tokens = tokens.to(logits.device)
+        others = logits.scatter(1, tokens, -torch.inf)
+        leads.append((logits.gather(1, tokens)[:, 0] - others.amax(-1)).float())
+    return torch.cat(leads).view(len(states), -1).amin(1).cpu()
 
 
 def words_margin(
