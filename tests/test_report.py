@@ -501,15 +501,19 @@ def test_a_closed_gate_that_changed_an_answer_is_seen() -> None:
     assert "1 of 2" in found.measured
 
 
-def test_the_strongest_judge_is_quoted_and_phrases_are_owned_up_to() -> None:
+def test_the_judge_of_most_cells_is_quoted_and_phrases_are_owned_up_to() -> None:
     judged = [
         row("evil", "blank", "none", value, judge=judge)
-        for judge, value in (("refusal", 0.3), ("rubric-x", 0.4), ("llama-guard-3", 0.5))
+        for judge, value in (("llama-guard", 0.5), ("rubric", 0.4), ("refusal", 0.3))
     ]
-    assert chief_judge(judged, "attack_success") == "llama-guard-3"
+    assert chief_judge(judged, "attack_success") == "llama-guard"  # as named first
     assert [r.value for r in attack_rows(judged)[0]] == [0.5]
-    assert chief_judge(judged[:2], "attack_success") == "rubric-x"
-    weak = findings(source_of(judged[:1]), [])
+    assert chief_judge(judged[::-1], "attack_success") == "refusal"
+    first = row("odd", "blank", "none", 0.2, judge="refusal")  # a benchmark with one judge alone
+    assert chief_judge([first, *judged, judged[0]], "attack_success") == "refusal"
+    assert chief_judge([first, *judged, judged[0], judged[0]], "attack_success") == "llama-guard"
+    assert chief_judge(judged, "kl") is None
+    weak = findings(source_of(judged[2:]), [])
     assert any("phrases of refusal" in caution for caution in weak.cautions)
     assert not any("phrases" in x for x in findings(source_of(judged), []).cautions)
     refusals = [row("evil", "blank", "none", 0.7, metric="refusal", judge="refusal")]

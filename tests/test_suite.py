@@ -11,6 +11,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from inspect_ai.model import ModelAPI, ModelOutput, get_model, modelapi
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 import vlm_safeguard
+from test_loaders import mm_harmful
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation import provider
+from vlm_safeguard.evaluation import provider, scorers
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
+from vlm_safeguard.evaluation.judges.rubric import RUBRIC
 from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.evaluation.plan import Plan, plan_of
 from vlm_safeguard.evaluation.provider import release
@@ -265,6 +268,30 @@ def test_judges_that_are_models_are_asked_and_read(tiny: Path, tmp_path: Path) -
     assert shares["llama_guard"]["harmful"].value == 0.5
     assert shares["llama_guard"]["harmful n"].value == 2
     assert shares["rubric"]["harmful low"].value == wilson(3, 3)[0]
+
+
+def test_a_judge_that_sees_is_shown_the_benchmarks_own_picture_and_no_other(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, list[bool]] = {}
+
+    def messages(request: str, answer: str, image: Any = None) -> Any:
+        shown.setdefault(condition, []).append(image is not None)
+        return RUBRIC.messages(request, answer, image)
+
+    monkeypatch.setattr(scorers, "RUBRIC", replace(RUBRIC, messages=messages, max_new_tokens=2))
+    path = mm_harmful(tmp_path, lambda rows: None)
+    for condition in ("own", "blank", "text"):
+        (log,) = inspect_ai.eval(
+            TASKS["mm_harmful"](
+                condition=condition, path=str(path), limit=2, judges="rubric", max_tokens=2
+            ),
+            model=get_model(f"vlm-safeguard/{tiny}", memoize=False),
+            model_roles={"grader": get_model(f"vlm-safeguard/{tiny}", memoize=False)},
+            log_dir=str(tmp_path / "logs"), display="none",
+        )  # fmt: skip
+        assert log.status == "success"
+    assert shown == {"own": [True, True], "blank": [False, False], "text": [False, False]}
 
 
 def test_inspects_own_command_finds_model_and_task(tiny: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from vlm_safeguard.errors import SafeguardError
 
 _JUDGES = {"refusal": "refusal", "llama_guard": "llama-guard", "rubric": "rubric"}
 
+_SAID = ("refused", "unsafe", "score", "note")  # what is kept of a verdict
+
 Line = dict[str, Any]
 
 
@@ -37,9 +39,11 @@ def _line(sample: EvalSample, defence: str) -> Line:
     scores = sample.scores or {}
     # inspect asks the metric for right or wrong; here the judge's own words are taken
     verdicts = {
-        judge: {name: score.metadata[name] for name in ("refused", "unsafe", "score", "note")}
-        for name, judge in _JUDGES.items()
-        if (score := scores.get(name)) is not None and score.metadata
+        _JUDGES[name]: {
+            fact: score.metadata[fact] for fact in ("refused", "unsafe", "score", "note")
+        }
+        for name, score in scores.items()  # in the plan's order
+        if name in _JUDGES and score.metadata
     }
     right = scores.get("right") if facts["kind"] == "utility" else None
     return {

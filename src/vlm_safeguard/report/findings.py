@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +24,6 @@ from vlm_safeguard.report.ratios import Ratio
 from vlm_safeguard.report.sheets import benchmark_of
 from vlm_safeguard.report.source import Line, Source
 
-_STRONGEST = ("llama-guard", "rubric")  # judges, by how far their word is taken
 _PHRASES = "refusal"  # the judge that only reads phrases
 _BY_PHRASES = f"judged by {judge_name(_PHRASES)}"
 _ROUNDING = 1e-9
@@ -87,15 +87,9 @@ class _Cells:
 
 
 def chief_judge(rows: Sequence[Row], metric: str) -> str | None:
-    """The judge whose word is quoted for a measure: Llama Guard, a rubric, any other, phrases."""
-    judges = {row.judge for row in rows if row.metric == metric}
-
-    def rank(judge: str) -> tuple[int, str]:
-        known = [i for i, name in enumerate(_STRONGEST) if judge.startswith(name)]
-        last = len(_STRONGEST) + (judge == _PHRASES)
-        return (known[0] if known else last), judge
-
-    return min((judge for judge in judges if judge), key=rank, default=None)
+    """The judge whose word is quoted for a measure: who judged most cells, or was named first."""
+    judged = Counter(row.judge for row in rows if row.metric == metric and row.judge is not None)
+    return judged.most_common(1)[0][0] if judged else None
 
 
 def attack_rows(rows: Sequence[Row]) -> tuple[list[Row], str]:
