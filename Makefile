@@ -11,8 +11,8 @@ help:
 	@echo "make demo   the guard on a real small VLM, with tables and figures (in $(OUT)/)"
 	@echo "make eval   every defence on that model, with the report (in results/pocket/)"
 	@echo "make test   lint, types and tests"
-	@echo "make bench  what the guard costs: time and memory (in benchmarks/results/)"
-	@echo "make clean  remove the environment and the demo's output"
+	@echo "make bench  what the guard costs: time and memory (in bench-output/)"
+	@echo "make clean  remove the environment and what demo and bench wrote"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,4 +41,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/baselines.py pocket
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) bench-output
