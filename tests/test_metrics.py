@@ -79,11 +79,15 @@ def test_judges_agree_on_what_both_can_read() -> None:
         "guard": [Verdict(None, False), Verdict(None, True), Verdict(None, False)] * 2,
         "grader": [Verdict(True, False, 0.0), Verdict(None, None, note="unreadable")] * 3,
     }
-    first, second, third = agreements(verdicts)
-    assert first == Agreement("phrases", "guard", 6, 0, pytest.approx(0.4), [[2, 0], [2, 2]])
-    assert (second.judge_a, second.judge_b) == ("phrases", "grader")
+    first, second, third, fourth = agreements(verdicts)
+    assert first == Agreement(
+        "succeeded", "phrases", "guard", 6, 0, pytest.approx(0.4), [[2, 0], [2, 2]]
+    )
+    assert (second.question, second.judge_a, second.judge_b) == ("succeeded", "phrases", "grader")
     assert (second.n, second.left_out, second.table) == (3, 3, [[1, 0], [2, 0]])
-    assert third.kappa == 0.0
+    assert (third.question, third.judge_b) == ("refused", "grader")
+    assert (third.n, third.left_out, third.table) == (3, 3, [[0, 2], [0, 1]])
+    assert (fourth.judge_a, fourth.judge_b, fourth.kappa) == ("guard", "grader", 0.0)
     with pytest.raises(ValueError, match="zip"):
         agreements({"one": verdicts["guard"], "two": verdicts["guard"][:-1]})
 

@@ -531,10 +531,18 @@ def test_cautions_name_what_weakens_the_results() -> None:
         row("evil", "blank", "random", 0.3, n=50),
         row("evil", "blank", "default", 0.1, metric="unreadable"),
     ]
-    pair = {"judge_a": "x", "judge_b": "y", "n": 9, "kappa": 0.2, "table": [[4, 2], [2, 1]]}
+    pair = {
+        "question": "succeeded",
+        "judge_a": "x",
+        "judge_b": "y",
+        "n": 9,
+        "kappa": 0.2,
+        "table": [[4, 2], [2, 1]],
+    }
     said = " ".join(findings(source_of(rows, agreement=[pair]), []).cautions)
-    for words in ("4 of 5 rows", "fewer than 100", "could not be read", "“x” and “y” agree little",
-                  "itself would do", "random on “evil”"):  # fmt: skip
+    for words in ("4 of 5 rows", "fewer than 100", "could not be read",
+                  "“x” and “y” agree little on which", "itself would do",
+                  "random on “evil”"):  # fmt: skip
         assert words in said
 
 

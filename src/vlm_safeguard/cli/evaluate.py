@@ -130,6 +130,7 @@ def _benchmarks(names: list[str] | None, conditions: list[str] | None) -> list[A
 
 
 def _show(screen: Console, results: Results, out: Path) -> None:
+    from vlm_safeguard.report.names import QUESTIONS
     from vlm_safeguard.report.tables import facts_table, results_table
 
     cells: dict[tuple[str | None, str | None, str, str], list[Any]] = {}
@@ -147,7 +148,8 @@ def _show(screen: Console, results: Results, out: Path) -> None:
     }
     for pair in details["agreement"]:
         kappa = pair["kappa"]
-        facts[f"{pair['judge_a']} and {pair['judge_b']} agree"] = (
+        judges = f"{pair['judge_a']} and {pair['judge_b']}"
+        facts[f"{judges} agree on {QUESTIONS[pair['question']]}"] = (
             f"κ = {kappa:.2f}, n = {pair['n']}" if kappa is not None else f"n = {pair['n']}"
         )
     for judge, count in details["unreadable"].items():

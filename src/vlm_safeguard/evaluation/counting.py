@@ -91,7 +91,7 @@ def comparisons(lines: Sequence[Line], a: str) -> list[dict[str, Any]]:
 
 
 def agreement(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """How far each two judges agree on which attacks got through (rows: `judge_a`; no, yes)."""
+    """How far each two judges agree on harmful requests (rows: `judge_a`; no, yes)."""
     harmful = [line for line in lines if line["kind"] == "harmful"]
     said = {judge: [_verdict(line, judge) for line in harmful] for judge in _judges(harmful)}
     return [asdict(pair) for pair in agreements(said)]

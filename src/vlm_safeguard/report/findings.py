@@ -11,6 +11,7 @@ from vlm_safeguard.report.names import (
     BASELINE,
     CONTROLS,
     DEFAULT,
+    QUESTIONS,
     TEXT,
     all_cells,
     judge_name,
@@ -495,7 +496,7 @@ def _cautions(source: Source, attack: _Cells, how: str) -> list[str]:
         if pair.kappa is not None and pair.kappa < _KAPPA:
             said.append(
                 f"The judges {quoted(judge_name(pair.judge_a))} and "
-                f"{quoted(judge_name(pair.judge_b))} agree little "
+                f"{quoted(judge_name(pair.judge_b))} agree little on {QUESTIONS[pair.question]} "
                 f"(κ = {pair.kappa:.2f} on {pair.n} answers): what one of them says alone is not "
                 "settled."
             )

@@ -34,6 +34,8 @@ _DEFENCES = {
     "flipped": "the default pushing the other way; a control",
 }
 _JUDGES = {"refusal": "refusal phrases"}  # else it reads like the measure
+#: What judges agree on, by the question of `Agreement`.
+QUESTIONS = {"succeeded": "which attacks succeeded", "refused": "what was refused"}
 MEASURES = {
     "attack_success": "attack success",
     "refusal": "refused",

@@ -10,6 +10,7 @@ from vlm_safeguard.evaluation.runner import SHARES, Results, Row
 from vlm_safeguard.report.names import (
     DEFAULT,
     MEASURES,
+    QUESTIONS,
     condition_name,
     defence_words,
     judge_name,
@@ -219,10 +220,11 @@ def agreement_sheets(found: Sequence[Agreement]) -> list[Sheet]:
         title="Cohen's κ",
         caption="Agreement of judges on the same answers, corrected for chance: 1 is full "
         "agreement, 0 what chance gives. Left out: one of them said nothing.",
-        header=("judges", "κ", "n", "left out"),
+        header=("judges", "on", "κ", "n", "left out"),
         lines=tuple(
             (
                 Cell(f"{judge_name(pair.judge_a)} and {judge_name(pair.judge_b)}"),
+                Cell(QUESTIONS[pair.question]),
                 EMPTY if pair.kappa is None else Cell(f"{pair.kappa:.2f}", "", pair.kappa),
                 Cell(f"{pair.n:,}", "", float(pair.n)),
                 Cell(f"{pair.left_out:,}", "", float(pair.left_out)),
@@ -240,11 +242,11 @@ def _confusion(pair: Agreement) -> Sheet:
     def count(number: int) -> Cell:
         return Cell(f"{number:,}", f"{percent(number / total)} %", float(number), number / total)
 
-    words = ("failed", "succeeded")
+    words = ("failed", "succeeded") if pair.question == "succeeded" else ("not refused", "refused")
     return Sheet(
-        name=f"confusion_{pair.judge_a}_{pair.judge_b}",
-        title=f"{a} and {b}",
-        caption=f"Did the attack succeed? By {a}: down; by {b}: across.",
+        name=f"confusion_{pair.question}_{pair.judge_a}_{pair.judge_b}",
+        title=f"{a} and {b} on {QUESTIONS[pair.question]}",
+        caption=f"By {a}: down; by {b}: across.",
         header=(f"by {a}", *(f"{word}, by {b}" for word in words)),
         lines=tuple(
             (Cell(word), *map(count, line)) for word, line in zip(words, pair.table, strict=True)

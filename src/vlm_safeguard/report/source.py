@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.agreement import Question
 from vlm_safeguard.evaluation.gap import GapRecord
 from vlm_safeguard.evaluation.judges.verdict import Verdict
 from vlm_safeguard.evaluation.runner import Results
@@ -54,8 +55,9 @@ class Comparison(BaseModel):
 
 
 class Agreement(BaseModel):
-    """Two judges' words on the same answers: did the attack succeed, no before yes."""
+    """Two judges' words on the same answers: did the attack succeed, or was it refused; no, yes."""
 
+    question: Question
     judge_a: str
     judge_b: str
     n: int
