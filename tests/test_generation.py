@@ -69,8 +69,9 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("hold", [True, False])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_way_of_generating_equals_plain_hooks(
-    model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, hold: bool
+    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, hold: bool
 ) -> None:
+    model = exact_model  # lest rounding falls on two sides of a step of the quantized cache
     guard = open_guard.variant(hold=hold)
     inputs = ask(processor, QUESTIONS[:3])
     free = answer(model, inputs, **WAYS[way])
@@ -78,7 +79,7 @@ def test_a_way_of_generating_equals_plain_hooks(
         expected = answer(model, inputs, **WAYS[way])
     with guard.attach(model):
         found = answer(model, inputs, **WAYS[way])
-    same(found, expected, free)
+    same(found, expected, free, tolerance=1e-10)
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "quantized cache"])
