@@ -270,6 +270,23 @@ def test_judges_that_are_models_are_asked_and_read(tiny: Path, tmp_path: Path) -
     assert shares["rubric"]["harmful low"].value == wilson(3, 3)[0]
 
 
+def test_progress_is_told_from_the_model_to_the_last_likelihood(tiny: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    plan = a_plan(
+        tiny, defences=["none", "default"], benchmarks=[{"name": "harmless"}], limit=2,
+        judges=["refusal"],
+    )  # fmt: skip
+    run(plan, tmp_path, report=lambda *each: told.append(each))
+    assert list(dict.fromkeys(what for what, _, _ in told)) == [
+        "the model", "none", "default", "the gap", "the time it takes", "divergence",
+        "how likely the answers are",
+    ]  # fmt: skip
+    assert all(0 <= done <= total for _, done, total in told)
+    answers = [(done, total) for what, done, total in told if what in ("none", "default")]
+    assert answers == sorted(answers)
+    assert answers[-1] == (4, 4)
+
+
 def test_a_judge_that_sees_is_shown_the_benchmarks_own_picture_and_no_other(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

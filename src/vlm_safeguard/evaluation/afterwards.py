@@ -31,6 +31,9 @@ from vlm_safeguard.timing import generation_ratio
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
+#: Called with (what is running, parts done, parts in all).
+Report = Callable[[str, int, int], None]
+
 MEASURED = "measured.jsonl"
 _GAP, _AUROC = 25, 100  # prompts of each kind in the gap's figure, and behind its AUROC
 _TIMED = 4  # prompts of each kind in the batch that is timed
@@ -38,21 +41,23 @@ _DIVERGED = 100  # harmless requests of a cell whose divergence is measured
 
 
 def measure_model(
-    plan: Plan, asked: dict[str, Asked], out: Path
+    plan: Plan, asked: dict[str, Asked], out: Path, report: Report
 ) -> tuple[list[Row], dict[str, float]]:
     """The guarded model beside the unguarded one: (divergence by cell, ratio of time).
 
     Writes gap.json.
     """
     measured = Journal(out / MEASURED)
+    report("the gap", 0, 1)
     model, processor = loaded(plan.model, plan.dtype, plan.device)
     guard = Guard.from_pretrained(out / "guard")
     gap = _kept(measured, ["gap", plan.model, plan.dtype],
                 lambda: _gap(model, processor, guard).model_dump(mode="json"))  # fmt: skip
     (out / "gap.json").write_text(json.dumps(gap) + "\n", "utf-8")
+    report("the time it takes", 0, 1)
     timing = _kept(measured, ["time", plan.model, plan.dtype, plan.device],
                    lambda: _time_ratio(model, processor, guard))  # fmt: skip
-    return _divergence_rows(plan, asked, model, processor, guard, measured), timing
+    return _divergence_rows(plan, asked, model, processor, guard, measured, report), timing
 
 
 def _kept(journal: Journal, key: list[Any], compute: Callable[[], dict[str, Any]]) -> Any:
@@ -64,7 +69,7 @@ def _kept(journal: Journal, key: list[Any], compute: Callable[[], dict[str, Any]
     return known
 
 
-def measure_answers(plan: Plan, lines: list[Line], out: Path) -> None:
+def measure_answers(plan: Plan, lines: list[Line], out: Path, report: Report) -> None:
     """Fill in how likely each answer to a request in words is; all models are let go.
 
     Raises:
@@ -87,6 +92,7 @@ def measure_answers(plan: Plan, lines: list[Line], out: Path) -> None:
             model, processor = load(scorer, plan.dtype, plan.device)
         waiting = list(open_keys.items())
         for start in range(0, len(waiting), 8 * plan.batch_size):
+            report("how likely the answers are", start, len(waiting))
             part = waiting[start : start + 8 * plan.batch_size]
             scored = likelihoods(
                 model, processor, [line["request"] for _, line in part],
@@ -108,10 +114,13 @@ def _divergence_rows(
     processor: ProcessorMixin,
     guard: Guard,
     measured: Journal,
+    report: Report,
 ) -> list[Row]:
     """How far the default guard moves the model on harmless requests, in nats a token."""
     found = []
-    for benchmark, condition in plan.asks("default") if "default" in plan.defences else ():
+    asks = plan.asks("default") if "default" in plan.defences else []
+    for done, (benchmark, condition) in enumerate(asks):
+        report("divergence", done, len(asks))
         harmless = [each for each in asked[benchmark.name] if each[1].kind == "harmless"]
         harmless = harmless[:_DIVERGED]
         if not harmless:

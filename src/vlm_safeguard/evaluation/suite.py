@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from inspect_ai.model import Model, get_model
 from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.conversation import pictures
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.afterwards import measure_answers, measure_model
+from vlm_safeguard.evaluation.afterwards import Report, measure_answers, measure_model
 from vlm_safeguard.evaluation.answered import Line, answered
 from vlm_safeguard.evaluation.conditions import illustrated
 from vlm_safeguard.evaluation.counting import (
@@ -46,9 +46,6 @@ from vlm_safeguard.loading import load_guard
 
 if TYPE_CHECKING:
     from inspect_ai import Task
-
-#: Called with (what is running, answers done, answers in all).
-Report = Callable[[str, int, int], None]
 
 _ATTEMPTS = 1  # times a failed sample, and a failed task, is tried again
 
@@ -92,9 +89,8 @@ def run(
     for line in lines:
         line["image"] = images.get((line["benchmark"], line["condition"], line["sample"]))
 
-    report("what follows from the answers", total, total)
-    divergence, time_ratio = measure_model(plan, asked, out)
-    measure_answers(plan, lines, out)
+    divergence, time_ratio = measure_model(plan, asked, out, report)
+    measure_answers(plan, lines, out, report)
     closed, identical = closed_gates(lines)
     first = "default" if "default" in plan.defences else plan.defences[0]
     results = Results(
