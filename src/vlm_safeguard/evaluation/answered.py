@@ -10,7 +10,6 @@ from inspect_ai.log import EvalLog, EvalSample, read_eval_log
 from vlm_safeguard.errors import SafeguardError
 
 _JUDGES = {"refusal": "refusal", "llama_guard": "llama-guard", "rubric": "rubric"}
-
 _SAID = ("refused", "unsafe", "score", "note")  # what is kept of a verdict
 
 Line = dict[str, Any]
@@ -39,9 +38,7 @@ def _line(sample: EvalSample, defence: str) -> Line:
     scores = sample.scores or {}
     # inspect asks the metric for right or wrong; here the judge's own words are taken
     verdicts = {
-        _JUDGES[name]: {
-            fact: score.metadata[fact] for fact in ("refused", "unsafe", "score", "note")
-        }
+        _JUDGES[name]: {fact: score.metadata[fact] for fact in _SAID}
         for name, score in scores.items()  # in the plan's order
         if name in _JUDGES and score.metadata
     }
