@@ -222,7 +222,7 @@ def _agreement(lines: list[dict[str, Any]], a: str, b: str) -> dict[str, Any]:
     n = sum(map(sum, table))
     same = (table[0][0] + table[1][1]) / n
     chance = sum(sum(table[i]) * (table[0][i] + table[1][i]) for i in (0, 1)) / n**2
-    return {"question": "succeeded", "judge_a": a, "judge_b": b, "n": n,
+    return {"question": "succeeded", "judge_a": a, "judge_b": b, "n": n, "left_out": 0,
             "kappa": (same - chance) / (1 - chance), "table": table}  # fmt: skip
 
 

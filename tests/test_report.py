@@ -536,6 +536,7 @@ def test_cautions_name_what_weakens_the_results() -> None:
         "judge_a": "x",
         "judge_b": "y",
         "n": 9,
+        "left_out": 0,
         "kappa": 0.2,
         "table": [[4, 2], [2, 1]],
     }

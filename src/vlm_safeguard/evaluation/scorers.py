@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.model import ChatMessage, GenerateConfig, Model, get_model
 from inspect_ai.scorer import (
     Metric,
     SampleScore,
@@ -80,16 +80,16 @@ def rubric() -> Scorer:
 def _judged(judge: Judge, role: str) -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         model = get_model(role=role, required=True)
-        shown = []
+        asked: list[ChatMessage] = state.input  # type: ignore[assignment]  # our tasks ask so
         # any other picture is put beside a request that says all by itself; a judge that has the
         # safety gap, shown a blank one, found none of 86 refusals (README, the Coder VLM)
-        if state.metadata["condition"] == "own" and _sees(model):
-            shown = pictures(chat_of_messages(state.input))  # type: ignore[arg-type]
+        looks = state.metadata["condition"] == "own" and _sees(model)
+        shown = pictures(chat_of_messages(asked)) if looks else []
         chat = judge.messages(
             state.metadata["request"], state.output.completion, shown[0] if shown else None
         )
         reply = await model.generate(
-            messages_of(chat, place_of(state.input)),  # type: ignore[arg-type]
+            messages_of(chat, place_of(asked)),
             config=GenerateConfig(max_tokens=judge.max_new_tokens, temperature=0.0),
         )
         try:

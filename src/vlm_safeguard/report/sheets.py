@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_safeguard.evaluation.agreement import Agreement
 from vlm_safeguard.evaluation.runner import SHARES, Results, Row
 from vlm_safeguard.report.names import (
     DEFAULT,
@@ -21,7 +22,7 @@ from vlm_safeguard.report.names import (
 )
 from vlm_safeguard.report.published import published_for
 from vlm_safeguard.report.ratios import RATIOS, Ratio
-from vlm_safeguard.report.source import Agreement, Comparison, Setting, Share
+from vlm_safeguard.report.source import Comparison, Setting, Share
 
 
 @dataclass(frozen=True)

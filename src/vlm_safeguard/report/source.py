@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.agreement import Question
+from vlm_safeguard.evaluation.agreement import Agreement
 from vlm_safeguard.evaluation.gap import GapRecord
 from vlm_safeguard.evaluation.judges.verdict import Verdict
 from vlm_safeguard.evaluation.runner import Results
@@ -52,18 +52,6 @@ class Comparison(BaseModel):
     only_a: int
     only_b: int
     p: float
-
-
-class Agreement(BaseModel):
-    """Two judges' words on the same answers: did the attack succeed, or was it refused; no, yes."""
-
-    question: Question
-    judge_a: str
-    judge_b: str
-    n: int
-    left_out: int = 0
-    kappa: float | None
-    table: list[list[int]]
 
 
 class Share(BaseModel):
