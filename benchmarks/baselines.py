@@ -58,10 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                     with guard.attach(model) if name == "guard" else nullcontext():  # noqa: B023
                         return seconds(
                             lambda: defence.generate(
-                                model, processor, chats,  # noqa: B023
-                                max_new_tokens=TOKENS, min_new_tokens=TOKENS,
+                                model,
+                                processor,
+                                chats,  # noqa: B023
+                                max_new_tokens=TOKENS,
+                                min_new_tokens=TOKENS,
                             )
-                        )  # fmt: skip
+                        )
 
                 return run
 

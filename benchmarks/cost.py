@@ -92,8 +92,10 @@ def recorded(backbone: Backbone) -> Iterator[list[Pass]]:
         if running == [module]:
             running.clear()
 
-    handles = [layer.register_forward_hook(lambda *_: passes[-1].layers.append(1))
-               for layer in backbone.layers]  # fmt: skip
+    handles = [
+        layer.register_forward_hook(lambda *_: passes[-1].layers.append(1))
+        for layer in backbone.layers
+    ]
     for module in (backbone.model, backbone.decoder):
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after, always_call=True))
@@ -136,11 +138,13 @@ def fit_time(name: str, model: Any, processor: Any, rounds: int) -> list[Cell]:
     took = median(found["forwards"])
     return [
         Cell.ratio(
-            FIT, Ratio.of(found["fit"], found["forwards"]), 1.1,
+            FIT,
+            Ratio.of(found["fit"], found["forwards"]),
+            1.1,
             f"fit {median(found['fit']):.1f} s",
         ),
         Cell(FORWARDS, took, "s", rounds=rounds, note=f"{len(passes)} passes"),
-    ]  # fmt: skip
+    ]
 
 
 def attach_time(model: Any, processor: Any, guard: Guard, rounds: int) -> list[Cell]:
@@ -164,10 +168,11 @@ def attach_time(model: Any, processor: Any, guard: Guard, rounds: int) -> list[C
     return [
         Cell(ATTACH, 1e3 * median(found["attach"]), "ms", rounds=rounds),
         Cell.ratio(
-            ATTACH_RATIO, Ratio.of(found["attach"], found["forward"]),
+            ATTACH_RATIO,
+            Ratio.of(found["attach"], found["forward"]),
             note=f"forward {1e3 * took:.1f} ms",
         ),
-    ]  # fmt: skip
+    ]
 
 
 # --- memory ---
@@ -185,27 +190,36 @@ def memory(name: str, guard: Guard, folder: Path) -> list[Cell]:
     beyond = fitting["all"] - fitting["once"]
     return [
         Cell(
-            FIT_PEAK, fitting["all"], "MB",
+            FIT_PEAK,
+            fitting["all"],
+            "MB",
             note=f"one batch of {_BATCH} alone {fitting['once']:.0f} MB",
         ),
         Cell(
-            FIT_STATES, states, "MB",
+            FIT_STATES,
+            states,
+            "MB",
             note=f"{kept} requests × {made.num_layers} layers × {made.hidden_size} × 4 bytes, host",
         ),
         Cell(FIT_OVER, beyond / states, "×", note=f"{beyond:.0f} MB"),
         Cell(
-            RUN_PEAK, run["all"] - run["once"], "MB",
+            RUN_PEAK,
+            run["all"] - run["once"],
+            "MB",
             note=f"batch {_ROWS}, {_TOKENS} tokens; unguarded {run['once']:.0f} MB",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _in_a_process(name: str, what: str, guard: Path) -> dict[str, float]:
     """`peaks` in a fresh process: memory that was freed there would be used again here."""
     done = subprocess.run(
         [sys.executable, __file__, name, "--peak", what, "--guard", str(guard)],
-        stdout=subprocess.PIPE, text=True, check=True, env=os.environ,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ,
+    )
     said: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return said
 
@@ -247,8 +261,11 @@ def _peak(*, fresh: bool = False) -> float:
         return torch.cuda.max_memory_allocated() / MB
     if fresh:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
-    (line,) = (x for x in Path("/proc/self/status").read_text("ascii").splitlines()
-               if x.startswith("VmHWM"))  # fmt: skip
+    (line,) = (
+        x
+        for x in Path("/proc/self/status").read_text("ascii").splitlines()
+        if x.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024 / MB
 
 

@@ -45,22 +45,46 @@ class Shape:
 
 SHAPES = {
     "llava-7b": Shape(  # LLaVA-1.5-7B: 576 image tokens
-        text={"vocab_size": 32064, "hidden_size": 4096, "intermediate_size": 11008,
-              "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32},
-        vision={"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-                "num_attention_heads": 16, "image_size": 336, "patch_size": 14},
+        text={
+            "vocab_size": 32064,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+        },
+        vision={
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
+        },
         device="cuda",
         dtype=torch.bfloat16,
     ),
     "tiny": Shape(
-        text={"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 64,
-              "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2},
-        vision={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-                "num_attention_heads": 2, "image_size": 32, "patch_size": 16},
+        text={
+            "vocab_size": 4096,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        vision={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 16,
+        },
         device="cpu",
         dtype=torch.float32,
     ),
-}  # fmt: skip
+}
 
 
 def load(name: str) -> tuple[Any, Any]:
@@ -82,7 +106,10 @@ def load(name: str) -> tuple[Any, Any]:
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**shape.vision),
         text_config=LlamaConfig(
-            **shape.text, max_position_embeddings=4096, pad_token_id=1, bos_token_id=2,
+            **shape.text,
+            max_position_embeddings=4096,
+            pad_token_id=1,
+            bos_token_id=2,
             eos_token_id=None,
         ),
         image_token_id=processor.image_token_id,
@@ -90,7 +117,7 @@ def load(name: str) -> tuple[Any, Any]:
         vision_feature_select_strategy="default",
         image_seq_length=(shape.vision["image_size"] // shape.vision["patch_size"]) ** 2,
         dtype=shape.dtype,
-    )  # fmt: skip
+    )
     with torch.device(shape.device):  # made where it runs: no copy on the host
         model = LlavaForConditionalGeneration._from_config(config, dtype=shape.dtype).eval()
     model.generation_config.pad_token_id = 1

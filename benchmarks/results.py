@@ -99,9 +99,10 @@ class Sheet:
         self.cells |= {cell.name: cell for cell in cells}
         told = {
             "machine": self.machine,
-            "cells": [_rounded(asdict(cell)) | {"verdict": cell.verdict}
-                      for cell in self.cells.values()],
-        }  # fmt: skip
+            "cells": [
+                _rounded(asdict(cell)) | {"verdict": cell.verdict} for cell in self.cells.values()
+            ],
+        }
         written = self.path.with_suffix(".part")  # whole or not at all, whenever it is stopped
         written.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
         written.replace(self.path)
@@ -123,8 +124,11 @@ class Sheet:
                 cell.note,
             )
         Console(width=max(_WIDTH, Console().width)).print(table)
-        chart([cell for cell in self.cells.values() if cell.unit == "×"],
-              self.path.with_suffix(".png"), self.title)  # fmt: skip
+        chart(
+            [cell for cell in self.cells.values() if cell.unit == "×"],
+            self.path.with_suffix(".png"),
+            self.title,
+        )
 
 
 def _rounded(value: Any) -> Any:

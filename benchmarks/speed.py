@@ -111,9 +111,12 @@ def stamps(model: Any, inputs: Any, guard: Guard | None, gate: str, tokens: int)
     with nullcontext() if guard is None else guard.attach(model):
         start = now()
         model.generate(
-            **inputs, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens,
+            **inputs,
+            do_sample=False,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
             stopping_criteria=StoppingCriteriaList([clock]),
-        )  # fmt: skip
+        )
     if guard is not None and {r.guarded for r in guard.receipts} != {gate == "open"}:
         raise SafeguardError(f"The gate was not {gate} for every request.")
     return [time - start for time in clock.times]

@@ -252,10 +252,12 @@ def guarded_by_hand(
         opened = followed(guard, row[prompt:])
         behind = {prompt + i: len(words) + i for i in range(opened)}
         last = run_row(
-            model, row, inputs["pixel_values"],
+            model,
+            row,
+            inputs["pixel_values"],
             change=edit_by_hand(guard, dict(enumerate(text)), spanned | behind, prompt - 1),
             stop=None if guard.hold else prompt + opened,
-        )[1][-1]  # fmt: skip
+        )[1][-1]
         logits.append(last)
         row.append(int(last.argmax()))
     return row[prompt:], logits

@@ -13,13 +13,30 @@ from vlm_safeguard.evaluation.runner import Results, Row
 from vlm_safeguard.guard import Guard
 
 DEFENCES = (
-    "none", "self-reminder", "goal-priority", "adashield-s", "ecso", "inferaligner", "cmrm",
-    "shiftdc", "vlm-guard-project", "vlm-guard-add", "restore", "refuse", "default", "random",
+    "none",
+    "self-reminder",
+    "goal-priority",
+    "adashield-s",
+    "ecso",
+    "inferaligner",
+    "cmrm",
+    "shiftdc",
+    "vlm-guard-project",
+    "vlm-guard-add",
+    "restore",
+    "refuse",
+    "default",
+    "random",
     "flipped",
-)  # fmt: skip
+)
 CONDITIONS = ("text", "blank", "noise", "image")
-BENCHMARKS = {"harmful": "harmful", "jailbreak": "harmful", "harmless": "harmless",
-              "lookalike": "harmless", "scenes": "utility"}  # fmt: skip
+BENCHMARKS = {
+    "harmful": "harmful",
+    "jailbreak": "harmful",
+    "harmless": "harmless",
+    "lookalike": "harmless",
+    "scenes": "utility",
+}
 _GUARDS = ("restore", "refuse", "default")
 _TOPICS = ("sharpen a knife", "pick a lock", "bake bread", "tie a knot", "read a meter")
 REFUSALS = ("I'm sorry, but I can't help with that.", "I cannot assist with this request.")
@@ -90,13 +107,21 @@ def _line(
         score = rng.gauss(1 if kind == "harmful" else -1, 0.5)
         opened = score > 0.5 and condition != "text"
         receipt = {
-            "guarded": opened, "reason": f"the text scores {score:+.2f}, above +0.50",
-            "images": int(condition != "text"), "image_tokens": 16, "text_tokens": 14,
-            "edit": "refuse" if opened else None, "layers": list(range(8, 28)) if opened else [],
-            "own_refusal": rng.gauss(0, 3), "text_score": score, "text_threshold": 0.5,
-            "image_score": None, "image_threshold": None,
-            "harm_before": score - 1, "harm_after": score,
-        }  # fmt: skip
+            "guarded": opened,
+            "reason": f"the text scores {score:+.2f}, above +0.50",
+            "images": int(condition != "text"),
+            "image_tokens": 16,
+            "text_tokens": 14,
+            "edit": "refuse" if opened else None,
+            "layers": list(range(8, 28)) if opened else [],
+            "own_refusal": rng.gauss(0, 3),
+            "text_score": score,
+            "text_threshold": 0.5,
+            "image_score": None,
+            "image_threshold": None,
+            "harm_before": score - 1,
+            "harm_after": score,
+        }
     verdicts: dict[str, Any] = {}
     if kind != "utility":
         verdicts["refusal"] = {"refused": refused, "unsafe": None, "score": None, "note": ""}
@@ -108,18 +133,27 @@ def _line(
         points = rng.randint(3, 5) if not refused else rng.randint(1, 2)
         verdicts["rubric"] = {"refused": refused, "unsafe": points > 2, "score": points, "note": ""}
     return {
-        "benchmark": benchmark, "sample": f"{benchmark}-{number:03}", "kind": kind,
-        "category": topic.split()[-1], "condition": condition, "defence": defence,
+        "benchmark": benchmark,
+        "sample": f"{benchmark}-{number:03}",
+        "kind": kind,
+        "category": topic.split()[-1],
+        "condition": condition,
+        "defence": defence,
         "request": f"How to {topic}, variant {number} of {benchmark}?",
         "image": None if condition == "text" else f"images/{condition}-{number:03}.png",
-        "answer": rng.choice(REFUSALS if refused else ANSWERS) + " " + " ".join(
-            rng.choice(("then", "so", "again", topic, "and", "wait")) for _ in range(tokens)),
+        "answer": rng.choice(REFUSALS if refused else ANSWERS)
+        + " "
+        + " ".join(
+            rng.choice(("then", "so", "again", topic, "and", "wait")) for _ in range(tokens)
+        ),
         "tokens": tokens + (4 if defence == "ecso" else 0),
         "seconds": tokens * 0.02 * rng.uniform(0.9, 1.3) * (2 if defence == "ecso" else 1),
-        "receipt": receipt, "verdicts": verdicts,
+        "receipt": receipt,
+        "verdicts": verdicts,
         "correct": rng.random() < 0.87 if kind == "utility" else None,
-        "nll": tokens * rng.gauss(1.6, 0.1), "nll_tokens": tokens,
-    }  # fmt: skip
+        "nll": tokens * rng.gauss(1.6, 0.1),
+        "nll_tokens": tokens,
+    }
 
 
 def _cells(lines: list[dict[str, Any]]) -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
@@ -132,8 +166,12 @@ def _cells(lines: list[dict[str, Any]]) -> dict[tuple[str, str, str, str], list[
 
 def _rows(lines: list[dict[str, Any]]) -> Iterator[Row]:
     for (benchmark, kind, condition, defence), cell in _cells(lines).items():
-        names = {"benchmark": benchmark, "prompts": kind, "condition": condition,
-                 "defence": defence}  # fmt: skip
+        names = {
+            "benchmark": benchmark,
+            "prompts": kind,
+            "condition": condition,
+            "defence": defence,
+        }
         for judge in dict.fromkeys(name for line in cell for name in line["verdicts"]):
             said = [line["verdicts"][judge] for line in cell if judge in line["verdicts"]]
             for metric, key in (("attack_success", "unsafe"), ("refusal", "refused")):
@@ -148,8 +186,14 @@ def _rows(lines: list[dict[str, Any]]) -> Iterator[Row]:
         tokens = [line["tokens"] for line in cell]
         mean = sum(tokens) / len(tokens)
         spread = 2 * 15 / math.sqrt(len(tokens))
-        yield Row(metric="tokens", n=len(tokens), value=mean, low=mean - spread,
-                  high=mean + spread, **names)  # fmt: skip
+        yield Row(
+            metric="tokens",
+            n=len(tokens),
+            value=mean,
+            low=mean - spread,
+            high=mean + spread,
+            **names,
+        )
         if kind == "harmless" and defence != "none":
             yield Row(metric="kl", n=len(cell), value=0.02, low=0.01, high=0.03, **names)
 
@@ -167,29 +211,40 @@ def _details(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "agreement": [_agreement(lines, "llama-guard", "rubric")],
         "frontier": [
             {
-                "knob": knob, "setting": setting, "condition": condition,
+                "knob": knob,
+                "setting": setting,
+                "condition": condition,
                 "attack_success": _share(round(40 * math.exp(-2 * x) + 3), 100),
                 "over_refusal": _share(round(2 + 9 * x * x), 100),
             }
-            for knob, settings in (("strength", (0, 0.25, 0.5, 1, 1.5)),
-                                   ("threshold", (-1.0, 0.0, 0.5, 1.0, 2.0)))
+            for knob, settings in (
+                ("strength", (0, 0.25, 0.5, 1, 1.5)),
+                ("threshold", (-1.0, 0.0, 0.5, 1.0, 2.0)),
+            )
             for condition in ("text", "blank", "image")
             for setting in settings
             if (x := setting if knob == "strength" else (2 - setting) / 2.5) is not None
         ],
         "provenance": {
             "command": "vlm-safeguard eval pocket --benchmarks harmful,jailbreak --limit 100",
-            "started": "2025-01-01T00:00:00Z", "seconds": 3141.5, "seed": 7,
+            "started": "2025-01-01T00:00:00Z",
+            "seconds": 3141.5,
+            "seed": 7,
             "versions": {"vlm-safeguard": "0.1.0", "torch": "2.13.0"},
             "machine": {"cores": 2, "device": "cpu"},
             "plan": {"defences": list(DEFENCES), "conditions": list(CONDITIONS)},
         },
-    }  # fmt: skip
+    }
 
 
 def _share(successes: int, n: int) -> dict[str, Any]:
-    row = Row.count([True] * successes + [False] * (n - successes), defence="default",
-                    condition="text", prompts="harmful", metric="refusal")  # fmt: skip
+    row = Row.count(
+        [True] * successes + [False] * (n - successes),
+        defence="default",
+        condition="text",
+        prompts="harmful",
+        metric="refusal",
+    )
     return row.model_dump(include={"value", "low", "high", "n"})
 
 
@@ -207,9 +262,18 @@ def _mcnemar(cells: Any, benchmark: str, condition: str, other: str) -> dict[str
     )
     n, k = only_a + only_b, min(only_a, only_b)
     p = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
-    return {"benchmark": benchmark, "condition": condition, "metric": "attack_success",
-            "judge": "llama-guard", "a": "default", "b": other, "n": len(both),
-            "only_a": only_a, "only_b": only_b, "p": p}  # fmt: skip
+    return {
+        "benchmark": benchmark,
+        "condition": condition,
+        "metric": "attack_success",
+        "judge": "llama-guard",
+        "a": "default",
+        "b": other,
+        "n": len(both),
+        "only_a": only_a,
+        "only_b": only_b,
+        "p": p,
+    }
 
 
 def _agreement(lines: list[dict[str, Any]], a: str, b: str) -> dict[str, Any]:
@@ -222,8 +286,15 @@ def _agreement(lines: list[dict[str, Any]], a: str, b: str) -> dict[str, Any]:
     n = sum(map(sum, table))
     same = (table[0][0] + table[1][1]) / n
     chance = sum(sum(table[i]) * (table[0][i] + table[1][i]) for i in (0, 1)) / n**2
-    return {"question": "succeeded", "judge_a": a, "judge_b": b, "n": n, "left_out": 0,
-            "kappa": (same - chance) / (1 - chance), "table": table}  # fmt: skip
+    return {
+        "question": "succeeded",
+        "judge_a": a,
+        "judge_b": b,
+        "n": n,
+        "left_out": 0,
+        "kappa": (same - chance) / (1 - chance),
+        "table": table,
+    }
 
 
 def _gap(rng: random.Random) -> dict[str, Any]:
@@ -235,7 +306,11 @@ def _gap(rng: random.Random) -> dict[str, Any]:
 
     rising = [0.5 + 0.48 / (1 + math.exp(2 - layer)) for layer in range(6)]
     return {
-        "format": 1, "layer": 3, "condition": "blank",
-        "text": groups(80), "unguarded": groups(25), "guarded": groups(75),
+        "format": 1,
+        "layer": 3,
+        "condition": "blank",
+        "text": groups(80),
+        "unguarded": groups(25),
+        "guarded": groups(75),
         "auroc": {"text": rising, "blank": [0.4 + 0.6 * (x - 0.4) for x in rising]},
-    }  # fmt: skip
+    }

@@ -80,8 +80,10 @@ def test_run_text_pads_without_a_trace(
     backbone = Backbone.of(exact_model)
     rows = [text_ids(processor, text) for text in ("Hi", "How to bake a cake", "Why is it so?")]
     seen: list[torch.Tensor] = []
-    handles = [layer.register_forward_hook(lambda m, a, out: seen.append(out[:, -1]))
-               for layer in backbone.layers]  # fmt: skip
+    handles = [
+        layer.register_forward_hook(lambda m, a, out: seen.append(out[:, -1]))
+        for layer in backbone.layers
+    ]
     with torch.no_grad():
         backbone.run_text(rows)
     for handle in handles:
@@ -162,10 +164,15 @@ def test_what_a_view_puts_in_instead_of_an_image_stands_nowhere() -> None:
         return [ord(c) for c in text]
 
     view = TextView(
-        frozenset({ord("P")}), frame_ids=frozenset(codes("[]")), glue_ids=frozenset({ord("-")}),
-        glue_length=1, before=tuple(codes("photo 1:")), number_ids=frozenset(codes("0123456789")),
-        after=(ord(";"),), instead=tuple(codes("\n\n")),
-    )  # fmt: skip
+        frozenset({ord("P")}),
+        frame_ids=frozenset(codes("[]")),
+        glue_ids=frozenset({ord("-")}),
+        glue_length=1,
+        before=tuple(codes("photo 1:")),
+        number_ids=frozenset(codes("0123456789")),
+        after=(ord(";"),),
+        instead=tuple(codes("\n\n")),
+    )
     row = codes("x;yphoto 12:[PP-P];zP;w;")
     kept, places = view.aligned(row)
     assert "".join(map(chr, kept)) == "x;y\n\nz\n\nw;"

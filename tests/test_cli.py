@@ -98,14 +98,26 @@ def test_fit_inspect_ask_in_a_row(
     assert table.code == 0
     assert "held-out AUROC" in table.out
 
-    asked = run("ask", "How to swim", "--image", picture, "--model", checkpoint,
-                "--guard", folder, "--max-new-tokens", 3, "--json")  # fmt: skip
+    asked = run(
+        "ask",
+        "How to swim",
+        "--image",
+        picture,
+        "--model",
+        checkpoint,
+        "--guard",
+        folder,
+        "--max-new-tokens",
+        3,
+        "--json",
+    )
     assert asked.code == 0, asked.err
     answer = json.loads(asked.out)
     assert set(answer) == {"unguarded", "guarded", "receipt"}
     assert answer["receipt"]["images"] == 1
-    panels = run("ask", "How to swim", "--model", checkpoint, "--guard", folder,
-                 "--max-new-tokens", 3)  # fmt: skip
+    panels = run(
+        "ask", "How to swim", "--model", checkpoint, "--guard", folder, "--max-new-tokens", 3
+    )
     assert panels.code == 0, panels.err
     assert "unguarded" in panels.out
     assert "Receipt" in panels.out
@@ -117,9 +129,12 @@ def test_no_such_model(run: Run) -> None:
 
 def test_not_a_vlm(run: Run, tmp_path: Path, processor: LlavaProcessor) -> None:
     config = LlamaConfig(
-        vocab_size=600, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        vocab_size=600,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
         num_attention_heads=2,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     processor.tokenizer.save_pretrained(tmp_path)
     fails_with(run("fit", tmp_path, tmp_path / "out"), "not a vision-language model")

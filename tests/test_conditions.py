@@ -217,9 +217,16 @@ def test_scene_samples_are_the_scenes_own_questions() -> None:
 
 @pytest.mark.parametrize(
     ("reply", "right"),
-    [("Yes", True), ("Yes, there is.", True), ("**yes**!", True), ("No.", False), ("", False),
-     ("Yes and no", False), ("I know.", False)],
-)  # fmt: skip
+    [
+        ("Yes", True),
+        ("Yes, there is.", True),
+        ("**yes**!", True),
+        ("No.", False),
+        ("", False),
+        ("Yes and no", False),
+        ("I know.", False),
+    ],
+)
 def test_yes_or_no(reply: str, right: bool) -> None:
     sample = Sample("a", "utility", "Is it?", answer="yes", choices=("yes", "no"))
     assert names_answer(sample, reply) is right

@@ -36,13 +36,31 @@ from vlm_safeguard.gate import OpenGate, PaperGate
 from vlm_safeguard.guard import Guard
 
 EDITS = [
-    Restore(), Restore(one_sided=False), Refuse(), Project(), Drift(), Add(), Refuse(-0.5),
-    Restore(span="last"), Refuse(span="last"), Project(span="request"), Add(span="request"),
-]  # fmt: skip
+    Restore(),
+    Restore(one_sided=False),
+    Refuse(),
+    Project(),
+    Drift(),
+    Add(),
+    Refuse(-0.5),
+    Restore(span="last"),
+    Refuse(span="last"),
+    Project(span="request"),
+    Add(span="request"),
+]
 NAMES = [
-    "restore", "two-sided", "refuse", "project", "drift", "add", "flipped",
-    "restore, last", "refuse, last", "project, request", "add, request",
-]  # fmt: skip
+    "restore",
+    "two-sided",
+    "refuse",
+    "project",
+    "drift",
+    "add",
+    "flipped",
+    "restore, last",
+    "refuse, last",
+    "project, request",
+    "add, request",
+]
 edits = pytest.mark.parametrize("edit", EDITS, ids=NAMES)
 IMAGE = 4  # the token that stands for an image's patches
 CLOSED = 1e9  # a threshold that no score passes
@@ -163,8 +181,9 @@ def test_papers_gate_closes_single_layers(
             if float((states[layer][-1] * guard.directions.vectors[layer, 0]).sum()) > 0
         )
         assert receipt.layers == expected
-        same = all(torch.equal(a[row], b[row]) for a, b in zip(free.logits, guarded.logits,
-                                                                strict=True))  # fmt: skip
+        same = all(
+            torch.equal(a[row], b[row]) for a, b in zip(free.logits, guarded.logits, strict=True)
+        )
         assert same == (not expected)
         counts.append(len(expected))
     assert 0 < sum(counts) < 6 * len(QUESTIONS)
@@ -186,8 +205,9 @@ def test_layers_are_hooked_in_passes_that_need_it_and_in_the_language_model_only
     Text-only passes do not reach the head, so what is seen there are the model's own passes.
     """
     inputs = ask(processor, QUESTIONS[:1])
-    gate = guard.gate.model_copy(update={"layers": (1, 2), "image_layer": None,
-                                         "image_threshold": None})  # fmt: skip
+    gate = guard.gate.model_copy(
+        update={"layers": (1, 2), "image_layer": None, "image_threshold": None}
+    )
     seen: list[set[str]] = []
 
     def look(*_: Any) -> None:
@@ -212,9 +232,10 @@ def test_layers_are_hooked_in_passes_that_need_it_and_in_the_language_model_only
         with watched.attach(model):
             seen.clear()
             model.generate(
-                **inputs, max_new_tokens=3,
+                **inputs,
+                max_new_tokens=3,
                 prefix_allowed_tokens_fn=lambda _, ids: [said[len(ids) - prompt]],
-            )  # fmt: skip
+            )
         assert seen == expected
     handle.remove()
     assert hooked(model) == before
@@ -235,11 +256,12 @@ def test_a_closed_rows_refusal_does_not_hook_layers(
     with mixed.attach(model):
         seen.clear()
         model.generate(
-            **inputs, max_new_tokens=3,
+            **inputs,
+            max_new_tokens=3,
             prefix_allowed_tokens_fn=lambda row, ids: [
                 6 if is_open[row] else (17, 23, 5)[len(ids) - prompt]
             ],
-        )  # fmt: skip
+        )
     handle.remove()
     assert seen == [True, False, False]
     assert hooked(model) == before
@@ -308,13 +330,18 @@ def test_a_cache_of_other_tokens_is_refused_by_generate(
         longer = torch.cat([mask, torch.ones(1, 3).long()], dim=1)
         with pytest.raises(SafeguardError, match="whole conversation's tokens"):
             # only the new tokens: what the cache holds before them is not known
-            model.generate(input_ids=torch.full((1, 3), 7), attention_mask=longer,
-                           past_key_values=whole, max_new_tokens=1)  # fmt: skip
+            model.generate(
+                input_ids=torch.full((1, 3), 7),
+                attention_mask=longer,
+                past_key_values=whole,
+                max_new_tokens=1,
+            )
         whole.crop(-1)
         swap = model.register_forward_pre_hook(
             lambda m, args, kwargs: (args, {**kwargs, "input_ids": kwargs["input_ids"] + 1}),
-            prepend=True, with_kwargs=True,
-        )  # fmt: skip
+            prepend=True,
+            with_kwargs=True,
+        )
         with pytest.raises(SafeguardError, match="other tokens than the prompt"):
             model.generate(**inputs, past_key_values=whole, max_new_tokens=1)
         swap.remove()
@@ -387,9 +414,11 @@ def test_decoding_goes_on_after_right_padding(
         first = out.logits[torch.arange(len(mask)), lengths - 1].argmax(-1)
         longer = torch.cat([mask, torch.ones(len(mask), 1).long()], dim=1)
         out = exact_model(
-            input_ids=first[:, None], attention_mask=longer, position_ids=lengths[:, None],
+            input_ids=first[:, None],
+            attention_mask=longer,
+            position_ids=lengths[:, None],
             past_key_values=out.past_key_values,
-        )  # fmt: skip
+        )
     for row, question in enumerate(QUESTIONS):
         tokens, logits = guarded_by_hand(exact_model, processor, open_guard, question, steps=2)
         assert int(first[row]) == tokens[0]
@@ -671,8 +700,10 @@ def test_an_answer_that_leaves_the_opening_is_left_alone_from_there(
     plain = open_guard.variant(hold=False)
     opening = opened_by_hand(exact_model, processor, plain, QUESTIONS[0]).opening
     other = opening[1] + 1
-    for guard in (plain.variant(opening=(opening[0], other, opening[2])),
-                  plain.variant(opening=(other, opening[1], opening[2]))):  # fmt: skip
+    for guard in (
+        plain.variant(opening=(opening[0], other, opening[2])),
+        plain.variant(opening=(other, opening[1], opening[2])),
+    ):
         same_as_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=6)
 
 
@@ -698,8 +729,10 @@ def test_a_closed_row_that_opens_as_a_refusal_is_the_models_own(
     assert sorted(is_open) == [False, False, True, True]
 
 
-@pytest.mark.parametrize("changes", [{"rank": 1}, {"rank": 8}, {"layers": (0, 5)},
-                                     {"random_seed": 3}, {"edit": Restore(0.3)}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [{"rank": 1}, {"rank": 8}, {"layers": (0, 5)}, {"random_seed": 3}, {"edit": Restore(0.3)}],
+)
 def test_rank_layers_strength_and_the_random_control_by_hand(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, changes: dict[str, Any]
 ) -> None:
@@ -798,9 +831,13 @@ def test_every_way_of_decoding_gives_the_same_answer(
 @pytest.mark.parametrize("looks", [False, True])
 @pytest.mark.parametrize("after", HELD)
 def test_an_assistant_model_only_drafts(
-    exact_model: Model, processor: LlavaProcessor, guard: Guard, open_guard: Guard, after: str,
+    exact_model: Model,
+    processor: LlavaProcessor,
+    guard: Guard,
+    open_guard: Guard,
+    after: str,
     looks: bool,
-) -> None:  # fmt: skip
+) -> None:
     """The first pass reads drafts behind the prompt, and where the gate looks, it looks before."""
     opens = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_threshold": -CLOSED})
     guard = open_guard.variant(layers=guard.layers if looks else open_guard.layers)
@@ -1048,8 +1085,10 @@ def test_receipts_say_what_was_done(
     scores = []
     for question in QUESTIONS:
         states, _ = run_row(exact_model, text_ids(processor, question))
-        scores.append(sum(centred(guard, states[n][-1], n) for n in guard.gate.layers)
-                      / len(guard.gate.layers))  # fmt: skip
+        scores.append(
+            sum(centred(guard, states[n][-1], n) for n in guard.gate.layers)
+            / len(guard.gate.layers)
+        )
     ranked = sorted(scores[row] for row in scored)
     threshold = (ranked[0] + ranked[1]) / 2
     gate = guard.gate.model_copy(update={"text_threshold": threshold, "image_threshold": CLOSED})
@@ -1088,8 +1127,11 @@ def test_receipts_say_what_was_done(
             text, _ = run_row(exact_model, text_ids(processor, question))
             wanted = centred(guard, text[first][-1], first)
             origin = centred(guard, torch.zeros(32), first)
-            after = {"refuse": max(before, wanted, 1.0), "restore": max(before, wanted),
-                     "project": origin}[edit.name]  # fmt: skip
+            after = {
+                "refuse": max(before, wanted, 1.0),
+                "restore": max(before, wanted),
+                "project": origin,
+            }[edit.name]
             assert receipt.harm_after == pytest.approx(after, abs=1e-3)
             assert f"{scores[row]:+.2f}, above {threshold:+.2f}" in receipt.reason
         else:
@@ -1114,8 +1156,9 @@ def test_the_image_opens_the_gate_where_the_text_does_not(
             scores[row] = centred(guard, states[image_layer][-1], image_layer)
     ranked = sorted(scores.values())
     threshold = (ranked[1] + ranked[2]) / 2
-    gate = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_layer": image_layer,
-                                         "image_threshold": threshold})  # fmt: skip
+    gate = guard.gate.model_copy(
+        update={"text_threshold": CLOSED, "image_layer": image_layer, "image_threshold": threshold}
+    )
     by_image = guard.variant(gate=gate)
     free = answer(exact_model, inputs)
     with by_image.attach(exact_model):
@@ -1123,8 +1166,9 @@ def test_the_image_opens_the_gate_where_the_text_does_not(
     for row, receipt in enumerate(by_image.receipts):
         opened = images[row] and scores[row] > threshold
         assert receipt.guarded == opened
-        same = [torch.equal(a[row], b[row]) for a, b in zip(free.logits, guarded.logits,
-                                                             strict=True)]  # fmt: skip
+        same = [
+            torch.equal(a[row], b[row]) for a, b in zip(free.logits, guarded.logits, strict=True)
+        ]
         assert not any(same) if opened else all(same)
         if images[row]:
             assert receipt.image_score == pytest.approx(scores[row], abs=1e-3)

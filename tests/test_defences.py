@@ -115,8 +115,15 @@ def with_logits(
 def test_all_go_through_one_door(model: Llava, processor: LlavaProcessor, guard: Guard) -> None:
     shown = {**defences(guard), "guard model": GuardModel(model, processor, threshold=1e9)}
     shown["ecso"] = ECSO(threshold=-1e9, caption_tokens=2)  # the longest way through
-    guarded = {"vlm-guard-project", "vlm-guard-add", "restore", "refuse", "default", "random",
-               "flipped"}  # fmt: skip
+    guarded = {
+        "vlm-guard-project",
+        "vlm-guard-add",
+        "restore",
+        "refuse",
+        "default",
+        "random",
+        "flipped",
+    }
     for name, defence in shown.items():
         assert defence.name == name
         found = defence.generate(model, processor, (*CHATS, TALK), **SHORT)
@@ -128,10 +135,22 @@ def test_all_go_through_one_door(model: Llava, processor: LlavaProcessor, guard:
 def test_the_table_has_an_order_and_says_what_is_in_it(guard: Guard) -> None:
     assert tuple(defences(guard)) == NAMES
     assert NAMES == (
-        "none", "self-reminder", "goal-priority", "adashield-s", "ecso", "inferaligner", "cmrm",
-        "shiftdc", "vlm-guard-project", "vlm-guard-add", "restore", "refuse", "default", "random",
+        "none",
+        "self-reminder",
+        "goal-priority",
+        "adashield-s",
+        "ecso",
+        "inferaligner",
+        "cmrm",
+        "shiftdc",
+        "vlm-guard-project",
+        "vlm-guard-add",
+        "restore",
+        "refuse",
+        "default",
+        "random",
         "flipped",
-    )  # fmt: skip
+    )
     assert list(defences(guard, ["shiftdc", "none"])) == ["shiftdc", "none"]
     with pytest.raises(SafeguardError, match=r"no defence 'nun'; there are none, self-reminder, "):
         defences(guard, ["none", "nun"])

@@ -106,9 +106,11 @@ def test_harm_score_is_centred_and_linear() -> None:
         high, low = fitted.harmful_mean[layer], fitted.harmless_mean[layer]
         points = torch.stack([high, low, (high + low) / 2, 2 * high - low])
         torch.testing.assert_close(
-            fitted.harm_score(points, layer), torch.tensor([1.0, -1.0, 0.0, 3.0]),
-            rtol=1e-4, atol=1e-4,
-        )  # fmt: skip
+            fitted.harm_score(points, layer),
+            torch.tensor([1.0, -1.0, 0.0, 3.0]),
+            rtol=1e-4,
+            atol=1e-4,
+        )
         moved = fitted.harm_score(points + 7 * fitted.vectors[layer, 1], layer)
         torch.testing.assert_close(moved, fitted.harm_score(points, layer), rtol=1e-3, atol=1e-4)
     table = fitted.harm_scores(harmful)

@@ -44,9 +44,12 @@ def by_hand(
     for _ in range(STEPS):
         plain = run_row(model, row, inputs["pixel_values"])[1][-1]
         guarded = run_row(
-            model, row, inputs["pixel_values"],
-            change=change, stop=None if guard.hold else prompt,
-        )[1][-1]  # fmt: skip
+            model,
+            row,
+            inputs["pixel_values"],
+            change=change,
+            stop=None if guard.hold else prompt,
+        )[1][-1]
         p, q = plain.softmax(-1), guarded.softmax(-1)
         found.append(sum(float(a * (a / b).log()) for a, b in zip(p, q, strict=True)))
         row.append(int(plain.argmax()))
@@ -57,14 +60,22 @@ def by_hand(
 @pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_divergence_is_that_of_both_passes_by_hand(
-    exact_model: LlavaForConditionalGeneration, processor: LlavaProcessor, open_guard: Guard,
-    span: Span, hold: bool, batch_size: int,
-) -> None:  # fmt: skip
+    exact_model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    open_guard: Guard,
+    span: Span,
+    hold: bool,
+    batch_size: int,
+) -> None:
     guard = open_guard.variant(hold=hold, edit=replace(open_guard.edit, span=span))
     found = divergences(
-        exact_model, processor, chats(), guard.attach,
-        max_new_tokens=STEPS, batch_size=batch_size,
-    )  # fmt: skip
+        exact_model,
+        processor,
+        chats(),
+        guard.attach,
+        max_new_tokens=STEPS,
+        batch_size=batch_size,
+    )
     for question, values in zip(QUESTIONS, found, strict=True):
         wanted = by_hand(exact_model, processor, guard, question)
         assert max(wanted) > 1e-2
@@ -94,9 +105,11 @@ def test_a_closed_gate_diverges_by_exactly_nothing(
 
 
 def test_an_answer_ends_where_the_model_ends_it(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, open_guard: Guard,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    open_guard: Guard,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     whole = divergences(model, processor, chats(), open_guard.attach, max_new_tokens=STEPS)
     inputs = ask(processor, QUESTIONS)
     answers = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)[:, -STEPS:]

@@ -181,8 +181,12 @@ def test_an_edit_of_an_unknown_span_is_not_made(edit: type[Edit]) -> None:
 
 def test_what_the_edits_span() -> None:
     assert {name: edit().span for name, edit in EDITS.items()} == {
-        "restore": "request", "refuse": "request", "project": "last", "drift": "last", "add": "last"
-    }  # fmt: skip
+        "restore": "request",
+        "refuse": "request",
+        "project": "last",
+        "drift": "last",
+        "add": "last",
+    }
     for name in EDITS:
         for span in ("request", "last"):
             assert edit_from_config({"name": name, "span": span}).span == span

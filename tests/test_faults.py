@@ -117,9 +117,12 @@ def fails_closed(model: Model, guard: Guard, sound: Sound, fault: Fault, way: st
                     output = model(**inputs)
             else:
                 output = model.generate(
-                    **inputs, max_new_tokens=3, do_sample=False, streamer=watch,
+                    **inputs,
+                    max_new_tokens=3,
+                    do_sample=False,
+                    streamer=watch,
                     logits_processor=[watch],
-                )  # fmt: skip
+                )
     assert output is None
     assert watch.steps == fault.tokens
     assert len(watch.streamed) == fault.tokens * len(sound.inputs["input_ids"])
@@ -235,9 +238,10 @@ def undone(model: Model, undo: ExitStack) -> None:
     """What layer 2 did is undone before layer 3 reads it."""
     kept: list[Tensor] = []
     undo.callback(
-        layer(2)(model).register_forward_pre_hook(lambda m, args: kept.append(args[0].clone()))
+        layer(2)(model)
+        .register_forward_pre_hook(lambda m, args: kept.append(args[0].clone()))
         .remove
-    )  # fmt: skip
+    )
     undo.callback(
         layer(3)(model).register_forward_pre_hook(lambda m, args: (kept.pop(), *args[1:])).remove
     )
@@ -369,9 +373,10 @@ def to(target: Any) -> Callable[[Tensor], Tensor]:
     return lambda tensor: tensor.to(target)
 
 
-opened, closed = variant(gate=OpenGate()), gate(
-    text_threshold=CLOSED, image_layer=None, image_threshold=None
-)  # fmt: skip
+opened, closed = (
+    variant(gate=OpenGate()),
+    gate(text_threshold=CLOSED, image_layer=None, image_threshold=None),
+)
 once = ("generate",)
 
 
@@ -402,9 +407,10 @@ BEFORE_ATTACHING: dict[str, Fault] = {
     "a layer throws": Fault(
         "thrown", before=hook(layer(5), throw(InjectedError)), error=InjectedError
     ),
-    "the head throws": Fault("thrown", before=hook(head, throw(InjectedError)),
-                             error=InjectedError),
-}  # fmt: skip
+    "the head throws": Fault(
+        "thrown", before=hook(head, throw(InjectedError)), error=InjectedError
+    ),
+}
 
 OF_THE_GUARD: dict[str, Fault] = {
     **{
@@ -419,8 +425,11 @@ OF_THE_GUARD: dict[str, Fault] = {
     },
     **{
         f"{what} {name}": Fault(f"{name} is torch", guard=change)
-        for what, kind in (("float64", torch.float64), ("half", torch.float16),
-                           ("meta", torch.device("meta")))
+        for what, kind in (
+            ("float64", torch.float64),
+            ("half", torch.float16),
+            ("meta", torch.device("meta")),
+        )
         for name, change in {
             "directions": directions(vectors=to(kind)),
             "drift": drift(to(kind)),
@@ -445,10 +454,12 @@ OF_THE_GUARD: dict[str, Fault] = {
     ),
     "vectors of one layer": Fault("have shape", guard=directions(vectors=lambda v: v[0])),
     "a drift of other width": Fault("drift has shape", guard=drift(lambda d: d[:, :7])),
-    "a strength that is no number": Fault("not finite", guard=variant(edit=Refuse(NAN),
-                                                                     gate=OpenGate())),
-    "a strength without bounds": Fault("not finite", guard=variant(edit=Project(INF),
-                                                                   gate=OpenGate())),
+    "a strength that is no number": Fault(
+        "not finite", guard=variant(edit=Refuse(NAN), gate=OpenGate())
+    ),
+    "a strength without bounds": Fault(
+        "not finite", guard=variant(edit=Project(INF), gate=OpenGate())
+    ),
     "a layer that is not there": Fault("Layers", guard=variant(layers=(2, 6))),
     "a negative layer": Fault("Layers", guard=variant(layers=(-1, 2))),
     "no layers": Fault("Layers", guard=variant(layers=())),
@@ -468,19 +479,22 @@ OF_THE_GUARD: dict[str, Fault] = {
             provenance=g.provenance.model_copy(update={"decoder_path": "vision"})
         ),
     ),
-}  # fmt: skip
+}
 
 AFTER_ATTACHING: dict[str, Fault] = {
     "a layer's hook does not fire": Fault("only .2. took part", after=bypass),
-    "a layer is replaced": Fault("a layer was replaced",
-                                 after=swapped("model.language_model.layers.3", fresh)),
+    "a layer is replaced": Fault(
+        "a layer was replaced", after=swapped("model.language_model.layers.3", fresh)
+    ),
     "a layer is replaced, the gate closed": Fault(
         "a layer was replaced", after=swapped("model.language_model.layers.5", fresh), guard=closed
     ),
-    "the decoder is replaced": Fault("decoder or a layer was replaced",
-                                     after=swapped("model.language_model", fresh)),
+    "the decoder is replaced": Fault(
+        "decoder or a layer was replaced", after=swapped("model.language_model", fresh)
+    ),
     "the decoder is replaced, the gate closed": Fault(
-        "decoder or a layer was replaced", after=swapped("model.language_model", fresh),
+        "decoder or a layer was replaced",
+        after=swapped("model.language_model", fresh),
         guard=closed,
     ),
     "the decoder loses a layer": Fault(
@@ -507,7 +521,8 @@ AFTER_ATTACHING: dict[str, Fault] = {
         "removed", after=first(layer(2), steal(layer(3), "_forward_hooks"))
     ),
     "a layer's hooks are removed in the pass, no text-only pass": Fault(
-        "removed", after=first(layer(2), steal(layer(3), "_forward_hooks")),
+        "removed",
+        after=first(layer(2), steal(layer(3), "_forward_hooks")),
         guard=variant(gate=OpenGate(), edit=Project()),
     ),
     "the model's pre-hook is removed in the pass": Fault(
@@ -521,7 +536,8 @@ AFTER_ATTACHING: dict[str, Fault] = {
         inputs=lambda i: i | {"pixel_values": torch.full_like(i["pixel_values"], NAN)},
     ),
     "the vision tower's features are no numbers, calibrated gate": Fault(
-        "not a number", guard=lambda g: g,
+        "not a number",
+        guard=lambda g: g,
         inputs=lambda i: i | {"pixel_values": torch.full_like(i["pixel_values"], NAN)},
     ),
     "a mask of other length": Fault(
@@ -540,63 +556,83 @@ AFTER_ATTACHING: dict[str, Fault] = {
     ),
     "nothing but an image": Fault(
         "no text to judge",
-        inputs=lambda i: {"input_ids": torch.full((2, 4), 4),
-                          "attention_mask": torch.ones(2, 4).long(),
-                          "pixel_values": i["pixel_values"]},
+        inputs=lambda i: {
+            "input_ids": torch.full((2, 4), 4),
+            "attention_mask": torch.ones(2, 4).long(),
+            "pixel_values": i["pixel_values"],
+        },
     ),
     **{
         f"{name} {kind} {place}": Fault(
             "already running|ran outside|took part|cannot be told apart",
             after=first(where, how(again)),
             # what is refused before the pass of `generate` begins does that pass no harm
-            ways=("forward",) if how is ignoring and (again is generate_again or where is tower)
+            ways=("forward",)
+            if how is ignoring and (again is generate_again or where is tower)
             else ("generate", "forward"),
         )
         for name, again in (("generate", generate_again), ("forward", run_again))
         for kind, how in (("again in", lambda do: do), ("again, its error ignored, in", ignoring))
-        for place, where in (("the vision tower", tower), ("layer 0", layer(0)),
-                             ("layer 5", layer(5)), ("the head", head))
+        for place, where in (
+            ("the vision tower", tower),
+            ("layer 0", layer(0)),
+            ("layer 5", layer(5)),
+            ("the head", head),
+        )
     },
-}  # fmt: skip
+}
 
 THROWN: dict[str, Fault] = {
     f"{error.__name__} in {place}, {name} pass": Fault(
-        "thrown by other code", after=at_call(number, where, throw(error)), error=error,
-        tokens=int(number == DECODE), ways=once if number == DECODE else ("generate", "forward"),
+        "thrown by other code",
+        after=at_call(number, where, throw(error)),
+        error=error,
+        tokens=int(number == DECODE),
+        ways=once if number == DECODE else ("generate", "forward"),
     )
     for name, number in (("text-only", TEXT), ("multimodal", IMAGE), ("decoding", DECODE))
-    for place, where in (("layer 0", layer(0)), ("layer 2", layer(2)), ("layer 3", layer(3)),
-                         ("layer 5", layer(5)), ("the decoder", decoder))
+    for place, where in (
+        ("layer 0", layer(0)),
+        ("layer 2", layer(2)),
+        ("layer 3", layer(3)),
+        ("layer 5", layer(5)),
+        ("the decoder", decoder),
+    )
     for error in (InjectedError, KeyboardInterrupt)
     if error is InjectedError or place == "layer 3"
 } | {
-    f"{place}": Fault("thrown by other code", after=at_call(1, where, throw(InjectedError)),
-                      error=InjectedError)
+    f"{place}": Fault(
+        "thrown by other code", after=at_call(1, where, throw(InjectedError)), error=InjectedError
+    )
     for place, where in (("the vision tower", tower), ("the head", head))
-}  # fmt: skip
+}
 
 NOT_NUMBERS: dict[str, Fault] = {
     f"{name} pass at layer {index}, {kind}": Fault(
-        "not finite|not a number", after=at_call(number, layer(index), not_numbers),
-        guard=change, tokens=int(number == DECODE),
+        "not finite|not a number",
+        after=at_call(number, layer(index), not_numbers),
+        guard=change,
+        tokens=int(number == DECODE),
         ways=once if number == DECODE else ("generate", "forward"),
     )
-    for name, number, indices in (("text-only", TEXT, (0, 2, 3)), ("multimodal", IMAGE, (0, 2)),
-                                  ("decoding", DECODE, (0, 2)))
+    for name, number, indices in (
+        ("text-only", TEXT, (0, 2, 3)),
+        ("multimodal", IMAGE, (0, 2)),
+        ("decoding", DECODE, (0, 2)),
+    )
     for index in indices
     for kind, change in {
         "open": opened,
         "calibrated": lambda guard: guard,
         "paper": variant(gate=PaperGate(), edit=Restore()),
     }.items()
-    if number == TEXT or kind == "open"
-    or (number == IMAGE and index == 0 and kind == "calibrated")
+    if number == TEXT or kind == "open" or (number == IMAGE and index == 0 and kind == "calibrated")
 } | {
     f"text-only pass at layer {index}, one token of the request": Fault(
         "not finite", after=at_call(TEXT, layer(index), not_a_number_before_the_last), guard=opened
     )
     for index in (2, 3)
-}  # fmt: skip
+}
 
 FAULTS = {
     f"{when}: {name}": fault
@@ -896,8 +932,7 @@ def test_generate_refuses_a_cache_that_holds_the_whole_prompt(victim: Model, sou
         sound.guard.attach(victim),
         pytest.raises((SafeguardError, IndexError, RuntimeError, ValueError)),
     ):
-        victim.generate(**prompt, past_key_values=cache, max_new_tokens=2,
-                        logits_processor=[watch])  # fmt: skip
+        victim.generate(**prompt, past_key_values=cache, max_new_tokens=2, logits_processor=[watch])
     assert watch.steps == 0
     works(victim, sound, state)
 

@@ -103,12 +103,18 @@ def test_threshold_of_ties_and_small_samples() -> None:
     [
         OpenGate(),
         PaperGate(),
-        CalibratedGate(layers=(1, 2), text_threshold=0.25, image_layer=1, image_threshold=0.75,
-                       budget=0.01, calibrated_on=200),
+        CalibratedGate(
+            layers=(1, 2),
+            text_threshold=0.25,
+            image_layer=1,
+            image_threshold=0.75,
+            budget=0.01,
+            calibrated_on=200,
+        ),
         CalibratedGate(layers=(1,), text_threshold=0.25, budget=0.01, calibrated_on=200),
     ],
     ids=["open", "paper", "calibrated", "text only"],
-)  # fmt: skip
+)
 def test_gates_come_back_from_json(gate: Gate) -> None:
     assert TypeAdapter(AnyGate).validate_json(gate.model_dump_json()) == gate
 

@@ -98,9 +98,7 @@ def test_gate_is_calibrated_on_harmless_requests(
 ) -> None:
     """The multimodal pass is looked at only where harm is legible up to the first edited layer."""
     monkeypatch.setattr(directions, "_LEGIBLE", 0.0 if legible else 1.1)
-    small = Guard.fit(
-        exact_model, processor, anchors=ANCHORS, calibration=ORDINARY, budget=0.2
-    )  # fmt: skip
+    small = Guard.fit(exact_model, processor, anchors=ANCHORS, calibration=ORDINARY, budget=0.2)
     gate, count = small.gate, len(ORDINARY)
     assert isinstance(gate, CalibratedGate)
     assert gate.layers == legible_layers(small.directions, small.layers)
@@ -137,9 +135,15 @@ def test_anchors_scores_are_held_out(small: Guard) -> None:
 
 def test_what_is_asked_for_is_done(model: Model, processor: LlavaProcessor) -> None:
     guard = Guard.fit(
-        model, processor, anchors=ANCHORS, calibration=ORDINARY, budget=0.4,
-        edit=Restore(0.5), layers=[1, 4], rank=10,
-    )  # fmt: skip
+        model,
+        processor,
+        anchors=ANCHORS,
+        calibration=ORDINARY,
+        budget=0.4,
+        edit=Restore(0.5),
+        layers=[1, 4],
+        rank=10,
+    )
     assert (guard.edit, guard.layers, guard.rank) == (Restore(0.5), (1, 4), 10)
     assert guard.directions.rank == 10
     assert guard.gate.layers == legible_layers(guard.directions, (1, 4))
@@ -472,9 +476,12 @@ def test_anchor_pairs_are_not_sorted_or_shuffled(
 ) -> None:
     """Swapping the sides of every pair turns the direction: the pairing is what is used."""
     swapped = Guard.fit(
-        model, processor, anchors=[Anchor(a.harmless, a.harmful) for a in ANCHORS],
-        calibration=ORDINARY, budget=0.2,
-    )  # fmt: skip
+        model,
+        processor,
+        anchors=[Anchor(a.harmless, a.harmful) for a in ANCHORS],
+        calibration=ORDINARY,
+        budget=0.2,
+    )
     torch.testing.assert_close(
         swapped.directions.vectors[:, 0], -small.directions.vectors[:, 0], rtol=1e-2, atol=1e-2
     )

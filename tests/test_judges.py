@@ -64,9 +64,13 @@ def tokenizer_with(template: str | None) -> PreTrainedTokenizerFast:
 
 def language_model(tokenizer: PreTrainedTokenizerFast, **options: Any) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, **options,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        **options,
+    )
     model = make(LlamaForCausalLM, config)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model
@@ -121,9 +125,23 @@ def test_llama_guard_replies(reply: str, verdict: Verdict) -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "Safe", "safe\nS1", "safe unsafe", "The answer is safe", "safely", "not safe", "unsafe S1",
-     "unsafe\nS1,", "unsafe\nX1", "unsafe\nsafe", "unsafe\nS1 because", "UNSAFE", "unsafe\nS123"],
-)  # fmt: skip
+    [
+        "",
+        "Safe",
+        "safe\nS1",
+        "safe unsafe",
+        "The answer is safe",
+        "safely",
+        "not safe",
+        "unsafe S1",
+        "unsafe\nS1,",
+        "unsafe\nX1",
+        "unsafe\nsafe",
+        "unsafe\nS1 because",
+        "UNSAFE",
+        "unsafe\nS123",
+    ],
+)
 def test_other_replies_are_not_read_as_llama_guards(reply: str) -> None:
     with pytest.raises(UnreadableError, match="Llama Guard's form"):
         LLAMA_GUARD.parse(reply)

@@ -16,14 +16,45 @@ import vlm_safeguard
 
 ROOT = Path(vlm_safeguard.__file__).parent
 ORDER = (
-    "errors", "images", "timing", "families", "conversation", "text_view", "backbone", "anchors",
-    "activations", "refusal", "directions", "edits", "gate", "receipt", "artifact",
-    "request_batch", "passes", "attachment", "guard", "doctor", "pocket", "loading", "defences",
-    "evaluation", "report", "serving", "cli",
-)  # fmt: skip
+    "errors",
+    "images",
+    "timing",
+    "families",
+    "conversation",
+    "text_view",
+    "backbone",
+    "anchors",
+    "activations",
+    "refusal",
+    "directions",
+    "edits",
+    "gate",
+    "receipt",
+    "artifact",
+    "request_batch",
+    "passes",
+    "attachment",
+    "guard",
+    "doctor",
+    "pocket",
+    "loading",
+    "defences",
+    "evaluation",
+    "report",
+    "serving",
+    "cli",
+)
 CORE = ORDER[: ORDER.index("guard") + 1]
-ALLOWED = {"torch", "transformers", "safetensors", "huggingface_hub", "pydantic", "tqdm", "PIL",
-           "jinja2"}  # fmt: skip
+ALLOWED = {
+    "torch",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "pydantic",
+    "tqdm",
+    "PIL",
+    "jinja2",
+}
 HEAVY = ("torch", "transformers", "matplotlib")
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -87,10 +87,16 @@ def advbench(folder: Path, change: Callable[[Rows], None]) -> Path:
 
 def xstest(folder: Path, change: Callable[[Rows], None]) -> Path:
     rows: Rows = [
-        {"id": n, "prompt": f'Ask "{n}"', "type": "homonyms" if n < 250 else "contrast_homonyms",
-         "label": "safe" if n < 250 else "unsafe", "focus": "kill", "note": ""}
+        {
+            "id": n,
+            "prompt": f'Ask "{n}"',
+            "type": "homonyms" if n < 250 else "contrast_homonyms",
+            "label": "safe" if n < 250 else "unsafe",
+            "focus": "kill",
+            "note": "",
+        }
         for n in range(450)
-    ]  # fmt: skip
+    ]
     change(rows)
     write_csv(folder / "xstest_prompts.csv", rows)
     return folder
@@ -108,10 +114,17 @@ def mm_harmful(folder: Path, change: Callable[[Rows], None]) -> Path:
 
 def figstep(folder: Path, change: Callable[[Rows], None]) -> Path:
     rows: Rows = [
-        {"dataset": "ForbidQI", "category_id": c, "task_id": t, "category_name": f"Category {c}",
-         "question": f"How could one do {t} of {c}?", "instruction": f"Steps to do {t} of {c}."}
-        for c in range(1, 11) for t in range(1, 51)
-    ]  # fmt: skip
+        {
+            "dataset": "ForbidQI",
+            "category_id": c,
+            "task_id": t,
+            "category_name": f"Category {c}",
+            "question": f"How could one do {t} of {c}?",
+            "instruction": f"Steps to do {t} of {c}.",
+        }
+        for c in range(1, 11)
+        for t in range(1, 51)
+    ]
     change(rows)
     write_csv(folder / "data/question/safebench.csv", rows)
     pictures = _made(folder / "data/images/SafeBench")
@@ -130,10 +143,13 @@ def mm_safetybench(
         for variant in variants:
             plain = variant == "Text_only"
             rows: Rows = [
-                {"id": str(n), "question": f"{'Do' if plain else 'See the picture and do'} {n}",
-                 "image": None if plain else picture(n)}
+                {
+                    "id": str(n),
+                    "question": f"{'Do' if plain else 'See the picture and do'} {n}",
+                    "image": None if plain else picture(n),
+                }
                 for n in range(count)
-            ]  # fmt: skip
+            ]
             if (name, variant) == ("Fraud", "SD_TYPO"):
                 change(rows)
             write_parquet(folder / "data" / name / f"{variant}.parquet", rows)
@@ -146,10 +162,14 @@ def mm_safetybench_sd_typo(folder: Path, change: Callable[[Rows], None]) -> Path
 
 def mossbench(folder: Path, change: Callable[[Rows], None]) -> Path:
     rows: Rows = [
-        {"pid": str(n), "question": f"What about {n}?", "image": f"images/{n}.png",
-         "metadata": {"over": f"type {n % 3 + 1}", "harm": [1]}}
+        {
+            "pid": str(n),
+            "question": f"What about {n}?",
+            "image": f"images/{n}.png",
+            "metadata": {"over": f"type {n % 3 + 1}", "harm": [1]},
+        }
         for n in range(1, 301)
-    ]  # fmt: skip
+    ]
     change(rows)
     pictures = _made(folder / "data/images")
     for n in range(1, 301):
@@ -161,11 +181,17 @@ def mossbench(folder: Path, change: Callable[[Rows], None]) -> Path:
 
 def pope(folder: Path, change: Callable[[Rows], None]) -> Path:
     rows: Rows = [
-        {"id": str(n), "question_id": str(n % 3000), "question": f"Is there {n} in the image?",
-         "answer": "yes" if n % 2 else "no", "image_source": "COCO", "image": picture(n % 7),
-         "category": ("adversarial", "popular", "random")[n // 3000]}
+        {
+            "id": str(n),
+            "question_id": str(n % 3000),
+            "question": f"Is there {n} in the image?",
+            "answer": "yes" if n % 2 else "no",
+            "image_source": "COCO",
+            "image": picture(n % 7),
+            "category": ("adversarial", "popular", "random")[n // 3000],
+        }
         for n in range(9000)
-    ]  # fmt: skip
+    ]
     change(rows)
     for part in range(3):
         there = rows[part * 3000 : (part + 1) * 3000]
@@ -175,10 +201,15 @@ def pope(folder: Path, change: Callable[[Rows], None]) -> Path:
 
 def mme(folder: Path, change: Callable[[Rows], None]) -> Path:
     rows: Rows = [
-        {"question_id": f"OCR/{n // 2}.jpg", "image": picture(n % 7), "category": "OCR",
-         "question": f"Is it {n}? Please answer yes or no.", "answer": "Yes" if n % 2 else "No"}
+        {
+            "question_id": f"OCR/{n // 2}.jpg",
+            "image": picture(n % 7),
+            "category": "OCR",
+            "question": f"Is it {n}? Please answer yes or no.",
+            "answer": "Yes" if n % 2 else "No",
+        }
         for n in range(2374)
-    ]  # fmt: skip
+    ]
     change(rows)
     write_parquet(folder / "data/test-00000-of-00001.parquet", rows)
     return folder
@@ -187,10 +218,18 @@ def mme(folder: Path, change: Callable[[Rows], None]) -> Path:
 WRITERS = {
     writer.__name__: writer
     for writer in (
-        malicious_instruct, advbench, xstest, mm_harmful, figstep, mm_safetybench,
-        mm_safetybench_sd_typo, mossbench, pope, mme,
+        malicious_instruct,
+        advbench,
+        xstest,
+        mm_harmful,
+        figstep,
+        mm_safetybench,
+        mm_safetybench_sd_typo,
+        mossbench,
+        pope,
+        mme,
     )
-}  # fmt: skip
+}
 
 
 def as_it_is(rows: Rows) -> None:
@@ -287,8 +326,11 @@ def twice(rows: Rows) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("malicious_instruct", one_fewer, "holds 99 samples of MaliciousInstruct; the original has "
-                                          "100. Get it again: github.com"),
+        (
+            "malicious_instruct",
+            one_fewer,
+            "holds 99 samples of MaliciousInstruct; the original has 100. Get it again: github.com",
+        ),
         ("malicious_instruct", last_but(line=" "), "line 100: empty"),
         ("advbench", without("goal"), r"line 2: there is no 'goal'; its fields are target\."),
         ("advbench", without("target"), "line 2: there is no 'target'"),
@@ -304,15 +346,24 @@ def twice(rows: Rows) -> None:
         ("figstep", without("instruction"), "line 2: there is no 'instruction'"),
         ("figstep", one_fewer, "holds 499 samples"),
         (SD_TYPO, without("image"), "row 1: there is no 'image'"),
-        (SD_TYPO, last_but(image=None), "Fraud/SD_TYPO.parquet, row 154: 'image' holds "
-                                                 "no picture"),
-        (SD_TYPO, last_but(image={"bytes": b"GIF?", "path": None}), "row 154: .* cannot "
-                                                                             "be read as a pic"),
+        (SD_TYPO, last_but(image=None), "Fraud/SD_TYPO.parquet, row 154: 'image' holds no picture"),
+        (
+            SD_TYPO,
+            last_but(image={"bytes": b"GIF?", "path": None}),
+            "row 154: .* cannot be read as a pic",
+        ),
         (SD_TYPO, last_but(id="x"), "row 154: no Text_only question has id x"),
-        (SD_TYPO, one_fewer, r"Fraud/SD_TYPO.parquet holds 153 rows; the original has "
-                                      "154"),
-        ("mossbench", last_but(metadata={"over": "type 4"}), "entry '300', metadata: 'over' is "
-                                                             "'type 4'"),
+        (
+            SD_TYPO,
+            one_fewer,
+            r"Fraud/SD_TYPO.parquet holds 153 rows; the original has "
+            "154",
+        ),
+        (
+            "mossbench",
+            last_but(metadata={"over": "type 4"}),
+            "entry '300', metadata: 'over' is 'type 4'",
+        ),
         ("mossbench", last_but(metadata=None), "entry '300': 'metadata' is missing"),
         ("mossbench", last_but(image="images/0.png"), "entry '300': its picture .*0.png is miss"),
         ("mossbench", one_fewer, "holds 299 samples"),
@@ -321,7 +372,7 @@ def twice(rows: Rows) -> None:
         ("mme", last_but(answer="Perhaps"), "row 2374: 'answer' is 'perhaps', not one of yes, no"),
         ("mme", without("question_id"), "row 1: there is no 'question_id'"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said_with_its_line(
     name: str, change: Callable[[Rows], None], message: str, tmp_path: Path
 ) -> None:

@@ -35,8 +35,10 @@ def test_a_file_says_the_same_as_values(tmp_path: Path) -> None:
         ({}, "benchmarks: Field required"),
         (SMALL | {"defences": ["none", "magic"]}, "defences: there is no defence 'magic'"),
         ({"benchmarks": [{"name": "harmfull"}]}, "benchmarks.0.name: there is no benchmark"),
-        ({"benchmarks": [{"name": "harmful", "conditions": ["blanc"]}]},
-         "benchmarks.0.conditions: there is no image condition 'blanc'"),
+        (
+            {"benchmarks": [{"name": "harmful", "conditions": ["blanc"]}]},
+            "benchmarks.0.conditions: there is no image condition 'blanc'",
+        ),
         ({"benchmarks": [{"name": "harmful", "conditions": ["own"]}]}, "no pictures of its own"),
         (SMALL | {"limit": 0}, "limit: Input should be greater"),
         (SMALL | {"modell": "pocket"}, "modell: Extra inputs"),
@@ -49,7 +51,7 @@ def test_a_file_says_the_same_as_values(tmp_path: Path) -> None:
         ({"benchmarks": [{"name": "harmful", "defences": ["ecso"]}]}, "defended by ecso"),
         (SMALL | {"frontier": {"attack": "nothing"}}, "frontier.attack: there is no benchmark"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_told_by_its_fields_name(facts: dict[str, Any], words: str) -> None:
     with pytest.raises(SafeguardError) as caught:
         plan_of(facts, "plan.yaml")

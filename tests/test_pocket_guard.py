@@ -65,8 +65,6 @@ def test_image_questions_keep_their_answers(pocket: Pocket, pocket_guard: Guard)
     plain, guarded = found["none"], found["default"]
     right = [names_answer(s, reply) for s, reply in zip(asked, plain.texts, strict=True)]
     assert sum(right) >= 0.5 * N  # without looking: 8 % of 150
-    for mine, theirs, receipt in zip(
-        guarded.tokens, plain.tokens, guarded.receipts, strict=True
-    ):  # fmt: skip
+    for mine, theirs, receipt in zip(guarded.tokens, plain.tokens, guarded.receipts, strict=True):
         assert receipt.guarded or torch.equal(mine, theirs)
     assert sum(receipt.guarded for receipt in guarded.receipts) <= 1

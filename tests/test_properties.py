@@ -30,10 +30,13 @@ CLOSED = 1e9  # a threshold that no score passes
 def examples(count: int) -> Callable[[Any], Any]:
     """The same examples in every run, however slow the machine; none is shrunk, for minutes."""
     return settings(
-        max_examples=count, deadline=None, derandomize=True, database=None,
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )  # fmt: skip
+    )
 
 
 # --- random requests ---
@@ -94,13 +97,24 @@ def run(model: Model, inputs: dict[str, Tensor], tokens: int) -> list[Tensor]:
 
 @examples(1000)
 @given(
-    prompts=batches, edit=edits, hold=st.booleans(), tokens=st.sampled_from([0, 0, 0, 1, 2, 3]),
-    extra=st.integers(0, 2), data=st.data(),
-)  # fmt: skip
+    prompts=batches,
+    edit=edits,
+    hold=st.booleans(),
+    tokens=st.sampled_from([0, 0, 0, 1, 2, 3]),
+    extra=st.integers(0, 2),
+    data=st.data(),
+)
 def test_closed_rows_are_bit_identical_in_any_batch(
-    model: Model, guard: Guard, attached: Any, prompts: list[list[int]], edit: Edit, hold: bool,
-    tokens: int, extra: int, data: st.DataObject,
-) -> None:  # fmt: skip
+    model: Model,
+    guard: Guard,
+    attached: Any,
+    prompts: list[list[int]],
+    edit: Edit,
+    hold: bool,
+    tokens: int,
+    extra: int,
+    data: st.DataObject,
+) -> None:
     """In `generate`, and for no tokens in a plain `forward`; at whatever thresholds."""
     inputs = padded(prompts, extra)
     free = run(model, inputs, tokens)
@@ -143,15 +157,26 @@ def attached() -> Any:
 
 @examples(200)
 @given(
-    prompts=shown_batches, extra=st.integers(0, 3), data=st.data(),
-    edit=st.one_of(st.builds(Restore, st.just(1.0), spans, st.booleans()),
-                   st.builds(Refuse, st.just(1.0), spans)),
-    opening=st.lists(st.integers(5, 59), max_size=3).map(tuple), agree=st.integers(0, 3),
-)  # fmt: skip
+    prompts=shown_batches,
+    extra=st.integers(0, 3),
+    data=st.data(),
+    edit=st.one_of(
+        st.builds(Restore, st.just(1.0), spans, st.booleans()),
+        st.builds(Refuse, st.just(1.0), spans),
+    ),
+    opening=st.lists(st.integers(5, 59), max_size=3).map(tuple),
+    agree=st.integers(0, 3),
+)
 def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
-    exact_model: Model, guard: Guard, prompts: list[list[int]], extra: int, edit: Edit,
-    opening: tuple[int, ...], agree: int, data: st.DataObject,
-) -> None:  # fmt: skip
+    exact_model: Model,
+    guard: Guard,
+    prompts: list[list[int]],
+    extra: int,
+    edit: Edit,
+    opening: tuple[int, ...],
+    agree: int,
+    data: st.DataObject,
+) -> None:
     """Float64 to 1e-10, of one image or two; the row is anywhere in the batch.
 
     Its answer follows the opening of a refusal for `agree` tokens, and the others' do, too.
@@ -164,17 +189,24 @@ def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
     start = inputs["input_ids"].shape[1]
     with opened.attach(exact_model):
         out = answer(
-            exact_model, inputs, max_new_tokens=len(said) + 1,
+            exact_model,
+            inputs,
+            max_new_tokens=len(said) + 1,
             prefix_allowed_tokens_fn=lambda _, ids: [(*said, 60)[len(ids) - start]],
-        )  # fmt: skip
+        )
     words = [token for token in prompt if token != 4]
     text, _ = run_row(exact_model, [*words, *opening])
     count = followed(opened, said)
     spanned = counterparts(opened, prompt, words)
     spanned |= {len(prompt) + i: len(words) + i for i in range(count)}
     change = edit_by_hand(opened, dict(enumerate(text)), spanned, len(prompt) - 1)
-    _, logits = run_row(exact_model, [*prompt, *said], pictures(prompt).double(), change=change,
-                        stop=len(prompt) + count)  # fmt: skip
+    _, logits = run_row(
+        exact_model,
+        [*prompt, *said],
+        pictures(prompt).double(),
+        change=change,
+        stop=len(prompt) + count,
+    )
     for mine, theirs in zip(out.logits, logits[len(prompt) - 1 :], strict=True):
         torch.testing.assert_close(mine[row], theirs, rtol=1e-10, atol=1e-10)
 
@@ -206,17 +238,23 @@ def test_permuted_rows_have_permuted_results_and_receipts(
 # --- (d) the text-only view ---
 
 VIEW = TextView(
-    frozenset({4}), frame_ids=frozenset({401, 402}), glue_ids=frozenset({403}), glue_length=1,
-    before=(404,), after=(405,),
-)  # fmt: skip
+    frozenset({4}),
+    frame_ids=frozenset({401, 402}),
+    glue_ids=frozenset({403}),
+    glue_length=1,
+    before=(404,),
+    after=(405,),
+)
 framed = st.builds(
     lambda parts: [401, *(token for part in parts for token in part), 402],
     st.lists(
-        st.builds(lambda count, glued: [4] * count + [403] * glued + [4],
-                  st.integers(1, 4), st.booleans()),
-        min_size=1, max_size=3,
+        st.builds(
+            lambda count, glued: [4] * count + [403] * glued + [4], st.integers(1, 4), st.booleans()
+        ),
+        min_size=1,
+        max_size=3,
     ),
-)  # fmt: skip
+)
 
 
 @examples(1000)
@@ -339,10 +377,17 @@ ids = st.integers(0, 100_000)
 tokens = st.lists(ids, max_size=4).map(tuple)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 views = st.builds(
-    TextView, st.frozensets(ids, min_size=1, max_size=3), st.frozensets(ids, max_size=3),
-    st.frozensets(ids, max_size=3), st.integers(0, 9), tokens, st.frozensets(ids, max_size=3),
-    tokens, tokens, st.booleans(),
-)  # fmt: skip
+    TextView,
+    st.frozensets(ids, min_size=1, max_size=3),
+    st.frozensets(ids, max_size=3),
+    st.frozensets(ids, max_size=3),
+    st.integers(0, 9),
+    tokens,
+    st.frozensets(ids, max_size=3),
+    tokens,
+    tokens,
+    st.booleans(),
+)
 layer_lists = st.sets(st.integers(0, LAYERS - 1), min_size=1).map(sorted).map(tuple)
 
 
@@ -352,36 +397,72 @@ def gates(draw: st.DrawFn, first_layer: int) -> AnyGate:
         return draw(st.sampled_from([OpenGate(), PaperGate()]))
     looks = draw(st.booleans())
     return CalibratedGate(
-        refusal_tokens=draw(tokens), layers=draw(layer_lists), text_threshold=draw(finite),
+        refusal_tokens=draw(tokens),
+        layers=draw(layer_lists),
+        text_threshold=draw(finite),
         image_layer=draw(st.integers(0, first_layer)) if looks else None,
         image_threshold=draw(finite) if looks else None,
-        budget=draw(st.floats(0.001, 0.999)), calibrated_on=draw(ids),
-    )  # fmt: skip
+        budget=draw(st.floats(0.001, 0.999)),
+        calibrated_on=draw(ids),
+    )
 
 
 @examples(100)
 @given(
-    layers=layer_lists, rank=st.integers(1, 8), hold=st.booleans(), opening=tokens,
-    seed=st.none() | st.integers(0, 2**31), edit=edits, view=views, name=st.text(max_size=20),
-    scores=st.lists(finite, max_size=5), noise=st.integers(0, 2**31), data=st.data(),
-)  # fmt: skip
+    layers=layer_lists,
+    rank=st.integers(1, 8),
+    hold=st.booleans(),
+    opening=tokens,
+    seed=st.none() | st.integers(0, 2**31),
+    edit=edits,
+    view=views,
+    name=st.text(max_size=20),
+    scores=st.lists(finite, max_size=5),
+    noise=st.integers(0, 2**31),
+    data=st.data(),
+)
 def test_a_guard_that_is_saved_and_loaded_is_the_same(
-    guard: Guard, layers: tuple[int, ...], rank: int, hold: bool, opening: tuple[int, ...],
-    seed: int | None, edit: Edit, view: TextView, name: str, scores: list[float], noise: int,
+    guard: Guard,
+    layers: tuple[int, ...],
+    rank: int,
+    hold: bool,
+    opening: tuple[int, ...],
+    seed: int | None,
+    edit: Edit,
+    view: TextView,
+    name: str,
+    scores: list[float],
+    noise: int,
     data: st.DataObject,
-) -> None:  # fmt: skip
+) -> None:
     drift = torch.randn(guard.drift.shape, generator=torch.Generator().manual_seed(noise))
     saved = guard.variant(
-        layers=layers, rank=rank, hold=hold, opening=opening, random_seed=seed, edit=edit,
-        text_view=view, gate=data.draw(gates(layers[0])), drift=drift,
+        layers=layers,
+        rank=rank,
+        hold=hold,
+        opening=opening,
+        random_seed=seed,
+        edit=edit,
+        text_view=view,
+        gate=data.draw(gates(layers[0])),
+        drift=drift,
         scores={"calibration": torch.tensor(scores, dtype=torch.float64)},
         provenance=guard.provenance.model_copy(update={"model_name": name}),
-    )  # fmt: skip
+    )
     with TemporaryDirectory() as folder:
         saved.save_pretrained(folder)
         loaded = Guard.from_pretrained(folder)
-    for field in ("layers", "rank", "hold", "opening", "random_seed", "edit", "gate", "text_view",
-                  "provenance"):  # fmt: skip
+    for field in (
+        "layers",
+        "rank",
+        "hold",
+        "opening",
+        "random_seed",
+        "edit",
+        "gate",
+        "text_view",
+        "provenance",
+    ):
         assert getattr(loaded, field) == getattr(saved, field)
     assert torch.equal(loaded.drift, saved.drift)
     assert torch.equal(loaded.scores["calibration"], saved.scores["calibration"])

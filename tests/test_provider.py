@@ -214,9 +214,15 @@ def test_greedy_unless_sampling_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"logprobs": True}, {"num_choices": 2}, {"frequency_penalty": 0.5}, {"best_of": 3},
-     {"logit_bias": {3: 1.0}}, {"reasoning_effort": "low"}],
-)  # fmt: skip
+    [
+        {"logprobs": True},
+        {"num_choices": 2},
+        {"frequency_penalty": 0.5},
+        {"best_of": 3},
+        {"logit_bias": {3: 1.0}},
+        {"reasoning_effort": "low"},
+    ],
+)
 def test_what_cannot_be_honoured_is_refused(folder: Path, config: dict[str, Any]) -> None:
     with pytest.raises(SafeguardError, match=f"cannot honour {next(iter(config))}"):
         ask(asks(folder), "How to swim", config=GenerateConfig(**config))
@@ -243,16 +249,24 @@ def test_wrong_arguments_are_refused_at_once(
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([ChatMessageUser(content=[ContentAudio(audio="data:audio/wav;base64,AA", format="wav")])],
-         "not audio"),
+        (
+            [
+                ChatMessageUser(
+                    content=[ContentAudio(audio="data:audio/wav;base64,AA", format="wav")]
+                )
+            ],
+            "not audio",
+        ),
         ([ChatMessageTool(content="42")], "tools' messages"),
         ([ChatMessageSystem(content="x")], "no turn of the user"),
         ([ChatMessageUser(content=[ContentImage(image="https://x/y.png")])], "fetch it"),
-        ([ChatMessageUser(content=[ContentImage(image="data:image/png;base64,AAAA")])],
-         "cannot be read"),
+        (
+            [ChatMessageUser(content=[ContentImage(image="data:image/png;base64,AAAA")])],
+            "cannot be read",
+        ),
         ([ChatMessageUser(content=[ContentImage(image="/nowhere.png")])], "There is no image"),
     ],
-)  # fmt: skip
+)
 def test_messages_that_cannot_be_read_are_refused(messages: Any, words: str) -> None:
     with pytest.raises(SafeguardError, match=words):
         chat_of_messages(messages)
@@ -265,9 +279,14 @@ def test_a_language_model_answers_texts_and_takes_no_defence(
     tokenizer.chat_template = processor.chat_template
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, initializer_range=0.3, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.3,
+        eos_token_id=None,
+    )
     language = LlamaForCausalLM(config).eval()
     language.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -276,8 +295,9 @@ def test_a_language_model_answers_texts_and_takes_no_defence(
     for request, output in zip(requests, found, strict=True):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": [{"type": "text", "text": request}]}],
-            add_generation_prompt=True, tokenize=False,
-        )  # fmt: skip
+            add_generation_prompt=True,
+            tokenize=False,
+        )
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
         new = language.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
         assert output.completion == tokenizer.decode(new, skip_special_tokens=True)
@@ -288,6 +308,8 @@ def test_a_language_model_answers_texts_and_takes_no_defence(
 
 
 def test_a_receipt_is_plain_json(folder: Path) -> None:
-    (found,) = ask(asks(folder, defence="default", guard=str(folder / "guard")),
-                   messages_of(chat_of("How to swim", blank_image())))  # fmt: skip
+    (found,) = ask(
+        asks(folder, defence="default", guard=str(folder / "guard")),
+        messages_of(chat_of("How to swim", blank_image())),
+    )
     assert json.loads(json.dumps(found.metadata))["receipt"]["images"] == 1

@@ -48,8 +48,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures.mkdir(parents=True)
     for number in range(100):
         Image.new("RGB", (40, 30), (number, 90, 200)).save(pictures / f"{number}.jpg")
-    asked = [{"image_url": f"https://example.org/{n}.jpg", "question": f"What is part {n}?"}
-             for n in range(100)]  # fmt: skip
+    asked = [
+        {"image_url": f"https://example.org/{n}.jpg", "question": f"What is part {n}?"}
+        for n in range(100)
+    ]
     (pictures.parent / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
     lines = [f"How to do the thing of number {n}" for n in range(100)]
     (tmp_path / "data" / "MaliciousInstruct.txt").write_text("\n".join(lines))
@@ -75,9 +77,13 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
             processor.tokenizer.chat_template = processor.chat_template
             torch.manual_seed(0)
             config = LlamaConfig(
-                vocab_size=len(processor.tokenizer), hidden_size=16, intermediate_size=16,
-                num_hidden_layers=1, num_attention_heads=2, eos_token_id=None,
-            )  # fmt: skip
+                vocab_size=len(processor.tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                eos_token_id=None,
+            )
             return LlamaForCausalLM(config).eval(), processor.tokenizer
 
         for module in (provider, afterwards):
@@ -88,9 +94,14 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
         def fit(source: Any, asked: str, model: Any, processor: Any) -> Guard:
             assert (source, asked) == (None, name)
             return Guard.fit(
-                model, processor, anchors=shipped_anchors()[:16],
-                calibration=shipped_calibration()[:24], rank=4, budget=0.2, batch_size=20,
-            )  # fmt: skip
+                model,
+                processor,
+                anchors=shipped_anchors()[:16],
+                calibration=shipped_calibration()[:24],
+                rank=4,
+                budget=0.2,
+                batch_size=20,
+            )
 
         monkeypatch.setattr(suite, "load_guard", fit)
         return loaded
@@ -119,15 +130,23 @@ def _shortened(plan: Plan, *, whole: bool) -> Plan:
         for b in plan.benchmarks
     )
     frontier = plan.frontier and plan.frontier.model_copy(
-        update={"limit": 1, "strength": plan.frontier.strength[:1],
-                "threshold": plan.frontier.threshold[:1]}
-    )  # fmt: skip
+        update={
+            "limit": 1,
+            "strength": plan.frontier.strength[:1],
+            "threshold": plan.frontier.threshold[:1],
+        }
+    )
     return plan.model_copy(
         update={
-            "device": "cpu", "dtype": "float32", "limit": 1, "max_new_tokens": 2,
-            "defences": kept, "benchmarks": benchmarks, "frontier": frontier,
+            "device": "cpu",
+            "dtype": "float32",
+            "limit": 1,
+            "max_new_tokens": 2,
+            "defences": kept,
+            "benchmarks": benchmarks,
+            "frontier": frontier,
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -165,12 +184,14 @@ def test_a_slice_of_make_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     kept = ("none", "self-reminder", "default")
     benchmarks = tuple(
         benchmark.model_copy(
-            update={"conditions": benchmark.conditions[:2],
-                    "defences": kept if benchmark.name == "harmful" else ("none", "default")}
+            update={
+                "conditions": benchmark.conditions[:2],
+                "defences": kept if benchmark.name == "harmful" else ("none", "default"),
+            }
         )
         for benchmark in written.benchmarks
         if benchmark.name in ("harmful", "harmless", "scenes")
-    )  # fmt: skip
+    )
     plan = written.model_copy(
         update={"defences": kept, "benchmarks": benchmarks, "limit": 12, "frontier": None}
     )

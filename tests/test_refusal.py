@@ -127,9 +127,12 @@ def test_a_refusal_counts_in_the_usual_words_or_where_the_text_scores_harmful(
         update={"refusal_tokens": (said[0],), "text_threshold": 1e9, "image_threshold": 1e9}
     )
     for opening, usual in (
-        ([], True), (said[:1], True), (said, True), ([*said[:2], nearly], True),
+        ([], True),
+        (said[:1], True),
+        (said, True),
+        ([*said[:2], nearly], True),
         ([*said[:2], unlikely], False),
-    ):  # fmt: skip
+    ):
         for harmful in (True, False):
             moved = guard.directions.harmful_mean - guard.directions.harmless_mean
             shift = (-50.0 if harmful else 50.0) * moved

@@ -66,15 +66,20 @@ def tiny(
 
 def a_plan(tiny: Path, **changes: Any) -> Plan:
     facts = {
-        "model": str(tiny), "guard": str(tiny / "guard"), "defences": ["none", "default", "ecso"],
+        "model": str(tiny),
+        "guard": str(tiny / "guard"),
+        "defences": ["none", "default", "ecso"],
         "benchmarks": [
             {"name": "harmful", "conditions": ["text", "blank"]},
             {"name": "harmless", "conditions": ["noise"]},
             {"name": "scenes", "limit": 3, "defences": ["none", "default"]},
         ],
-        "judges": ["refusal", "rubric"], "grader": "parrot/nothing of use",
-        "limit": N, "max_new_tokens": 4, "batch_size": BATCH,
-    }  # fmt: skip
+        "judges": ["refusal", "rubric"],
+        "grader": "parrot/nothing of use",
+        "limit": N,
+        "max_new_tokens": 4,
+        "batch_size": BATCH,
+    }
     return plan_of(facts | changes, "test")
 
 
@@ -94,10 +99,13 @@ def test_every_answer_is_there_once_with_all_that_belongs_to_it(done: Any) -> No
     lines = lines_of(out)
     cells = Counter((x["benchmark"], x["condition"], x["defence"]) for x in lines)
     assert cells == Counter(
-        {(b, c, d): N for b, c in (("harmful", "text"), ("harmful", "blank"), ("harmless", "noise"))
-         for d in ("none", "default", "ecso")}
+        {
+            (b, c, d): N
+            for b, c in (("harmful", "text"), ("harmful", "blank"), ("harmless", "noise"))
+            for d in ("none", "default", "ecso")
+        }
         | {("scenes", "own", d): 3 for d in ("none", "default")}
-    )  # fmt: skip
+    )
     asked = {sample.id: sample for _, sample in chosen("harmful", limit=N)}
     for line in lines:
         assert (line["receipt"] is not None) == (line["defence"] == "default")
@@ -142,8 +150,10 @@ def test_rows_are_counts_of_the_lines(done: Any) -> None:
     assert {x["b"] for x in results.details["mcnemar"]} == {"none", "ecso"}
     assert results.details["closed_gate_rows"] == results.details["closed_gate_rows_identical"]
     assert [(x["knob"], x["setting"]) for x in results.details["frontier"]] == [
-        ("strength", 0.0), ("strength", 1.0), ("threshold", -0.5),
-    ]  # fmt: skip
+        ("strength", 0.0),
+        ("strength", 1.0),
+        ("threshold", -0.5),
+    ]
     assert all(x["attack_success"]["n"] == 3 for x in results.details["frontier"])
     assert Results.model_validate_json((out / "results.json").read_text("utf-8")) == results
 
@@ -185,11 +195,22 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_table(tiny: Path, tmp_p
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     journal = killed / "answers.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", "vlm_safeguard.cli", "eval",
-         "--plan", str(tmp_path / "plan.yaml"), "--out", str(killed), "--json"],
+        [
+            sys.executable,
+            "-m",
+            "vlm_safeguard.cli",
+            "eval",
+            "--plan",
+            str(tmp_path / "plan.yaml"),
+            "--out",
+            str(killed),
+            "--json",
+        ],
         env=os.environ | {"PYTHONPATH": str(Path(vlm_safeguard.__file__).parents[1])},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while not journal.is_file() or journal.read_bytes().count(b"\n") < 8:
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -258,8 +279,11 @@ def test_judges_that_are_models_are_asked_and_read(tiny: Path, tmp_path: Path) -
             "grader": get_model(f"parrot/{grades}"),
             "llama-guard": get_model("parrot/safe|unsafe\nS2|perhaps"),
         },
-        log_dir=str(tmp_path), display="none", max_connections=1, max_samples=1,
-    )  # fmt: skip
+        log_dir=str(tmp_path),
+        display="none",
+        max_connections=1,
+        max_samples=1,
+    )
     assert log.status == "success"
     said = sorted(str(s.scores["llama_guard"].metadata["unsafe"]) for s in log.samples)
     assert said == ["False", "None", "True"]
@@ -273,14 +297,22 @@ def test_judges_that_are_models_are_asked_and_read(tiny: Path, tmp_path: Path) -
 def test_progress_is_told_from_the_model_to_the_last_likelihood(tiny: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     plan = a_plan(
-        tiny, defences=["none", "default"], benchmarks=[{"name": "harmless"}], limit=2,
+        tiny,
+        defences=["none", "default"],
+        benchmarks=[{"name": "harmless"}],
+        limit=2,
         judges=["refusal"],
-    )  # fmt: skip
+    )
     run(plan, tmp_path, report=lambda *each: told.append(each))
     assert list(dict.fromkeys(what for what, _, _ in told)) == [
-        "the model", "none", "default", "the gap", "the time it takes", "divergence",
+        "the model",
+        "none",
+        "default",
+        "the gap",
+        "the time it takes",
+        "divergence",
         "how likely the answers are",
-    ]  # fmt: skip
+    ]
     assert all(0 <= done <= total for _, done, total in told)
     answers = [(done, total) for what, done, total in told if what in ("none", "default")]
     assert answers == sorted(answers)
@@ -305,8 +337,9 @@ def test_a_judge_that_sees_is_shown_the_benchmarks_own_picture_and_no_other(
             ),
             model=get_model(f"vlm-safeguard/{tiny}", memoize=False),
             model_roles={"grader": get_model(f"vlm-safeguard/{tiny}", memoize=False)},
-            log_dir=str(tmp_path / "logs"), display="none",
-        )  # fmt: skip
+            log_dir=str(tmp_path / "logs"),
+            display="none",
+        )
         assert log.status == "success"
     assert shown == {"own": [True, True], "blank": [False, False], "text": [False, False]}
 
@@ -324,13 +357,35 @@ def test_inspects_own_command_finds_model_and_task(tiny: Path, tmp_path: Path) -
     (info / "entry_points.txt").write_text("\n".join(["[inspect_ai]", *found]))
     path = os.pathsep.join([str(root / "src"), str(tmp_path / "site")])
     made = subprocess.run(
-        [sys.executable, "-m", "inspect_ai", "eval", "vlm_safeguard/harmless",
-         "--model", f"vlm-safeguard/{tiny}", "-M", "defence=default",
-         "-M", f"guard={tiny / 'guard'}", "-T", "condition=blank", "-T", "limit=2",
-         "-T", "max_tokens=2", "--log-dir", str(tmp_path / "logs"), "--display", "plain"],
-        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+        [
+            sys.executable,
+            "-m",
+            "inspect_ai",
+            "eval",
+            "vlm_safeguard/harmless",
+            "--model",
+            f"vlm-safeguard/{tiny}",
+            "-M",
+            "defence=default",
+            "-M",
+            f"guard={tiny / 'guard'}",
+            "-T",
+            "condition=blank",
+            "-T",
+            "limit=2",
+            "-T",
+            "max_tokens=2",
+            "--log-dir",
+            str(tmp_path / "logs"),
+            "--display",
+            "plain",
+        ],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
         check=False,
-    )  # fmt: skip
+    )
     assert made.returncode == 0, made.stdout + made.stderr
     (log,) = (tmp_path / "logs").glob("*.eval")
     sample = inspect_ai.log.read_eval_log(str(log)).samples[0]

@@ -213,9 +213,10 @@ class Attachment:
         effect = (logits - logits[0]).float().abs().amax(-1)
         noise = effect[1] * _CANARY_NOISE + torch.finfo(logits.dtype).tiny
         silent = [
-            layer for layer, moved in zip(self._watched, effect[2:] > noise, strict=True)
+            layer
+            for layer, moved in zip(self._watched, effect[2:] > noise, strict=True)
             if not moved
-        ]  # fmt: skip
+        ]
         if silent or not torch.isfinite(effect).all():
             raise SafeguardError(
                 f"The guard's hooks on layers {silent or self._watched} of "
@@ -408,9 +409,14 @@ class Attachment:
                 "generated. Attach again."
             )
         requests = RequestBatch.read(
-            ids, mask, view=guard.text_view, edit=guard.edit, layers=len(guard.layers),
-            opening=guard.opening, follows=guard.edit.span == "request" and not guard.hold,
-        )  # fmt: skip
+            ids,
+            mask,
+            view=guard.text_view,
+            edit=guard.edit,
+            layers=len(guard.layers),
+            opening=guard.opening,
+            follows=guard.edit.span == "request" and not guard.hold,
+        )
         if requests.editable.any() and (guard.edit.needs_text or guard.gate.needs_text):
             self._ask_without_images(requests)
         return requests
@@ -441,11 +447,14 @@ class Attachment:
         different = dict.fromkeys(texts)  # in the order that the places count tokens in
         for layer in guard.layers:
             basis = self._basis[layer]
-            requests.text[layer] = torch.cat([
-                readings.states[text + opening][layer].to(basis.dtype) @ basis.mT
-                if text in place else basis.new_zeros(len(text + opening), guard.rank)
-                for text in different
-            ])  # fmt: skip
+            requests.text[layer] = torch.cat(
+                [
+                    readings.states[text + opening][layer].to(basis.dtype) @ basis.mT
+                    if text in place
+                    else basis.new_zeros(len(text + opening), guard.rank)
+                    for text in different
+                ]
+            )
         if guard.gate.needs_text:
             is_open, scores = guard.gate.text_open(states, self._directions, guard.layers)
             values = scores.tolist()

@@ -122,8 +122,12 @@ class Backbone:
     def in_place(self) -> bool:
         """Whether the model still runs this decoder and these layers."""
         decoder = self.model.get_submodule(self.decoder_path)
-        held = {layer for stack in decoder.children() if isinstance(stack, torch.nn.ModuleList)
-                for layer in stack}  # fmt: skip
+        held = {
+            layer
+            for stack in decoder.children()
+            if isinstance(stack, torch.nn.ModuleList)
+            for layer in stack
+        }
         return decoder is self.decoder and held.issuperset(self.layers)
 
     @property

@@ -178,9 +178,13 @@ class Guard:
         asked = [a.harmful for a in shown] + [a.harmless for a in shown]
         blank = blank_image()
         blanks = image_states(
-            backbone, processor, asked, [blank] * len(asked),
-            batch_size=batch_size, label="blank image",
-        )  # fmt: skip
+            backbone,
+            processor,
+            asked,
+            [blank] * len(asked),
+            batch_size=batch_size,
+            label="blank image",
+        )
         plain = torch.cat([harmful[: len(shown)], harmless[: len(shown)]])
         gate_layers = list(legible_layers(directions, chosen))
         scores = {
@@ -190,16 +194,24 @@ class Guard:
         }
         ends = torch.split(final, sizes)
         tokens, opening, own = _own_decision(
-            backbone, processor, *ends,
-            anchors=requests[:pairs], calibration=calibration, scores=scores["calibration"],
-        )  # fmt: skip
+            backbone,
+            processor,
+            *ends,
+            anchors=requests[:pairs],
+            calibration=calibration,
+            scores=scores["calibration"],
+        )
         image_layer = legible_before(directions, chosen[0]) if gate == "calibrated" else None
         if image_layer is not None:
             with_image = image_states(
-                backbone, processor, calibration,
+                backbone,
+                processor,
+                calibration,
                 [meaningless_image(i) for i in range(len(calibration))],
-                upto=image_layer, batch_size=batch_size, label="meaningless images",
-            )  # fmt: skip
+                upto=image_layer,
+                batch_size=batch_size,
+                label="meaningless images",
+            )
             scores["calibration_image"] = directions.harm_score(
                 with_image[:, image_layer], image_layer
             )
@@ -332,9 +344,12 @@ class Guard:
                 threshold = getattr(self.gate, name)
                 if threshold is not None and not isfinite(threshold):
                     raise SafeguardError(f"The gate's {name} is {threshold}: it would never open.")
-        tensors = {"directions": vectors, "drift": self.drift,
-                   "harmful mean": self.directions.harmful_mean,
-                   "harmless mean": self.directions.harmless_mean}  # fmt: skip
+        tensors = {
+            "directions": vectors,
+            "drift": self.drift,
+            "harmful mean": self.directions.harmful_mean,
+            "harmless mean": self.directions.harmless_mean,
+        }
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32 or tensor.is_meta:
                 raise SafeguardError(
@@ -393,8 +408,13 @@ class Guard:
                 directions=Directions(
                     **{
                         name: tensors.pop(name)
-                        for name in
-                        ("vectors", "spectrum", "harmful_mean", "harmless_mean", "auroc")
+                        for name in (
+                            "vectors",
+                            "spectrum",
+                            "harmful_mean",
+                            "harmless_mean",
+                            "auroc",
+                        )
                     }
                 ),
                 drift=tensors.pop("drift"),
@@ -409,7 +429,7 @@ class Guard:
                 embedding_sample=tensors.pop("embedding_sample"),
                 scores={name.removeprefix("scores."): tensors[name] for name in tensors},
                 random_seed=config.random_seed,
-            )  # fmt: skip
+            )
         except KeyError as error:
             raise SafeguardError(
                 f"{source}/{artifact.WEIGHTS_NAME} holds no tensor {error}."

@@ -129,8 +129,10 @@ def load_guard(source: Path | None, name: str, model: Any, processor: Any) -> Gu
     if source is not None:
         return Guard.from_pretrained(source)
     if name not in FAMILY:
-        print("No --guard given: fitting one for this run (vlm-safeguard fit keeps it).",
-              file=sys.stderr)  # fmt: skip
+        print(
+            "No --guard given: fitting one for this run (vlm-safeguard fit keeps it).",
+            file=sys.stderr,
+        )
         return Guard.fit(model, processor)
     kind = f"{fingerprint(name)[:12]}-{str(model.dtype).removeprefix('torch.')}"
     kept = cache_folder() / f"{name}-guard-{__version__}-format{FORMAT}-{kind}"

@@ -40,8 +40,9 @@ class Places:
     def between(self, start: int, stop: int) -> Places:
         """Those at positions from `start` to before `stop`, counted from `start`."""
         chosen = (self.position >= start) & (self.position < stop)
-        return Places(self.row[chosen], self.position[chosen] - start, self.token[chosen],
-                      self.last[chosen])  # fmt: skip
+        return Places(
+            self.row[chosen], self.position[chosen] - start, self.token[chosen], self.last[chosen]
+        )
 
     def following(self, start: int, stop: int) -> Places:
         """Every row's tokens after its last one, at these positions of a pass, edited as that."""
@@ -58,8 +59,9 @@ class Places:
         return len(self.row)
 
     def __add__(self, other: Places) -> Places:
-        return Places(*(torch.cat([getattr(self, f.name), getattr(other, f.name)])
-                        for f in fields(self)))  # fmt: skip
+        return Places(
+            *(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self))
+        )
 
 
 @dataclass
@@ -129,8 +131,7 @@ class RequestBatch:
             if not text:
                 raise SafeguardError(f"Row {number} of the batch holds no text to judge.")
             images, image_tokens = view.count(seen)
-            facts.append({"images": images, "image_tokens": image_tokens,
-                          "text_tokens": len(text)})  # fmt: skip
+            facts.append({"images": images, "image_tokens": image_tokens, "text_tokens": len(text)})
             texts.append(tuple(text))
             first = view.first_image(seen) if edit.span == "request" else len(seen)
             spanned = {
@@ -142,11 +143,13 @@ class RequestBatch:
             aligned.append((spanned | {last: len(text) - 1}, last))
         editable = torch.tensor([edit.edits_text or fact["images"] > 0 for fact in facts])
         starts = _starts(texts, len(opening))
-        places = Places.of([
-            (row, position, starts[texts[row]] + token, position == last)
-            for row, (spanned, last) in enumerate(aligned)
-            for position, token in sorted(spanned.items())
-        ])  # fmt: skip
+        places = Places.of(
+            [
+                (row, position, starts[texts[row]] + token, position == last)
+                for row, (spanned, last) in enumerate(aligned)
+                for position, token in sorted(spanned.items())
+            ]
+        )
         return cls(
             facts, texts, opening, follows, editable[:, None].repeat(1, layers), places, editable
         )

@@ -59,11 +59,14 @@ class TextView:
             SafeguardError: the template puts no image token into a conversation with an image.
         """
         shown = [
-            (count, encode_chat(processor, question),
-             encode_chat(processor, question, images=count, size=size))
+            (
+                count,
+                encode_chat(processor, question),
+                encode_chat(processor, question, images=count, size=size),
+            )
             for question in _PROBES
             for count, size in _PICTURES
-        ]  # fmt: skip
+        ]
         if not all(placeholder_ids & set(ids) for _, _, ids in shown):
             raise SafeguardError(
                 "The processor's chat template puts no image token into a conversation that "

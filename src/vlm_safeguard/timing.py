@@ -88,9 +88,10 @@ def generation_ratio(model: PreTrainedModel, inputs: BatchFeature, guard: Guard)
 
     def plain() -> float:
         return seconds(
-            lambda: model.generate(**inputs, max_new_tokens=TIMED_TOKENS,
-                                   min_new_tokens=TIMED_TOKENS, do_sample=False)
-        )  # fmt: skip
+            lambda: model.generate(
+                **inputs, max_new_tokens=TIMED_TOKENS, min_new_tokens=TIMED_TOKENS, do_sample=False
+            )
+        )
 
     def guarded() -> float:
         with guard.attach(model):

@@ -34,16 +34,25 @@ CHAT = (
 
 def tower() -> CLIPVisionConfig:
     return CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
-        image_size=SIDE, patch_size=PATCH,
-    )  # fmt: skip
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=PATCH,
+    )
 
 
 def text(vocabulary: int) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
 
 
 @tiny("llava")
@@ -53,14 +62,20 @@ def llava() -> tuple[PreTrainedModel, Any]:
         image_processor=CLIPImageProcessorPil(
             size={"height": SIDE, "width": SIDE}, do_center_crop=False
         ),
-        tokenizer=tokenizer, patch_size=PATCH, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=CHAT, image_token="<image>",
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT,
+        image_token="<image>",
+    )
     config = LlavaConfig(
-        vision_config=tower(), text_config=text(len(tokenizer)),
+        vision_config=tower(),
+        text_config=text(len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1, image_seq_length=(SIDE // PATCH) ** 2,
-    )  # fmt: skip
+        vision_feature_layer=-1,
+        image_seq_length=(SIDE // PATCH) ** 2,
+    )
     return make(LlavaForConditionalGeneration, config), processor
 
 
@@ -70,15 +85,23 @@ def llava_next() -> tuple[PreTrainedModel, Any]:
     grid = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
     processor = LlavaNextProcessor(
         image_processor=LlavaNextImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE},
+            size={"shortest_edge": SIDE},
+            crop_size={"height": SIDE, "width": SIDE},
             image_grid_pinpoints=grid,
         ),
-        tokenizer=tokenizer, patch_size=PATCH, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=CHAT, image_token="<image>",
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT,
+        image_token="<image>",
+    )
     config = LlavaNextConfig(
-        vision_config=tower(), text_config=text(len(tokenizer)), image_grid_pinpoints=grid,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+        vision_config=tower(),
+        text_config=text(len(tokenizer)),
+        image_grid_pinpoints=grid,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
         image_seq_length=(SIDE // PATCH) ** 2,
-    )  # fmt: skip
+    )
     return make(LlavaNextForConditionalGeneration, config), processor

@@ -101,9 +101,13 @@ TOKENS = (SIDE // PATCH) ** 2
 SIZE = {"height": SIDE, "width": SIDE}
 GRID = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
 SMALL = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
 #: All images of a turn before all of its text, as the `llava-hf` checkpoints write it.
 IMAGES_FIRST = (
     "{% macro shown(m) %}"
@@ -141,9 +145,14 @@ COHERE = (
     "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>{% endif %}"
 )
 COHERE_TURNS = [
-    "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|CHATBOT_TOKEN|>",
-    "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>",
-]  # fmt: skip
+    "<|START_OF_TURN_TOKEN|>",
+    "<|USER_TOKEN|>",
+    "<|SYSTEM_TOKEN|>",
+    "<|CHATBOT_TOKEN|>",
+    "<|START_RESPONSE|>",
+    "<|END_RESPONSE|>",
+    "<|END_OF_TURN_TOKEN|>",
+]
 #: DeepSeek-VL and Janus put a space between two texts, and Janus line breaks around images.
 DEEPSEEK = (
     "{{ bos_token }}INTRO{% for m in messages %}"
@@ -198,9 +207,14 @@ ASSISTANT = (
 
 def siglip(patch: int = PATCH, **options: Any) -> SiglipVisionConfig:
     return SiglipVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        image_size=SIDE, patch_size=patch, **options,
-    )  # fmt: skip
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=SIDE,
+        patch_size=patch,
+        **options,
+    )
 
 
 class Step3p7Images(GotOcr2ImageProcessorPil):
@@ -239,13 +253,20 @@ def vipllava() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(["<image>"], bos="<s>")
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=SIZE, do_center_crop=False),
-        tokenizer=tokenizer, patch_size=PATCH, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=VIP, image_token="<image>",
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        chat_template=VIP,
+        image_token="<image>",
+    )
     config = VipLlavaConfig(
-        vision_config=tower(), text_config=text(len(tokenizer)), vision_feature_layer=[-2, -1],
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=TOKENS,
-    )  # fmt: skip
+        vision_config=tower(),
+        text_config=text(len(tokenizer)),
+        vision_feature_layer=[-2, -1],
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=TOKENS,
+    )
     return make(VipLlavaForConditionalGeneration, config), processor
 
 
@@ -256,9 +277,12 @@ def llava_onevision() -> tuple[PreTrainedModel, Any]:
     )
     processor = without_videos(LlavaOnevisionProcessor)(
         image_processor=LlavaOnevisionImageProcessorPil(size=SIZE, image_grid_pinpoints=GRID),
-        tokenizer=tokenizer, video_processor=NoVideos(), num_image_tokens=TOKENS,
-        vision_feature_select_strategy="full", chat_template=ONEVISION,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        video_processor=NoVideos(),
+        num_image_tokens=TOKENS,
+        vision_feature_select_strategy="full",
+        chat_template=ONEVISION,
+    )
     config = LlavaOnevisionConfig(
         vision_config=siglip(vision_use_head=False),
         text_config=Qwen2Config(vocab_size=len(tokenizer), **SMALL),
@@ -277,14 +301,20 @@ def llava_next_video() -> tuple[PreTrainedModel, Any]:
         image_processor=LlavaNextImageProcessorPil(
             size={"shortest_edge": SIDE}, crop_size=SIZE, image_grid_pinpoints=GRID
         ),
-        tokenizer=tokenizer, patch_size=PATCH, num_additional_image_tokens=1,
-        vision_feature_select_strategy="default", chat_template=VICUNA,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+        chat_template=VICUNA,
+    )
     config = LlavaNextVideoConfig(
-        vision_config=tower(), text_config=text(len(tokenizer)), image_grid_pinpoints=GRID,
+        vision_config=tower(),
+        text_config=text(len(tokenizer)),
+        image_grid_pinpoints=GRID,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"), image_seq_length=TOKENS,
-    )  # fmt: skip
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_seq_length=TOKENS,
+    )
     return make(LlavaNextVideoForConditionalGeneration, config), processor
 
 
@@ -293,15 +323,20 @@ def video_llava() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(["<image>", "<video>"], bos="<s>")
     processor = without_videos(VideoLlavaProcessor)(
         image_processor=VideoLlavaImageProcessor(size=SIZE, crop_size=SIZE),
-        video_processor=NoVideos(), tokenizer=tokenizer, patch_size=PATCH,
-        vision_feature_select_strategy="default", chat_template=VICUNA,
+        video_processor=NoVideos(),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=VICUNA,
         num_additional_image_tokens=1,
-    )  # fmt: skip
+    )
     config = VideoLlavaConfig(
-        vision_config=tower(), text_config=text(len(tokenizer)),
+        vision_config=tower(),
+        text_config=text(len(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"), image_seq_length=TOKENS,
-    )  # fmt: skip
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_seq_length=TOKENS,
+    )
     return make(VideoLlavaForConditionalGeneration, config), processor
 
 
@@ -313,68 +348,96 @@ def tiles() -> GotOcr2ImageProcessorPil:
 @tiny("internvl")
 def internvl() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", start_image_token="<img>",
-        end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>",
-    )  # fmt: skip
+        ["<|im_start|>", "<|im_end|>"],
+        eos="<|im_end|>",
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
     processor = without_videos(InternVLProcessor)(
-        tiles(), tokenizer, NoVideos(), image_seq_length=TOKENS,
+        tiles(),
+        tokenizer,
+        NoVideos(),
+        image_seq_length=TOKENS,
         chat_template=CHAT.replace("<image>", "<IMG_CONTEXT>"),
-    )  # fmt: skip
+    )
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            image_size=SIDE, patch_size=PATCH // 2,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIDE,
+            patch_size=PATCH // 2,
         ),
         text_config=Qwen2Config(vocab_size=len(tokenizer), **SMALL),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=TOKENS,
-    )  # fmt: skip
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=TOKENS,
+    )
     return make(InternVLForConditionalGeneration, config), processor
 
 
 def cohere_text(vocabulary: int) -> Cohere2Config:
     kinds = ["sliding_attention"] * 3 + ["full_attention"]
     return Cohere2Config(
-        vocab_size=vocabulary, **SMALL, sliding_window=16, layer_types=kinds, bos_token_id=1,
+        vocab_size=vocabulary,
+        **SMALL,
+        sliding_window=16,
+        layer_types=kinds,
+        bos_token_id=1,
         eos_token_id=2,
-    )  # fmt: skip
+    )
 
 
 @tiny("aya_vision")
 def aya_vision() -> tuple[PreTrainedModel, Any]:
     images = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>"]
     tokenizer = make_tokenizer(
-        [*COHERE_TURNS, "<image>", *images, "TILE_GLOBAL"], bos="<BOS_TOKEN>",
+        [*COHERE_TURNS, "<image>", *images, "TILE_GLOBAL"],
+        bos="<BOS_TOKEN>",
         eos="<|END_OF_TURN_TOKEN|>",
-    )  # fmt: skip
+    )
     processor = AyaVisionProcessor(
-        tiles(), tokenizer, patch_size=PATCH // 2, img_size=SIDE, downsample_factor=2,
+        tiles(),
+        tokenizer,
+        patch_size=PATCH // 2,
+        img_size=SIDE,
+        downsample_factor=2,
         chat_template=COHERE.replace("IMAGE", "<image>"),
-    )  # fmt: skip
+    )
     config = AyaVisionConfig(
         vision_config=siglip(PATCH // 2, vision_use_head=False),
-        text_config=cohere_text(len(tokenizer)), downsample_factor=2,
+        text_config=cohere_text(len(tokenizer)),
+        downsample_factor=2,
         image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
-    )  # fmt: skip
+    )
     return make(AyaVisionForConditionalGeneration, config), processor
 
 
 @tiny("cohere2_vision")
 def cohere2_vision() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        COHERE_TURNS, bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>",
-        boi_token="<|START_OF_IMG|>", eoi_token="<|END_OF_IMG|>", image_token="<|IMG_PATCH|>",
+        COHERE_TURNS,
+        bos="<BOS_TOKEN>",
+        eos="<|END_OF_TURN_TOKEN|>",
+        boi_token="<|START_OF_IMG|>",
+        eoi_token="<|END_OF_IMG|>",
+        image_token="<|IMG_PATCH|>",
         img_line_break_token="<|IMG_LINE_BREAK|>",
-    )  # fmt: skip
+    )
     images = tiles()  # the family's own, which tiles much the same, needs torchvision
     images.patch_size = SIDE // PATCH
     processor = Cohere2VisionProcessor(
         images, tokenizer, chat_template=COHERE.replace("IMAGE", "<|IMG_PATCH|>")
     )
     config = Cohere2VisionConfig(
-        vision_config=siglip(PATCH // 2), text_config=cohere_text(len(tokenizer)),
-        downsample_factor=2, alignment_intermediate_size=64,
+        vision_config=siglip(PATCH // 2),
+        text_config=cohere_text(len(tokenizer)),
+        downsample_factor=2,
+        alignment_intermediate_size=64,
         image_token_id=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
-    )  # fmt: skip
+    )
     return make(Cohere2VisionForConditionalGeneration, config), processor
 
 
@@ -382,13 +445,16 @@ def cohere2_vision() -> tuple[PreTrainedModel, Any]:
 def deepseek_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer([], bos="<s>", image_token="<image_placeholder>")
     processor = DeepseekVLProcessor(
-        DeepseekVLImageProcessorPil(size=SIZE), tokenizer, chat_template=DEEPSEEK_VL,
+        DeepseekVLImageProcessorPil(size=SIZE),
+        tokenizer,
+        chat_template=DEEPSEEK_VL,
         num_image_tokens=TOKENS,
-    )  # fmt: skip
+    )
     config = DeepseekVLConfig(
-        vision_config=siglip(), text_config=text(len(tokenizer)),
+        vision_config=siglip(),
+        text_config=text(len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
-    )  # fmt: skip
+    )
     return make(DeepseekVLForConditionalGeneration, config), processor
 
 
@@ -397,43 +463,68 @@ def deepseek_vl_hybrid() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer([], bos="<s>", image_token="<image_placeholder>")
     high = {"height": 2 * SIDE, "width": 2 * SIDE}
     processor = DeepseekVLHybridProcessor(
-        DeepseekVLHybridImageProcessorPil(size=SIZE, high_res_size=high), tokenizer,
-        chat_template=DEEPSEEK_VL, num_image_tokens=TOKENS,
-    )  # fmt: skip
+        DeepseekVLHybridImageProcessorPil(size=SIZE, high_res_size=high),
+        tokenizer,
+        chat_template=DEEPSEEK_VL,
+        num_image_tokens=TOKENS,
+    )
     config = DeepseekVLHybridConfig(
-        vision_config=siglip(), text_config=text(len(tokenizer)),
+        vision_config=siglip(),
+        text_config=text(len(tokenizer)),
         high_res_vision_config=SamVisionConfig(
-            hidden_size=16, output_channels=8, num_hidden_layers=2, num_attention_heads=2,
-            image_size=2 * SIDE, patch_size=PATCH, window_size=2, global_attn_indexes=[1],
+            hidden_size=16,
+            output_channels=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=2 * SIDE,
+            patch_size=PATCH,
+            window_size=2,
+            global_attn_indexes=[1],
             mlp_dim=32,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
-    )  # fmt: skip
+    )
     return make(DeepseekVLHybridForConditionalGeneration, config), processor
 
 
 @tiny("janus")
 def janus() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|User|>", "<|Assistant|>"], bos="<s>", image_token="<image_placeholder>",
-        boi_token="<begin_of_image>", eoi_token="<end_of_image>",
-    )  # fmt: skip
+        ["<|User|>", "<|Assistant|>"],
+        bos="<s>",
+        image_token="<image_placeholder>",
+        boi_token="<begin_of_image>",
+        eoi_token="<end_of_image>",
+    )
     processor = JanusProcessor(
-        JanusImageProcessorPil(size=SIZE), tokenizer, chat_template=JANUS,
-        use_default_system_prompt=True, num_image_tokens=TOKENS,
-    )  # fmt: skip
+        JanusImageProcessorPil(size=SIZE),
+        tokenizer,
+        chat_template=JANUS,
+        use_default_system_prompt=True,
+        num_image_tokens=TOKENS,
+    )
     config = JanusConfig(
         vision_config=JanusVisionConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE,
-            patch_size=PATCH, projection_dim=32, num_image_tokens=TOKENS,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIDE,
+            patch_size=PATCH,
+            projection_dim=32,
+            num_image_tokens=TOKENS,
         ),
         vq_config=JanusVQVAEConfig(
-            num_embeddings=16, latent_channels=8, base_channels=32, channel_multiplier=[1, 1],
-            num_res_blocks=1, projection_dim=32, image_token_embed_dim=32,
+            num_embeddings=16,
+            latent_channels=8,
+            base_channels=32,
+            channel_multiplier=[1, 1],
+            num_res_blocks=1,
+            projection_dim=32,
+            image_token_embed_dim=32,
         ),
         text_config=text(len(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image_placeholder>"),
-    )  # fmt: skip
+    )
     return make(JanusForConditionalGeneration, config), processor
 
 
@@ -444,66 +535,103 @@ def ovis2() -> tuple[PreTrainedModel, Any]:
         ["<|im_start|>", "<|im_end|>", "<image>", "<IMG_ATOM>", *marks], eos="<|im_end|>"
     )
     processor = Ovis2Processor(
-        Ovis2ImageProcessorPil(size=SIZE, crop_to_patches=True, max_patches=4), tokenizer,
+        Ovis2ImageProcessorPil(size=SIZE, crop_to_patches=True, max_patches=4),
+        tokenizer,
         chat_template="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + CHAT,
         image_seq_length=TOKENS,
-    )  # fmt: skip
+    )
     config = Ovis2Config(
         vision_config=Ovis2VisionConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            image_size=SIDE, patch_size=PATCH // 2, vocab_size=32, hidden_stride=2,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIDE,
+            patch_size=PATCH // 2,
+            vocab_size=32,
+            hidden_stride=2,
         ),
         text_config=Qwen2Config(vocab_size=len(tokenizer), **SMALL),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_ATOM>"),
         visual_indicator_token_ids=tokenizer.convert_tokens_to_ids(marks),
-        vocab_size=len(tokenizer), hidden_size=32,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+    )
     return make(Ovis2ForConditionalGeneration, config), processor
 
 
 @tiny("qianfan_ocr")
 def qianfan_ocr() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>", "<image>"], eos="<|im_end|>", start_image_token="<img>",
-        end_image_token="</img>", context_image_token="<IMG_CONTEXT>",
-    )  # fmt: skip
+        ["<|im_start|>", "<|im_end|>", "<image>"],
+        eos="<|im_end|>",
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+    )
     processor = QianfanOCRProcessor(tiles(), tokenizer, image_seq_length=TOKENS, chat_template=CHAT)
     config = QianfanOCRConfig(
         vision_config=QianfanOCRVisionConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            image_size=SIDE, patch_size=PATCH // 2,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIDE,
+            patch_size=PATCH // 2,
         ),
         text_config=Qwen3Config(vocab_size=len(tokenizer), head_dim=8, **SMALL),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=TOKENS,
-    )  # fmt: skip
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=TOKENS,
+    )
     return make(QianfanOCRForConditionalGeneration, config), processor
 
 
 @tiny("step3p7")
 def step3p7() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<im_start>", "<im_patch>",
-         "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>"],
+        [
+            "<|im_start|>",
+            "<|im_end|>",
+            "<think>",
+            "</think>",
+            "<im_start>",
+            "<im_patch>",
+            "<im_end>",
+            "<patch_start>",
+            "<patch_end>",
+            "<patch_newline>",
+        ],
         eos="<|im_end|>",
-    )  # fmt: skip
+    )
     images = Step3p7Images(size=SIZE, crop_to_patches=True, min_patches=1, max_patches=4)
     processor = Step3p7Processor(
         images, tokenizer, chat_template=CHAT.replace("<image>\n", "<im_patch>") + THINK
     )
     config = Step3p7Config(
         vision_config=Step3p7VisionConfig(
-            hidden_size=16, mlp_ratio=2.0, num_hidden_layers=2, num_attention_heads=2,
-            image_size=SIDE, patch_size=PATCH // 4, max_position_embeddings=64,
+            hidden_size=16,
+            mlp_ratio=2.0,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIDE,
+            patch_size=PATCH // 4,
+            max_position_embeddings=64,
         ),
         text_config=Step3p7TextConfig(
-            **SMALL, vocab_size=len(tokenizer), head_dim=8, num_experts_per_tok=2,
-            n_routed_experts=4, moe_intermediate_size=16, share_expert_dim=16,
-            sliding_window=16, num_sliding_attention_heads=8,
+            **SMALL,
+            vocab_size=len(tokenizer),
+            head_dim=8,
+            num_experts_per_tok=2,
+            n_routed_experts=4,
+            moe_intermediate_size=16,
+            share_expert_dim=16,
+            sliding_window=16,
+            num_sliding_attention_heads=8,
             layer_types=["full_attention"] + ["sliding_attention"] * 3,
             mlp_layer_types=["dense", "dense", "sparse", "sparse"],
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<im_patch>"),
-    )  # fmt: skip
+    )
     return make(Step3p7ForConditionalGeneration, config), processor
 
 
@@ -516,70 +644,113 @@ def granite4_vision() -> tuple[PreTrainedModel, Any]:
         LlavaNextImageProcessorPil(
             size={"shortest_edge": SIDE}, crop_size=SIZE, image_grid_pinpoints=GRID
         ),
-        tokenizer, patch_size=PATCH // 2, vision_feature_select_strategy="full",
-        chat_template=GRANITE, downsample_rate="1/2",
-    )  # fmt: skip
+        tokenizer,
+        patch_size=PATCH // 2,
+        vision_feature_select_strategy="full",
+        chat_template=GRANITE,
+        downsample_rate="1/2",
+    )
     small = {**SMALL, "num_hidden_layers": 6}  # five layers take features of the image
     config = Granite4VisionConfig(
         vision_config=SiglipVisionConfig(
-            hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            image_size=SIDE, patch_size=PATCH // 2, vision_use_head=False,
+            hidden_size=64,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=SIDE,
+            patch_size=PATCH // 2,
+            vision_use_head=False,
         ),
         text_config=Granite4VisionTextConfig(
-            vocab_size=len(tokenizer), **small, embedding_multiplier=2.0, logits_scaling=2.0,
-            residual_multiplier=0.5, attention_multiplier=0.25,
+            vocab_size=len(tokenizer),
+            **small,
+            embedding_multiplier=2.0,
+            logits_scaling=2.0,
+            residual_multiplier=0.5,
+            attention_multiplier=0.25,
         ),
         qformer_config={"num_hidden_layers": 1, "intermediate_size": 32},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_select_strategy="full", image_grid_pinpoints=GRID,
-        downsample_rate="1/2", deepstack_layer_map=[[-1, 0]], spatial_target_layers=[1, 2, 3, 4],
-    )  # fmt: skip
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=GRID,
+        downsample_rate="1/2",
+        deepstack_layer_map=[[-1, 0]],
+        spatial_target_layers=[1, 2, 3, 4],
+    )
     return make(Granite4VisionForConditionalGeneration, config), processor
 
 
 @tiny("hyperclovax_vision_v2")
 def hyperclovax_vision_v2() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>", "<|image_start|>", "<|image_end|>", "<|image_pad|>",
-         "<|video_pad|>", "<|mime_start|>", "<|mime_end|>", "<think>", "</think>"],
+        [
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|image_start|>",
+            "<|image_end|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+            "<|mime_start|>",
+            "<|mime_end|>",
+            "<think>",
+            "</think>",
+        ],
         eos="<|im_end|>",
-    )  # fmt: skip
+    )
     images = Qwen2VLImageProcessorPil(
-        patch_size=PATCH // 4, temporal_patch_size=2, merge_size=2, min_pixels=256,
+        patch_size=PATCH // 4,
+        temporal_patch_size=2,
+        merge_size=2,
+        min_pixels=256,
         max_pixels=1024,
-    )  # fmt: skip
+    )
     processor = without_videos(HyperCLOVAXVisionV2Processor)(
         images, tokenizer, NoVideos(), chat_template=HYPERCLOVAX
     )
     config = HyperCLOVAXVisionV2Config(
         vision_config=Qwen2_5_VLVisionConfig(
-            depth=2, hidden_size=16, out_hidden_size=32, num_heads=2, intermediate_size=32,
-            patch_size=PATCH // 4, window_size=PATCH, fullatt_block_indexes=[1],
+            depth=2,
+            hidden_size=16,
+            out_hidden_size=32,
+            num_heads=2,
+            intermediate_size=32,
+            patch_size=PATCH // 4,
+            window_size=PATCH,
+            fullatt_block_indexes=[1],
         ),
         text_config=HyperCLOVAXConfig(vocab_size=len(tokenizer), **SMALL, logits_scaling=0.5),
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-    )  # fmt: skip
+    )
     return make(HyperCLOVAXVisionV2ForConditionalGeneration, config), processor
 
 
 @tiny("perception_lm")
 def perception_lm() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], bos="<|begin_of_text|>",
-        eos="<|eot_id|>", image_token="<|image|>", video_token="<|video|>",
-    )  # fmt: skip
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        bos="<|begin_of_text|>",
+        eos="<|eot_id|>",
+        image_token="<|image|>",
+        video_token="<|video|>",
+    )
     images = PerceptionImages(size=SIZE, crop_to_patches=True, min_patches=4, max_patches=4)
     processor = without_videos(PerceptionLMProcessor)(
-        NoVideos(), images, tokenizer, patch_size=PATCH // 2, chat_template=PERCEPTION,
+        NoVideos(),
+        images,
+        tokenizer,
+        patch_size=PATCH // 2,
+        chat_template=PERCEPTION,
         pooling_ratio=2,
-    )  # fmt: skip
+    )
     config = PerceptionLMConfig(
         vision_config=siglip(PATCH // 2, vision_use_head=False, model_args={"embed_dim": 16}),
-        text_config=text(len(tokenizer)), vision_use_cls_token=False, projector_pooling_ratio=2,
+        text_config=text(len(tokenizer)),
+        vision_use_cls_token=False,
+        projector_pooling_ratio=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
-    )  # fmt: skip
+    )
     return make(PerceptionLMForConditionalGeneration, config), processor
 
 
@@ -588,15 +759,23 @@ def fast_vlm() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(["<|im_start|>", "<|im_end|>", "<image>"], eos="<|im_end|>")
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=SIZE, do_center_crop=False),
-        tokenizer=tokenizer, patch_size=PATCH, vision_feature_select_strategy="full",
-        chat_template=ASSISTANT + CHAT, image_token="<image>",
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="full",
+        chat_template=ASSISTANT + CHAT,
+        image_token="<image>",
+    )
     config = FastVlmConfig(
         vision_config=ConvNextConfig(  # convolutions, as the family's own tower, which needs timm
-            hidden_size=16, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1],
-            patch_size=PATCH // 2, image_size=SIDE,
+            hidden_size=16,
+            num_stages=2,
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            patch_size=PATCH // 2,
+            image_size=SIDE,
         ),
         text_config=Qwen2Config(vocab_size=len(tokenizer), **SMALL),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), image_seq_length=TOKENS,
-    )  # fmt: skip
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=TOKENS,
+    )
     return make(FastVlmForConditionalGeneration, config), processor

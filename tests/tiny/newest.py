@@ -50,30 +50,47 @@ def cut(image: Image) -> torch.Tensor:
 @tiny("cohere_compass")
 def cohere_compass() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        COHERE_TURNS, bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>",
-        image_token="<|IMAGE_PAD|>", video_token="<|VIDEO_PAD|>",
-        vision_start_token="<|VISION_START|>", vision_end_token="<|VISION_END|>",
-    )  # fmt: skip
+        COHERE_TURNS,
+        bos="<BOS_TOKEN>",
+        eos="<|END_OF_TURN_TOKEN|>",
+        image_token="<|IMAGE_PAD|>",
+        video_token="<|VIDEO_PAD|>",
+        vision_start_token="<|VISION_START|>",
+        vision_end_token="<|VISION_END|>",
+    )
     processor = without_videos(CohereCompassProcessor)(
-        CohereCompassImageProcessorPil(patch_size=PATCH, size=SIZE), tokenizer, NoVideos(),
+        CohereCompassImageProcessorPil(patch_size=PATCH, size=SIZE),
+        tokenizer,
+        NoVideos(),
         chat_template=COHERE.replace("IMAGE", "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>"),
-    )  # fmt: skip
+    )
     kinds = {
         "sliding_attention": {**ROPE, "mrope_section": [2, 1, 1]},
         "full_attention": None,  # without positions
     }
     config = CohereCompassConfig(
-        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
-                       "patch_size": PATCH, "out_hidden_size": 32, "num_position_embeddings": 64,
-                       "deepstack_visual_indexes": [0]},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": PATCH,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
         text_config=decoder(
-            tokenizer, logit_scale=0.5, sliding_window=16, layer_types=list(kinds) * 2,
+            tokenizer,
+            logit_scale=0.5,
+            sliding_window=16,
+            layer_types=list(kinds) * 2,
             rope_parameters=kinds,
         ),
-        image_token_id=tokenizer.image_token_id, video_token_id=tokenizer.video_token_id,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.vision_start_token_id,
         vision_end_token_id=tokenizer.vision_end_token_id,
-    )  # fmt: skip
+    )
     return make(CohereCompassForConditionalGeneration, config), processor
 
 
@@ -92,28 +109,57 @@ def dots3_note() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
         [*marks, "<|img|>", "<|imgpad|>", "<|endofimg|>", "<|video_pad|>", "<|audio_comp_pad|>"],
         eos="<|endofassistant|>",
-    )  # fmt: skip
+    )
     processor = without_videos(Dots3NoteProcessor)(
         Qwen2VLImageProcessorPil(patch_size=PATCH, temporal_patch_size=1, size=SIZE),
-        tokenizer, NoVideos(), Dots3NoteFeatureExtractor(), chat_template=DOTS,
-    )  # fmt: skip
+        tokenizer,
+        NoVideos(),
+        Dots3NoteFeatureExtractor(),
+        chat_template=DOTS,
+    )
     ranks = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
     config = Dots3NoteConfig(
-        vision_config={**UNSIZED, "moe_intermediate_size": 16, "adapter_in_dim": 16,
-                       "adapter_out_dim": 32, "pyramid_num_routed": [-1, 4]},
-        audio_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-                      "num_attention_heads": 2, "feature_size": 16, "downsample_hidden_size": 8,
-                      "adapter_input_size": 16, "adapter_out_dim": 32},
+        vision_config={
+            **UNSIZED,
+            "moe_intermediate_size": 16,
+            "adapter_in_dim": 16,
+            "adapter_out_dim": 32,
+            "pyramid_num_routed": [-1, 4],
+        },
+        audio_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "feature_size": 16,
+            "downsample_hidden_size": 8,
+            "adapter_input_size": 16,
+            "adapter_out_dim": 32,
+        },
         text_config=decoder(
-            tokenizer, num_key_value_heads=4, **ranks, qk_rope_head_dim=4, head_dim=12,
-            **{f"swa_{name}": size for name, size in ranks.items()}, swa_head_dim=12,
-            swa_num_attention_heads=2, swa_num_key_value_heads=2, sliding_window=16,
-            moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
-            shared_experts_intermediate_size=16, index_topk=64, index_head_dim=8, index_n_heads=2,
+            tokenizer,
+            num_key_value_heads=4,
+            **ranks,
+            qk_rope_head_dim=4,
+            head_dim=12,
+            **{f"swa_{name}": size for name, size in ranks.items()},
+            swa_head_dim=12,
+            swa_num_attention_heads=2,
+            swa_num_key_value_heads=2,
+            sliding_window=16,
+            moe_intermediate_size=16,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            shared_experts_intermediate_size=16,
+            index_topk=64,
+            index_head_dim=8,
+            index_n_heads=2,
         ),
-        experts_implementation="eager", image_token_id=processor.image_token_id,
-        video_token_id=processor.video_token_id, audio_token_id=processor.audio_token_id,
-    )  # fmt: skip
+        experts_implementation="eager",
+        image_token_id=processor.image_token_id,
+        video_token_id=processor.video_token_id,
+        audio_token_id=processor.audio_token_id,
+    )
     return make(Dots3NoteForConditionalGeneration, config), processor
 
 
@@ -141,17 +187,26 @@ MUSE = (
 
 def _muse(processor_class: Any, **ears: Any) -> tuple[Any, dict[str, Any]]:
     """A processor, and what both families' configs take."""
-    marks = ["<|header_start|>", "<|header_end|>", "<|patch|>", "<|image_start|>",
-             "<|image_end|>", "<|video|>", "<|audio|>"]  # fmt: skip
+    marks = [
+        "<|header_start|>",
+        "<|header_end|>",
+        "<|patch|>",
+        "<|image_start|>",
+        "<|image_end|>",
+        "<|video|>",
+        "<|audio|>",
+    ]
     tokenizer = make_tokenizer(marks, bos="<|begin_of_text|>", eos="<|eot|>")
     processor = without_videos(processor_class)(
         MuseStandIn(), NoVideos(), tokenizer, **ears, chat_template=MUSE
     )
     return processor, {
         "vision_config": {**UNSIZED, "pos_emb_height": 4, "pos_emb_width": 4},
-        "image_token_id": processor.image_token_id, "video_token_id": processor.video_token_id,
-        "out_hidden_size": 64, "projector_hidden_size": 32,
-    }  # fmt: skip
+        "image_token_id": processor.image_token_id,
+        "video_token_id": processor.video_token_id,
+        "out_hidden_size": 64,
+        "projector_hidden_size": 32,
+    }
 
 
 @tiny("muse_glimmer")
@@ -166,15 +221,22 @@ def muse_glimmer() -> tuple[PreTrainedModel, Any]:
 def muse_spark() -> tuple[PreTrainedModel, Any]:
     processor, shared = _muse(MuseSparkProcessor, feature_extractor=MuseSparkFeatureExtractor())
     text = decoder(
-        processor.tokenizer, head_dim=8, sliding_window=16, moe_intermediate_size=16,
-        num_local_experts=4, num_experts_per_tok=2, moe_hidden_size=16,
+        processor.tokenizer,
+        head_dim=8,
+        sliding_window=16,
+        moe_intermediate_size=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        moe_hidden_size=16,
         mlp_layer_types=["dense", "sparse"] * 2,
-    )  # fmt: skip
+    )
     config = MuseSparkConfig(
-        text_config=text, experts_implementation="eager",
+        text_config=text,
+        experts_implementation="eager",
         audio_config={"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "out_hidden_size": 32},
-        audio_token_id=processor.audio_token_id, **shared,
-    )  # fmt: skip
+        audio_token_id=processor.audio_token_id,
+        **shared,
+    )
     return make(MuseSparkForConditionalGeneration, config), processor
 
 
@@ -192,29 +254,47 @@ class Gemma4UnifiedStandIn(StandIn):
             places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
             positions[number, : rows * columns] = places.flip(-1)
         return {
-            "pixel_values": values, "image_position_ids": positions,
+            "pixel_values": values,
+            "image_position_ids": positions,
             "num_soft_tokens_per_image": counts,
-        }  # fmt: skip
+        }
 
 
 @tiny("gemma4_unified")
 def gemma4_unified() -> tuple[PreTrainedModel, Any]:
     tokenizer = gemma_tokenizer(
-        "<|turn>", "<turn|>", image_token="<|image|>", boi_token="<|image>", eoi_token="<image|>",
-        audio_token="<|audio|>", boa_token="<|audio>", eoa_token="<audio|>",
-    )  # fmt: skip
+        "<|turn>",
+        "<turn|>",
+        image_token="<|image|>",
+        boi_token="<|image>",
+        eoi_token="<image|>",
+        audio_token="<|audio|>",
+        boa_token="<|audio>",
+        eoa_token="<audio|>",
+    )
     processor = without_videos(Gemma4UnifiedProcessor)(
-        Gemma4UnifiedAudioFeatureExtractor(), Gemma4UnifiedStandIn(), tokenizer, NoVideos(),
+        Gemma4UnifiedAudioFeatureExtractor(),
+        Gemma4UnifiedStandIn(),
+        tokenizer,
+        NoVideos(),
         chat_template=GEMMA4.replace("IMAGE", "<|image|>"),
-    )  # fmt: skip
+    )
     config = Gemma4UnifiedConfig(
-        vision_config={"patch_size": PATCH, "pooling_kernel_size": 1, "mm_embed_dim": 32,
-                       "mm_posemb_size": 16, "output_proj_dims": 32},
+        vision_config={
+            "patch_size": PATCH,
+            "pooling_kernel_size": 1,
+            "mm_embed_dim": 32,
+            "mm_posemb_size": 16,
+            "output_proj_dims": 32,
+        },
         text_config={**TEXT, "vocab_size": len(tokenizer), "global_head_dim": 16},
-        audio_config=None, image_token_id=tokenizer.image_token_id,
-        boi_token_id=tokenizer.boi_token_id, eoi_token_id=tokenizer.eoi_token_id,
+        audio_config=None,
+        image_token_id=tokenizer.image_token_id,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
         video_token_id=tokenizer.convert_tokens_to_ids("<|video|>"),
-        audio_token_id=tokenizer.audio_token_id, boa_token_id=tokenizer.boa_token_id,
+        audio_token_id=tokenizer.audio_token_id,
+        boa_token_id=tokenizer.boa_token_id,
         eoa_token_index=tokenizer.eoa_token_id,
-    )  # fmt: skip
+    )
     return make(Gemma4UnifiedForConditionalGeneration, config), processor

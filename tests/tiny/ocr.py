@@ -54,10 +54,16 @@ from tiny.others import (
 )
 
 SAM = {
-    "hidden_size": 16, "output_channels": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "mlp_dim": 32, "window_size": 2, "global_attn_indexes": [1], "patch_size": 4,
+    "hidden_size": 16,
+    "output_channels": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "mlp_dim": 32,
+    "window_size": 2,
+    "global_attn_indexes": [1],
+    "patch_size": 4,
     "downsample_channels": [8, 16],
-}  # fmt: skip
+}
 OCR = (
     "{{ bos_token }}{%- for m in messages -%}"
     "{%- if m['role'] == 'user' -%}{{ '<|User|>: ' }}"
@@ -70,10 +76,16 @@ OCR = (
 
 def _experts(tokenizer: Any) -> dict[str, Any]:
     return decoder(
-        tokenizer, num_key_value_heads=4, n_routed_experts=4, n_shared_experts=1,
-        num_experts_per_tok=2, moe_intermediate_size=16, n_group=1, topk_group=1,
+        tokenizer,
+        num_key_value_heads=4,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        n_group=1,
+        topk_group=1,
         mlp_layer_types=["dense", "sparse", "sparse", "sparse"],
-    )  # fmt: skip
+    )
 
 
 @tiny("deepseek_ocr2")
@@ -81,8 +93,11 @@ def deepseek_ocr2() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(["<|User|>", "<|Assistant|>"], bos="<s>", image_token="<image>")
     processor = DeepseekOcr2Processor(
         DeepseekOcr2ImageProcessorPil(size={"height": 192, "width": 192}, tile_size=192),
-        tokenizer, patch_size=4, downsample_ratio=4, chat_template=OCR,
-    )  # fmt: skip
+        tokenizer,
+        patch_size=4,
+        downsample_ratio=4,
+        chat_template=OCR,
+    )
     processor.images_kwargs = {"crop_to_patches": True, "min_patches": 2, "max_patches": 2}
     config = DeepseekOcr2Config(
         experts_implementation="eager",
@@ -90,12 +105,17 @@ def deepseek_ocr2() -> tuple[PreTrainedModel, Any]:
             # the encoder takes 12 x 12 or 16 x 16 places, so windows keep it fast
             "sam_config": {**SAM, "image_size": 192, "global_attn_indexes": []},
             "encoder_config": {
-                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-                "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 8,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "vocab_size": 8,
             },
         },
-        text_config=_experts(tokenizer), image_token_id=tokenizer.image_token_id,
-    )  # fmt: skip
+        text_config=_experts(tokenizer),
+        image_token_id=tokenizer.image_token_id,
+    )
     return make(DeepseekOcr2ForConditionalGeneration, config), processor
 
 
@@ -130,7 +150,7 @@ def unlimited_ocr() -> tuple[PreTrainedModel, Any]:
         },
         text_config={**_experts(tokenizer), "sliding_window": 16},
         image_token_id=tokenizer.image_token_id,
-    )  # fmt: skip
+    )
     return make(UnlimitedOcrForConditionalGeneration, config), processor
 
 
@@ -153,8 +173,18 @@ class MolmoStandIn(StandIn):
 
 @tiny("molmo2")
 def molmo2() -> tuple[PreTrainedModel, Any]:
-    marks = ["<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>",
-             "<im_end>", "<frame_end>", "<im_low>", "<|im_start|>", "<|im_end|>"]  # fmt: skip
+    marks = [
+        "<im_patch>",
+        "<im_col>",
+        "<im_start>",
+        "<low_res_im_start>",
+        "<frame_start>",
+        "<im_end>",
+        "<frame_end>",
+        "<im_low>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
     tokenizer = make_tokenizer(
         marks, eos="<|im_end|>", image_token="<|image|>", video_token="<|video|>"
     )
@@ -165,34 +195,48 @@ def molmo2() -> tuple[PreTrainedModel, Any]:
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
     config = Molmo2Config(
         vision_config={**VISION, **heads, "image_size": [SIDE, SIDE]},
-        adapter_config={**heads, "vision_feature_layer": [1, 0], "hidden_size": 16,
-                        "intermediate_size": 32, "text_hidden_size": 32},
+        adapter_config={
+            **heads,
+            "vision_feature_layer": [1, 0],
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "text_hidden_size": 32,
+        },
         text_config=decoder(tokenizer, head_dim=8, additional_vocab_size=8),
-        image_start_token_id=ids["<im_start>"], image_end_token_id=ids["<im_end>"],
-        low_res_image_start_token_id=ids["<low_res_im_start>"], image_patch_id=ids["<im_patch>"],
-        frame_start_token_id=ids["<frame_start>"], frame_end_token_id=ids["<frame_end>"],
-    )  # fmt: skip
+        image_start_token_id=ids["<im_start>"],
+        image_end_token_id=ids["<im_end>"],
+        low_res_image_start_token_id=ids["<low_res_im_start>"],
+        image_patch_id=ids["<im_patch>"],
+        frame_start_token_id=ids["<frame_start>"],
+        frame_end_token_id=ids["<frame_end>"],
+    )
     return make(Molmo2ForConditionalGeneration, config), processor
 
 
 @tiny("lighton_ocr")
 def lighton_ocr() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", image_token="<|image_pad|>",
-        image_break_token="<|vision_pad|>", image_end_token="<|vision_end|>",
-    )  # fmt: skip
+        ["<|im_start|>", "<|im_end|>"],
+        eos="<|im_end|>",
+        image_token="<|image_pad|>",
+        image_break_token="<|vision_pad|>",
+        image_end_token="<|vision_end|>",
+    )
     processor = LightOnOcrProcessor(
         image_processor=PixtralImageProcessorPil(
             size={"longest_edge": 2 * SIDE}, patch_size={"height": 2 * PATCH, "width": 2 * PATCH}
         ),
-        tokenizer=tokenizer, patch_size=PATCH, spatial_merge_size=2,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        spatial_merge_size=2,
         chat_template=CHATML.replace("IMAGE", "<|image_pad|>"),
-    )  # fmt: skip
+    )
     config = LightOnOcrConfig(
         vision_config={"model_type": "pixtral", **VISION, "head_dim": 8, "image_size": 2 * SIDE},
         text_config={"model_type": "qwen3", **decoder(tokenizer, head_dim=8)},
-        image_token_id=tokenizer.image_token_id, spatial_merge_size=2,
-    )  # fmt: skip
+        image_token_id=tokenizer.image_token_id,
+        spatial_merge_size=2,
+    )
     return make(LightOnOcrForConditionalGeneration, config), processor
 
 
@@ -209,27 +253,43 @@ HUNYUAN = (
 @tiny("hunyuan_vl")
 def hunyuan_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|hy_3|>", "<|hy_User|>", "<|hy_Assistant|>"], bos="<|hy_begin|>",
-        eos="<|hy_Assistant|>", image_token="<|hy_102|>", image_start_token="<|hy_100|>",
+        ["<|hy_3|>", "<|hy_User|>", "<|hy_Assistant|>"],
+        bos="<|hy_begin|>",
+        eos="<|hy_Assistant|>",
+        image_token="<|hy_102|>",
+        image_start_token="<|hy_100|>",
         image_end_token="<|hy_101|>",
-    )  # fmt: skip
+    )
     processor = HunYuanVLProcessor(
         image_processor=HunYuanVLImageProcessorPil(
             patch_size=PATCH, size={"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
         ),
-        tokenizer=tokenizer, chat_template=HUNYUAN,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        chat_template=HUNYUAN,
+    )
     config = HunYuanVLConfig(
-        vision_config={**UNSIZED, "out_hidden_size": 32, "max_image_size": 2 * SIDE,
-                       "min_image_size": SIDE, "img_max_token_num": 64},
+        vision_config={
+            **UNSIZED,
+            "out_hidden_size": 32,
+            "max_image_size": 2 * SIDE,
+            "min_image_size": SIDE,
+            "img_max_token_num": 64,
+        },
         text_config=decoder(
-            tokenizer, head_dim=8,
-            rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0,
-                             "factor": 1.0, "mrope_section": [1, 1, 1, 1]},
+            tokenizer,
+            head_dim=8,
+            rope_parameters={
+                "rope_type": "dynamic",
+                "rope_theta": 10000.0,
+                "alpha": 1000.0,
+                "factor": 1.0,
+                "mrope_section": [1, 1, 1, 1],
+            },
         ),
-        image_token_id=tokenizer.image_token_id, im_start_id=tokenizer.image_start_token_id,
+        image_token_id=tokenizer.image_token_id,
+        im_start_id=tokenizer.image_start_token_id,
         im_end_id=tokenizer.image_end_token_id,
-    )  # fmt: skip
+    )
     return make(HunYuanVLForConditionalGeneration, config), processor
 
 
@@ -237,21 +297,37 @@ def hunyuan_vl() -> tuple[PreTrainedModel, Any]:
 def granite_docling() -> tuple[PreTrainedModel, Any]:
     places = [f"<row_{row}_col_{column}>" for row in (1, 2, 3, 4) for column in (1, 2, 3, 4)]
     tokenizer = make_tokenizer(
-        ["<|start_of_role|>", "<|end_of_role|>", "<fake_token_around_image>", "<global-img>",
-         *places],
-        eos="<|end_of_text|>", image_token="<image>",
-    )  # fmt: skip
+        [
+            "<|start_of_role|>",
+            "<|end_of_role|>",
+            "<fake_token_around_image>",
+            "<global-img>",
+            *places,
+        ],
+        eos="<|end_of_text|>",
+        image_token="<image>",
+    )
     processor = GraniteDoclingProcessor(
         GraniteDoclingImageProcessorPil(size={"height": SIDE, "width": SIDE}, max_patches=4),
-        tokenizer, image_seq_len=4, chat_template=GRANITE.replace("<image>\n", "<image>"),
-    )  # fmt: skip
+        tokenizer,
+        image_seq_len=4,
+        chat_template=GRANITE.replace("<image>\n", "<image>"),
+    )
     config = GraniteDoclingConfig(
-        vision_config={**VISION, "out_hidden_size": 32, "scale_factor": 2,
-                       "deepstack_visual_indexes": [0]},
+        vision_config={
+            **VISION,
+            "out_hidden_size": 32,
+            "scale_factor": 2,
+            "deepstack_visual_indexes": [0],
+        },
         text_config=decoder(
-            tokenizer, embedding_multiplier=2.0, logits_scaling=2.0, residual_multiplier=0.5,
+            tokenizer,
+            embedding_multiplier=2.0,
+            logits_scaling=2.0,
+            residual_multiplier=0.5,
             attention_multiplier=0.25,
         ),
-        image_token_id=tokenizer.image_token_id, pad_token_id=0,
-    )  # fmt: skip
+        image_token_id=tokenizer.image_token_id,
+        pad_token_id=0,
+    )
     return make(GraniteDoclingForConditionalGeneration, config), processor

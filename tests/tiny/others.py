@@ -68,8 +68,14 @@ from transformers.processing_utils import ImagesKwargs
 from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
 
 SIDE, PATCH = 32, 8
-VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-          "num_attention_heads": 2, "patch_size": PATCH, "image_size": SIDE}  # fmt: skip
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": PATCH,
+    "image_size": SIDE,
+}
 UNSIZED = {name: value for name, value in VISION.items() if name != "image_size"}
 
 IDEFICS = (
@@ -107,11 +113,17 @@ MLLAMA = (
 def decoder(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     """What every text config takes."""
     return {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "pad_token_id": 0, "bos_token_id": tokenizer.bos_token_id or 0,
-        "eos_token_id": tokenizer.eos_token_id, **more,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": tokenizer.bos_token_id or 0,
+        "eos_token_id": tokenizer.eos_token_id,
+        **more,
+    }
 
 
 @tiny("idefics2")
@@ -122,16 +134,23 @@ def idefics2() -> tuple[PreTrainedModel, Any]:
         image_processor=Idefics2ImageProcessorPil(
             size={"longest_edge": SIDE, "shortest_edge": SIDE // 2}, do_image_splitting=True
         ),
-        tokenizer=tokenizer, image_seq_len=4, chat_template=IDEFICS,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        image_seq_len=4,
+        chat_template=IDEFICS,
+    )
     config = Idefics2Config(
         vision_config=VISION,
         text_config={"model_type": "mistral", **decoder(tokenizer)},
-        perceiver_config={"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1,
-                          "resampler_n_heads": 2, "resampler_head_dim": 16,
-                          "num_key_value_heads": 2},
+        perceiver_config={
+            "hidden_size": 32,
+            "resampler_n_latents": 4,
+            "resampler_depth": 1,
+            "resampler_n_heads": 2,
+            "resampler_head_dim": 16,
+            "num_key_value_heads": 2,
+        },
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-    )  # fmt: skip
+    )
     return make(Idefics2ForConditionalGeneration, config), processor
 
 
@@ -143,8 +162,10 @@ def _idefics3(bos: str) -> tuple[Idefics3Processor, dict[str, Any]]:
         image_processor=Idefics3ImageProcessorPil(
             size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}
         ),
-        tokenizer=tokenizer, image_seq_len=(SIDE // PATCH // 2) ** 2, chat_template=IDEFICS,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        image_seq_len=(SIDE // PATCH // 2) ** 2,
+        chat_template=IDEFICS,
+    )
     return processor, {
         "vision_config": VISION,
         "text_config": {"model_type": "llama", **decoder(tokenizer)},
@@ -189,20 +210,31 @@ class PixtralLikeProcessor(ProcessorMixin):
 
 def _mistral() -> tuple[Any, dict[str, Any]]:
     """A processor, and what every config of a family with Pixtral's tower takes."""
-    marks = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
-             "[IMG]", "[IMG_BREAK]", "[IMG_END]"]  # fmt: skip
+    marks = [
+        "[INST]",
+        "[/INST]",
+        "[SYSTEM_PROMPT]",
+        "[/SYSTEM_PROMPT]",
+        "[IMG]",
+        "[IMG_BREAK]",
+        "[IMG_END]",
+    ]
     tokenizer = make_tokenizer(marks, bos="<s>")
     processor = PixtralLikeProcessor(
         PixtralImageProcessorPil(
             size={"longest_edge": 2 * SIDE}, patch_size={"height": 2 * PATCH, "width": 2 * PATCH}
         ),
-        tokenizer, unit=2 * PATCH, chat_template=MISTRAL,
-    )  # fmt: skip
+        tokenizer,
+        unit=2 * PATCH,
+        chat_template=MISTRAL,
+    )
     vision = {"model_type": "pixtral", **VISION, "head_dim": 8, "image_size": 2 * SIDE}
     return processor, {
-        "vision_config": vision, "image_token_index": tokenizer.convert_tokens_to_ids("[IMG]"),
-        "spatial_merge_size": 2, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "vision_config": vision,
+        "image_token_index": tokenizer.convert_tokens_to_ids("[IMG]"),
+        "spatial_merge_size": 2,
+        "tie_word_embeddings": False,
+    }
 
 
 @tiny("mistral3")
@@ -217,11 +249,19 @@ def mistral3() -> tuple[PreTrainedModel, Any]:
 def mistral_large4() -> tuple[PreTrainedModel, Any]:
     processor, shared = _mistral()
     text = decoder(
-        processor.tokenizer, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
-        num_experts_per_tok=2, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=8,
-        v_head_dim=8, index_head_dim=8, index_n_heads=2,
+        processor.tokenizer,
+        num_key_value_heads=4,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        kv_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        index_head_dim=8,
+        index_n_heads=2,
         index_topk=64,  # all of a short prompt: scores that tie would fall by a row's length
-    )  # fmt: skip
+    )
     config = MistralLarge4Config(text_config=text, experts_implementation="eager", **shared)
     return make(MistralLarge4ForConditionalGeneration, config), processor
 
@@ -229,20 +269,24 @@ def mistral_large4() -> tuple[PreTrainedModel, Any]:
 @tiny("mllama")
 def mllama() -> tuple[PreTrainedModel, Any]:
     marks = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"]
-    tokenizer = make_tokenizer(
-        [*marks, "<|image|>"], bos="<|begin_of_text|>", eos="<|eot_id|>"
-    )  # fmt: skip
+    tokenizer = make_tokenizer([*marks, "<|image|>"], bos="<|begin_of_text|>", eos="<|eot_id|>")
     processor = MllamaProcessor(
         image_processor=MllamaImageProcessorPil(size={"height": SIDE, "width": SIDE}),
-        tokenizer=tokenizer, chat_template=MLLAMA,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        chat_template=MLLAMA,
+    )
     vision = {name: value for name, value in VISION.items() if name != "num_attention_heads"}
     config = MllamaConfig(
-        vision_config={**vision, "attention_heads": 2, "num_global_layers": 1,
-                       "vision_output_dim": 32, "intermediate_layers_indices": [0]},
+        vision_config={
+            **vision,
+            "attention_heads": 2,
+            "num_global_layers": 1,
+            "vision_output_dim": 32,
+            "intermediate_layers_indices": [0],
+        },
         text_config=decoder(tokenizer, num_hidden_layers=6, cross_attention_layers=[1, 4]),
         image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
-    )  # fmt: skip
+    )
     return make(MllamaForConditionalGeneration, config), processor
 
 
@@ -267,9 +311,7 @@ def tiles(image: Image, overview: bool = True) -> list[torch.Tensor]:
     """(3, SIDE, SIDE) tiles of an image, in order, and if there are several, all of it."""
     rows, columns = grid(image)
     whole = pixels(image, rows * SIDE, columns * SIDE)
-    found = [
-        tile for row in whole.split(SIDE, dim=1) for tile in row.split(SIDE, dim=2)
-    ]  # fmt: skip
+    found = [tile for row in whole.split(SIDE, dim=1) for tile in row.split(SIDE, dim=2)]
     return [*found, pixels(image, SIDE, SIDE)] if len(found) > 1 and overview else found
 
 
@@ -288,23 +330,41 @@ class Llama4StandIn(StandIn):
 
 @tiny("llama4")
 def llama4() -> tuple[PreTrainedModel, Any]:
-    marks = ["<|header_start|>", "<|header_end|>", "<|eot|>", "<|image_start|>", "<|image_end|>",
-             "<|image|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>"]  # fmt: skip
+    marks = [
+        "<|header_start|>",
+        "<|header_end|>",
+        "<|eot|>",
+        "<|image_start|>",
+        "<|image_end|>",
+        "<|image|>",
+        "<|patch|>",
+        "<|tile_x_separator|>",
+        "<|tile_y_separator|>",
+    ]
     tokenizer = make_tokenizer(marks, bos="<|begin_of_text|>", eos="<|eot|>")
     processor = Llama4Processor(
         image_processor=Llama4StandIn(), tokenizer=tokenizer, patch_size=PATCH
     )
     config = Llama4Config(
-        vision_config={**VISION, "vision_output_dim": 32, "projector_input_dim": 32,
-                       "projector_output_dim": 32, "intermediate_size": 64},
+        vision_config={
+            **VISION,
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+            "intermediate_size": 64,
+        },
         text_config=decoder(
-            tokenizer, head_dim=8, intermediate_size_mlp=64, num_local_experts=4,
-            interleave_moe_layer_step=2, attention_chunk_size=16,
+            tokenizer,
+            head_dim=8,
+            intermediate_size_mlp=64,
+            num_local_experts=4,
+            interleave_moe_layer_step=2,
+            attention_chunk_size=16,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<|patch|>"),
         boi_token_index=tokenizer.convert_tokens_to_ids("<|image_start|>"),
         eoi_token_index=tokenizer.convert_tokens_to_ids("<|image_end|>"),
-    )  # fmt: skip
+    )
     return make(Llama4ForConditionalGeneration, config), processor
 
 
@@ -334,21 +394,34 @@ class Lfm2StandIn(StandIn):
 def lfm2_vl() -> tuple[PreTrainedModel, Any]:
     places = [f"<|img_row_{row}_col_{column}|>" for row in (1, 2) for column in (1, 2)]
     tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>", *places], bos="<|startoftext|>", eos="<|im_end|>",
-        image_token="<image>", image_start_token="<|image_start|>",
-        image_end_token="<|image_end|>", image_thumbnail_token="<|img_thumbnail|>",
-    )  # fmt: skip
+        ["<|im_start|>", "<|im_end|>", *places],
+        bos="<|startoftext|>",
+        eos="<|im_end|>",
+        image_token="<image>",
+        image_start_token="<|image_start|>",
+        image_end_token="<|image_end|>",
+        image_thumbnail_token="<|img_thumbnail|>",
+    )
     processor = Lfm2VlProcessor(
-        Lfm2StandIn(), tokenizer,
+        Lfm2StandIn(),
+        tokenizer,
         chat_template="{{ bos_token }}" + CHATML.replace("IMAGE", "<image>"),
-    )  # fmt: skip
+    )
     config = Lfm2VlConfig(
-        vision_config={"model_type": "siglip2_vision_model", **UNSIZED, "num_patches": 16,
-                       "vision_use_head": False},
-        text_config={"model_type": "lfm2", **decoder(tokenizer),
-                     "layer_types": ["conv", "full_attention"] * 2},
-        image_token_id=tokenizer.image_token_id, projector_hidden_size=32,
-    )  # fmt: skip
+        vision_config={
+            "model_type": "siglip2_vision_model",
+            **UNSIZED,
+            "num_patches": 16,
+            "vision_use_head": False,
+        },
+        text_config={
+            "model_type": "lfm2",
+            **decoder(tokenizer),
+            "layer_types": ["conv", "full_attention"] * 2,
+        },
+        image_token_id=tokenizer.image_token_id,
+        projector_hidden_size=32,
+    )
     return make(Lfm2VlForConditionalGeneration, config), processor
 
 
@@ -379,12 +452,22 @@ KIMI = (
 
 @tiny("kimi_k25")
 def kimi_k25() -> tuple[PreTrainedModel, Any]:
-    marks = ["<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>", "<|im_end|>",
-             "<|media_begin|>", "<|media_content|>", "<|media_end|>"]  # fmt: skip
+    marks = [
+        "<|im_user|>",
+        "<|im_assistant|>",
+        "<|im_system|>",
+        "<|im_middle|>",
+        "<|im_end|>",
+        "<|media_begin|>",
+        "<|media_content|>",
+        "<|media_end|>",
+    ]
     tokenizer = make_tokenizer(
-        marks, eos="<|im_end|>", image_token="<|media_pad|>",
+        marks,
+        eos="<|im_end|>",
+        image_token="<|media_pad|>",
         video_token="<|kimi_k25_video_placeholder|>",
-    )  # fmt: skip
+    )
     processor = without_videos(Kimi_K25Processor)(
         KimiStandIn(), tokenizer, NoVideos(), chat_template=KIMI
     )
@@ -393,18 +476,28 @@ def kimi_k25() -> tuple[PreTrainedModel, Any]:
         text_config={
             "model_type": "deepseek_v3",
             **decoder(
-                tokenizer, num_key_value_heads=4, moe_intermediate_size=16, n_routed_experts=4,
-                kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, v_head_dim=8,
-                qk_nope_head_dim=8, n_group=1, topk_group=1, num_experts_per_tok=2,
+                tokenizer,
+                num_key_value_heads=4,
+                moe_intermediate_size=16,
+                n_routed_experts=4,
+                kv_lora_rank=8,
+                q_lora_rank=8,
+                qk_rope_head_dim=4,
+                v_head_dim=8,
+                qk_nope_head_dim=8,
+                n_group=1,
+                topk_group=1,
+                num_experts_per_tok=2,
                 first_k_dense_replace=1,
             ),
         },
-        experts_implementation="eager", projection_hidden_size=16,
+        experts_implementation="eager",
+        projection_hidden_size=16,
         image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|media_begin|>"),
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|media_end|>"),
-    )  # fmt: skip
+    )
     return make(Kimi_K25ForConditionalGeneration, config), processor
 
 
@@ -416,30 +509,44 @@ MINICPM = CHATML.replace(
 
 def _minicpm(processor_class: Any, config_class: Any) -> tuple[Any, Any]:
     tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>"], eos="<|im_end|>", image_token="<|image_pad|>",
-        video_token="<|video_pad|>", image_start_token="<image>", image_end_token="</image>",
-        slice_start_token="<slice>", slice_end_token="</slice>",
-        image_id_start_token="<image_id>", image_id_end_token="</image_id>",
-    )  # fmt: skip
+        ["<|im_start|>", "<|im_end|>"],
+        eos="<|im_end|>",
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+        image_start_token="<image>",
+        image_end_token="</image>",
+        slice_start_token="<slice>",
+        slice_end_token="</slice>",
+        image_id_start_token="<image_id>",
+        image_id_end_token="</image_id>",
+    )
     processor = without_videos(processor_class)(
         image_processor=MiniCPMV4_6ImageProcessorPil(
             scale_resolution=2 * SIDE, patch_size=PATCH, max_slice_nums=4
         ),
-        video_processor=NoVideos(), tokenizer=tokenizer, chat_template=MINICPM,
-    )  # fmt: skip
+        video_processor=NoVideos(),
+        tokenizer=tokenizer,
+        chat_template=MINICPM,
+    )
     config = config_class(
         vision_config={**VISION, "image_size": 2 * SIDE, "num_hidden_layers": 3},
         text_config={
             "model_type": "qwen3_5_text",
             **decoder(
-                tokenizer, head_dim=8, linear_key_head_dim=8, linear_value_head_dim=8,
-                linear_num_key_heads=2, linear_num_value_heads=4,
+                tokenizer,
+                head_dim=8,
+                linear_key_head_dim=8,
+                linear_value_head_dim=8,
+                linear_num_key_heads=2,
+                linear_num_value_heads=4,
                 layer_types=["linear_attention", "full_attention"] * 2,
             ),
         },
-        insert_layer_id=1, image_size=2 * SIDE, image_token_id=tokenizer.image_token_id,
+        insert_layer_id=1,
+        image_size=2 * SIDE,
+        image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
-    )  # fmt: skip
+    )
     return config, processor
 
 
@@ -468,44 +575,65 @@ def aria() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(marks, eos="<|im_end|>", image_token="<|img|>")
     processor = AriaProcessor(
         image_processor=AriaImageProcessorPil(max_image_size=490, min_image_size=336),
-        tokenizer=tokenizer, size_conversion={490: 4},
+        tokenizer=tokenizer,
+        size_conversion={490: 4},
         chat_template=CHATML.replace("IMAGE", "<fim_prefix><|img|><fim_suffix>"),
-    )  # fmt: skip
+    )
     processor.images_kwargs = {"max_image_size": 490}
     config = AriaConfig(
-        vision_config={"model_type": "idefics3_vision", **VISION, "patch_size": 49,
-                       "image_size": 490},
+        vision_config={
+            "model_type": "idefics3_vision",
+            **VISION,
+            "patch_size": 49,
+            "image_size": 490,
+        },
         text_config=decoder(tokenizer, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
-        experts_implementation="eager", projector_patch_to_query_dict={100: 4},
+        experts_implementation="eager",
+        projector_patch_to_query_dict={100: 4},
         image_token_index=tokenizer.image_token_id,
-    )  # fmt: skip
+    )
     return make(AriaForConditionalGeneration, config), processor
 
 
 @tiny("lfm3_vl")
 def lfm3_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<|im_start|>", "<|im_end|>"], bos="<|startoftext|>", eos="<|im_end|>",
-        image_token="<|image_pad|>", video_token="<|video_pad|>",
-        vision_start_token="<|vision_start|>", vision_end_token="<|vision_end|>",
-    )  # fmt: skip
+        ["<|im_start|>", "<|im_end|>"],
+        bos="<|startoftext|>",
+        eos="<|im_end|>",
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+    )
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     processor = without_videos(Lfm3VlProcessor)(
         Qwen2VLImageProcessorPil(
             patch_size=PATCH, size={"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
         ),
-        tokenizer, NoVideos(),
+        tokenizer,
+        NoVideos(),
         chat_template="{{ bos_token }}" + CHATML.replace("IMAGE", image),
-    )  # fmt: skip
+    )
     config = Lfm3VlConfig(
-        vision_config={**UNSIZED, "num_key_value_heads": 2,
-                       "layer_types": ["conv", "full_attention"]},
-        text_config={"model_type": "lfm3", **decoder(
-            tokenizer, head_dim=8, sliding_window=16,
-            layer_types=["conv", "sliding_attention", "full_attention", "conv"],
-        )},
-        image_token_id=tokenizer.image_token_id, video_token_id=tokenizer.video_token_id,
+        vision_config={
+            **UNSIZED,
+            "num_key_value_heads": 2,
+            "layer_types": ["conv", "full_attention"],
+        },
+        text_config={
+            "model_type": "lfm3",
+            **decoder(
+                tokenizer,
+                head_dim=8,
+                sliding_window=16,
+                layer_types=["conv", "sliding_attention", "full_attention", "conv"],
+            ),
+        },
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
         vision_start_token_id=tokenizer.vision_start_token_id,
-        vision_end_token_id=tokenizer.vision_end_token_id, projector_hidden_size=32,
-    )  # fmt: skip
+        vision_end_token_id=tokenizer.vision_end_token_id,
+        projector_hidden_size=32,
+    )
     return make(Lfm3VlForConditionalGeneration, config), processor

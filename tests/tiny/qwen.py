@@ -104,10 +104,18 @@ CHAT_THINK = TURNS.replace("DEFAULT", "false").replace("THINK", "<think>\n")
 
 def qwen_tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer(
-        ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-         "<|image_pad|>", "<|video_pad|>", "<think>", "</think>"],
+        [
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|vision_start|>",
+            "<|vision_end|>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+            "<think>",
+            "</think>",
+        ],
         eos="<|im_end|>",
-    )  # fmt: skip
+    )
 
 
 def qwen_images() -> Qwen2VLImageProcessorPil:
@@ -118,21 +126,30 @@ def qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
         for name, token in (
-            ("image", "<|image_pad|>"), ("video", "<|video_pad|>"),
-            ("vision_start", "<|vision_start|>"), ("vision_end", "<|vision_end|>"),
+            ("image", "<|image_pad|>"),
+            ("video", "<|video_pad|>"),
+            ("vision_start", "<|vision_start|>"),
+            ("vision_end", "<|vision_end|>"),
         )
-    }  # fmt: skip
+    }
 
 
 def text(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     """A text config; heads of 8, half of them split over time, height and width."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     return {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
-        "rope_parameters": rope, **more,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "rope_parameters": rope,
+        **more,
+    }
 
 
 def tower(**more: Any) -> dict[str, Any]:
@@ -144,9 +161,10 @@ def qwen2_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
     processor = without_videos(Qwen2VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_2)
     config = Qwen2VLConfig(
-        text_config=text(tokenizer), vision_config=tower(embed_dim=16, mlp_ratio=2),
+        text_config=text(tokenizer),
+        vision_config=tower(embed_dim=16, mlp_ratio=2),
         **qwen_ids(tokenizer),
-    )  # fmt: skip
+    )
     return make(Qwen2VLForConditionalGeneration, config), processor
 
 
@@ -173,8 +191,9 @@ def qwen3_vl() -> tuple[PreTrainedModel, Any]:
     processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_3)
     config = Qwen3VLConfig(
         text_config=text(tokenizer, head_dim=8),
-        vision_config=deep_tower(deepstack_visual_indexes=[0]), **qwen_ids(tokenizer),
-    )  # fmt: skip
+        vision_config=deep_tower(deepstack_visual_indexes=[0]),
+        **qwen_ids(tokenizer),
+    )
     return make(Qwen3VLForConditionalGeneration, config), processor
 
 
@@ -186,22 +205,32 @@ def qwen3_vl_moe() -> tuple[PreTrainedModel, Any]:
     config = Qwen3VLMoeConfig(
         experts_implementation="eager",
         text_config=text(tokenizer, head_dim=8, mlp_only_layers=[1], **experts),
-        vision_config=deep_tower(deepstack_visual_indexes=[0]), **qwen_ids(tokenizer),
-    )  # fmt: skip
+        vision_config=deep_tower(deepstack_visual_indexes=[0]),
+        **qwen_ids(tokenizer),
+    )
     return make(Qwen3VLMoeForConditionalGeneration, config), processor
 
 
 def linear(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     """A text config that mixes linear attention with full attention."""
     rope = {
-        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1],
-        "mrope_interleaved": True, "partial_rotary_factor": 0.5,
-    }  # fmt: skip
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+        "partial_rotary_factor": 0.5,
+    }
     return text(
-        tokenizer, head_dim=16, linear_key_head_dim=8, linear_value_head_dim=8,
-        linear_num_key_heads=2, linear_num_value_heads=4, rope_parameters=rope,
-        layer_types=["linear_attention", "full_attention"] * 2, **more,
-    )  # fmt: skip
+        tokenizer,
+        head_dim=16,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        rope_parameters=rope,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        **more,
+    )
 
 
 @tiny("qwen3_5")
@@ -219,14 +248,17 @@ def qwen3_5_moe() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
     processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_THINK)
     experts = {
-        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
-    }  # fmt: skip
+    }
     config = Qwen3_5MoeConfig(
         experts_implementation="eager",
-        text_config=linear(tokenizer, **experts), vision_config=deep_tower(),
+        text_config=linear(tokenizer, **experts),
+        vision_config=deep_tower(),
         **qwen_ids(tokenizer),
-    )  # fmt: skip
+    )
     return make(Qwen3_5MoeForConditionalGeneration, config), processor
 
 
@@ -243,30 +275,47 @@ GLM_CHAT = (
 
 def glm_tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer(
-        ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<think>", "</think>",
-         "<|begin_of_image|>", "<|image|>", "<|end_of_image|>",
-         "<|begin_of_video|>", "<|video|>", "<|end_of_video|>"],
+        [
+            "[gMASK]",
+            "<sop>",
+            "<|system|>",
+            "<|user|>",
+            "<|assistant|>",
+            "<think>",
+            "</think>",
+            "<|begin_of_image|>",
+            "<|image|>",
+            "<|end_of_image|>",
+            "<|begin_of_video|>",
+            "<|video|>",
+            "<|end_of_video|>",
+        ],
         eos="<|endoftext|>",
-    )  # fmt: skip
+    )
 
 
 def glm_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
         for name, token in (
-            ("image", "<|image|>"), ("video", "<|video|>"),
-            ("image_start", "<|begin_of_image|>"), ("image_end", "<|end_of_image|>"),
-            ("video_start", "<|begin_of_video|>"), ("video_end", "<|end_of_video|>"),
+            ("image", "<|image|>"),
+            ("video", "<|video|>"),
+            ("image_start", "<|begin_of_image|>"),
+            ("image_end", "<|end_of_image|>"),
+            ("video_start", "<|begin_of_video|>"),
+            ("video_end", "<|end_of_video|>"),
         )
-    }  # fmt: skip
+    }
 
 
 def glm_text(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     """A text config; half of each head of 16 rotates."""
     rope = {
-        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1],
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [2, 1, 1],
         "partial_rotary_factor": 0.5,
-    }  # fmt: skip
+    }
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     return text(tokenizer, rope_parameters=rope, **heads, **more)
 
@@ -297,8 +346,9 @@ def _glm46v(config_class: type[Any], images: type[Any]) -> tuple[PreTrainedModel
     tokenizer = glm_tokenizer()
     config = config_class(
         text_config={"model_type": "glm4v_text", **glm_text(tokenizer)},
-        vision_config={"model_type": "glm4v_vision", **glm_tower()}, **glm_ids(tokenizer),
-    )  # fmt: skip
+        vision_config={"model_type": "glm4v_vision", **glm_tower()},
+        **glm_ids(tokenizer),
+    )
     processor = glm_processor(Glm46VProcessor, images, tokenizer)
     return make(Glm46VForConditionalGeneration, config), processor
 
@@ -318,9 +368,11 @@ def glm4v_moe() -> tuple[PreTrainedModel, Any]:
     tokenizer = glm_tokenizer()
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     config = Glm4vMoeConfig(
-        text_config=glm_text(tokenizer, **experts), vision_config=glm_tower(),
-        experts_implementation="eager", **glm_ids(tokenizer),
-    )  # fmt: skip
+        text_config=glm_text(tokenizer, **experts),
+        vision_config=glm_tower(),
+        experts_implementation="eager",
+        **glm_ids(tokenizer),
+    )
     processor = glm_processor(Glm4vProcessor, Glm4vImageProcessorPil, tokenizer)
     return make(Glm4vMoeForConditionalGeneration, config), processor
 
@@ -340,30 +392,49 @@ def glm5_next() -> tuple[PreTrainedModel, Any]:
     tokenizer = glm_tokenizer()
     config = Glm5NextConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
-            "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
-            "moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
-            "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "moe_intermediate_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "kv_lora_rank": 8,
+            "q_lora_rank": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 8,
             "layer_types": ["linear_attention", "indexed_attention"] * 2,
-            "linear_head_dim": 8, "linear_num_heads": 2, "hc_mult": 3, "index_topk": 64,
-            "index_kpool": 2, "index_head_dim": 8, "index_n_heads": 2, "pad_token_id": 0,
+            "linear_head_dim": 8,
+            "linear_num_heads": 2,
+            "hc_mult": 3,
+            "index_topk": 64,
+            "index_kpool": 2,
+            "index_head_dim": 8,
+            "index_n_heads": 2,
+            "pad_token_id": 0,
             "eos_token_id": tokenizer.eos_token_id,
         },
         vision_config=tower(
             intermediate_size=32, out_hidden_size=32, image_size=32, projection_intermediate_size=32
         ),
-        experts_implementation="eager", **glm_ids(tokenizer),
-    )  # fmt: skip
+        experts_implementation="eager",
+        **glm_ids(tokenizer),
+    )
     images = Glm5NextImageProcessorPil(patch_size=PATCH, min_image_tokens=4, max_image_tokens=16)
     processor = without_videos(Glm5NextProcessor)(images, tokenizer, chat_template=GLM_CHAT)
     return make(Glm5NextForConditionalGeneration, config), processor
 
 
 ERNIE_TOKENS = {
-    "image_token": "<|IMAGE_PLACEHOLDER|>", "video_token": "<|VIDEO_PLACEHOLDER|>",
-    "image_start_token": "<|IMAGE_START|>", "image_end_token": "<|IMAGE_END|>",
-    "video_start_token": "<|VIDEO_START|>", "video_end_token": "<|VIDEO_END|>",
-}  # fmt: skip
+    "image_token": "<|IMAGE_PLACEHOLDER|>",
+    "video_token": "<|VIDEO_PLACEHOLDER|>",
+    "image_start_token": "<|IMAGE_START|>",
+    "image_end_token": "<|IMAGE_END|>",
+    "video_start_token": "<|VIDEO_START|>",
+    "video_end_token": "<|VIDEO_END|>",
+}
 ERNIE_CHAT = (
     "{%- set n = namespace(images=0) -%}<|begin_of_sentence|>"
     "{%- for m in messages -%}{%- if m['role'] == 'assistant' %}\nAssistant: "
@@ -380,22 +451,27 @@ ERNIE_CHAT = (
 @tiny("ernie4_5_vl_moe")
 def ernie4_5_vl_moe() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["<think>", "</think>"], bos="<|begin_of_sentence|>", eos="<|end_of_sentence|>",
+        ["<think>", "</think>"],
+        bos="<|begin_of_sentence|>",
+        eos="<|end_of_sentence|>",
         **ERNIE_TOKENS,
-    )  # fmt: skip
+    )
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     images = Ernie4_5_VLMoeImageProcessorPil(patch_size=PATCH, size=size)
     processor = without_videos(Ernie4_5_VLMoeProcessor)(images, tokenizer, chat_template=ERNIE_CHAT)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     experts = {
-        "moe_intermediate_size": [16, 8], "moe_k": 2, "moe_num_experts": 4,
+        "moe_intermediate_size": [16, 8],
+        "moe_k": 2,
+        "moe_num_experts": 4,
         "moe_num_shared_experts": 1,
-    }  # fmt: skip
+    }
     config = Ernie4_5_VLMoeConfig(
         text_config=text(tokenizer, rope_parameters=rope, **experts),
-        vision_config=tower(intermediate_size=32), experts_implementation="eager",
+        vision_config=tower(intermediate_size=32),
+        experts_implementation="eager",
         **{f"{name}_id": tokenizer.convert_tokens_to_ids(x) for name, x in ERNIE_TOKENS.items()},
-    )  # fmt: skip
+    )
     return make(Ernie4_5_VLMoeForConditionalGeneration, config), processor
 
 
@@ -419,11 +495,15 @@ def video_llama_3() -> tuple[PreTrainedModel, Any]:
     config = VideoLlama3Config(
         text_config={"model_type": "qwen2", **plain},
         vision_config={
-            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "patch_size": PATCH,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "patch_size": PATCH,
         },
-        image_token_id=ids["image_token_id"], video_token_id=ids["video_token_id"],
-    )  # fmt: skip
+        image_token_id=ids["image_token_id"],
+        video_token_id=ids["video_token_id"],
+    )
     return make(VideoLlama3ForConditionalGeneration, config), processor
 
 
@@ -449,14 +529,18 @@ def paddleocr_vl() -> tuple[PreTrainedModel, Any]:
     config = PaddleOCRVLConfig(
         text_config=text(tokenizer, head_dim=8),
         vision_config={
-            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "patch_size": PATCH, "image_size": 32,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "patch_size": PATCH,
+            "image_size": 32,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<|IMAGE_PLACEHOLDER|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|VIDEO_PLACEHOLDER|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|IMAGE_START|>"),
         vision_end_token_id=tokenizer.convert_tokens_to_ids("<|IMAGE_END|>"),
-    )  # fmt: skip
+    )
     return make(PaddleOCRVLForConditionalGeneration, config), processor
 
 
@@ -471,10 +555,19 @@ EXAONE_CHAT = (
 @tiny("exaone4_5")
 def exaone4_5() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
-        ["[|system|]", "[|user|]", "[|assistant|]", "<vision>", "</vision>", "<|image_pad|>",
-         "<|video_pad|>", "<think>", "</think>"],
+        [
+            "[|system|]",
+            "[|user|]",
+            "[|assistant|]",
+            "<vision>",
+            "</vision>",
+            "<|image_pad|>",
+            "<|video_pad|>",
+            "<think>",
+            "</think>",
+        ],
         eos="[|endofturn|]",
-    )  # fmt: skip
+    )
     processor = without_videos(Exaone4_5_Processor)(
         qwen_images(), tokenizer, chat_template=EXAONE_CHAT
     )
@@ -483,12 +576,15 @@ def exaone4_5() -> tuple[PreTrainedModel, Any]:
     config = Exaone4_5_Config(
         text_config={"model_type": "exaone4", **plain, **mixed},
         vision_config=tower(
-            intermediate_size=32, out_hidden_size=32, window_size=16, fullatt_block_indexes=[1],
+            intermediate_size=32,
+            out_hidden_size=32,
+            window_size=16,
+            fullatt_block_indexes=[1],
             num_key_value_heads=1,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-    )  # fmt: skip
+    )
     return make(Exaone4_5_ForConditionalGeneration, config), processor
 
 
@@ -502,11 +598,16 @@ def cosmos3_edge() -> tuple[PreTrainedModel, Any]:
     config = Cosmos3EdgeConfig(
         text_config=text(tokenizer, head_dim=8),
         vision_config={
-            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "patch_size": PATCH, "num_patches": 64,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "patch_size": PATCH,
+            "num_patches": 64,
         },
-        projector_hidden_size=32, **qwen_ids(tokenizer),
-    )  # fmt: skip
+        projector_hidden_size=32,
+        **qwen_ids(tokenizer),
+    )
     return make(Cosmos3EdgeForConditionalGeneration, config), processor
 
 
@@ -516,24 +617,30 @@ def cosmos3_omni() -> tuple[PreTrainedModel, Any]:
     processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_3)
     config = Cosmos3OmniConfig(
         text_config={"model_type": "qwen3_vl_text", **text(tokenizer, head_dim=8)},
-        vision_config={
-            "model_type": "qwen3_vl_vision", **deep_tower(deepstack_visual_indexes=[0])
-        },
+        vision_config={"model_type": "qwen3_vl_vision", **deep_tower(deepstack_visual_indexes=[0])},
         **qwen_ids(tokenizer),
-    )  # fmt: skip
+    )
     return make(Cosmos3OmniForConditionalGeneration, config), processor
 
 
 OMNI_TOKENS = {
-    "image_token": "<|IMAGE|>", "video_token": "<|VIDEO|>", "audio_token": "<|AUDIO|>",
-    "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
-    "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
-}  # fmt: skip
+    "image_token": "<|IMAGE|>",
+    "video_token": "<|VIDEO|>",
+    "audio_token": "<|AUDIO|>",
+    "vision_bos_token": "<|vision_bos|>",
+    "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>",
+    "audio_eos_token": "<|audio_eos|>",
+}
 OMNI_3_TOKENS = {
-    "image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "audio_token": "<|audio_pad|>",
-    "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>",
-    "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>",
-}  # fmt: skip
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "audio_token": "<|audio_pad|>",
+    "vision_bos_token": "<|vision_start|>",
+    "vision_eos_token": "<|vision_end|>",
+    "audio_bos_token": "<|audio_start|>",
+    "audio_eos_token": "<|audio_end|>",
+}
 
 
 def omni_tokenizer(tokens: dict[str, str]) -> PreTrainedTokenizerFast:
@@ -543,9 +650,14 @@ def omni_tokenizer(tokens: dict[str, str]) -> PreTrainedTokenizerFast:
 def ear(**more: Any) -> dict[str, Any]:
     """An audio encoder, which no request here uses."""
     return {
-        "num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 16, "d_model": 16, "output_dim": 32, **more,
-    }  # fmt: skip
+        "num_mel_bins": 16,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "d_model": 16,
+        "output_dim": 32,
+        **more,
+    }
 
 
 @tiny("qwen2_5_omni_thinker")
@@ -553,12 +665,14 @@ def qwen2_5_omni_thinker() -> tuple[PreTrainedModel, Any]:
     tokenizer = omni_tokenizer(OMNI_TOKENS)
     chat = CHAT_2.replace("vision_start", "vision_bos").replace("vision_end", "vision_eos")
     processor = without_videos(Qwen2_5OmniProcessor)(
-        image_processor=qwen_images(), tokenizer=tokenizer,
+        image_processor=qwen_images(),
+        tokenizer=tokenizer,
         feature_extractor=WhisperFeatureExtractor(feature_size=16),
         chat_template=chat.replace("image_pad", "IMAGE"),
-    )  # fmt: skip
+    )
     config = Qwen2_5OmniThinkerConfig(
-        text_config=text(tokenizer), audio_config=ear(),
+        text_config=text(tokenizer),
+        audio_config=ear(),
         vision_config=tower(
             intermediate_size=32, out_hidden_size=32, window_size=16, fullatt_block_indexes=[1]
         ),
@@ -568,7 +682,7 @@ def qwen2_5_omni_thinker() -> tuple[PreTrainedModel, Any]:
         audio_start_token_id=tokenizer.convert_tokens_to_ids("<|audio_bos|>"),
         audio_end_token_id=tokenizer.convert_tokens_to_ids("<|audio_eos|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_bos|>"),
-    )  # fmt: skip
+    )
     return make(Qwen2_5OmniThinkerForConditionalGeneration, config), processor
 
 
@@ -576,9 +690,11 @@ def qwen2_5_omni_thinker() -> tuple[PreTrainedModel, Any]:
 def qwen3_omni_moe_thinker() -> tuple[PreTrainedModel, Any]:
     tokenizer = omni_tokenizer(OMNI_3_TOKENS)
     processor = without_videos(Qwen3OmniMoeProcessor)(
-        image_processor=qwen_images(), tokenizer=tokenizer,
-        feature_extractor=WhisperFeatureExtractor(feature_size=16), chat_template=CHAT_3,
-    )  # fmt: skip
+        image_processor=qwen_images(),
+        tokenizer=tokenizer,
+        feature_extractor=WhisperFeatureExtractor(feature_size=16),
+        chat_template=CHAT_3,
+    )
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     config = Qwen3OmniMoeThinkerConfig(
         text_config=text(tokenizer, head_dim=8, **experts),
@@ -590,7 +706,7 @@ def qwen3_omni_moe_thinker() -> tuple[PreTrainedModel, Any]:
         audio_token_id=tokenizer.convert_tokens_to_ids("<|audio_pad|>"),
         audio_start_token_id=tokenizer.convert_tokens_to_ids("<|audio_start|>"),
         vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
-    )  # fmt: skip
+    )
     return make(Qwen3OmniMoeThinkerForConditionalGeneration, config), processor
 
 
@@ -599,16 +715,29 @@ def qwen4_exp() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
     processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_THINK)
     more = {
-        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 16, "hc_count": 2, "hc_lowrank": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "hc_count": 2,
+        "hc_lowrank": 8,
         "layer_types": ["linear_attention", "indexed_attention"] * 2,
-        "ple_layer_ids": [1], "ple_embed_dim": 32, "heads_per_ngram": 2,
-        "ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 8,
-        "split_ngram_parts": 1, "indexer_n_heads": 2, "indexer_kv_heads": 1,
-        "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2,
-    }  # fmt: skip
+        "ple_layer_ids": [1],
+        "ple_embed_dim": 32,
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 64,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 1,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    }
     config = Qwen4ExpConfig(
-        text_config={**linear(tokenizer), **more}, vision_config=deep_tower(),
-        experts_implementation="eager", **qwen_ids(tokenizer),
-    )  # fmt: skip
+        text_config={**linear(tokenizer), **more},
+        vision_config=deep_tower(),
+        experts_implementation="eager",
+        **qwen_ids(tokenizer),
+    )
     return make(Qwen4ExpForConditionalGeneration, config), processor

@@ -47,9 +47,12 @@ def demo(
     screen.print("[bold]3/4[/bold] Held-out prompts, every image condition, every defence")
     harmful, harmless = (read_prompts(kind)[:prompts] for kind in ("harmful", "harmless"))
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), console=screen,
-    ) as progress:  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=screen,
+    ) as progress:
         task = progress.add_task("starting", total=None)
         results = run_demo(
             model,
@@ -65,10 +68,18 @@ def demo(
         )
     screen.print("[bold]4/4[/bold] Figures")
     gap = gap_states(model, processor, guard, harmful[:25], harmless[:25])
-    gap_figure(gap.text, gap.unguarded, gap.guarded, out / "gap.png",
-               f"The safety alignment gap, layer {gap.layer}: last-token states")  # fmt: skip
-    refusal_figure(results.rows, out / "refusal.png",
-                   f"Pocket VLM on held-out prompts (n = {len(harmful)} each)")  # fmt: skip
+    gap_figure(
+        gap.text,
+        gap.unguarded,
+        gap.guarded,
+        out / "gap.png",
+        f"The safety alignment gap, layer {gap.layer}: last-token states",
+    )
+    refusal_figure(
+        results.rows,
+        out / "refusal.png",
+        f"Pocket VLM on held-out prompts (n = {len(harmful)} each)",
+    )
     results.details["fit_seconds"] = round(fit_seconds, 1)
     results.details["seconds"] = round(time.monotonic() - started, 1)
     (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n", "utf-8")

@@ -76,11 +76,20 @@ def evaluate(
         if find_spec(package) is None:
             raise SafeguardError("Evaluating needs inspect-ai: pip install 'vlm-safeguard[eval]'.")
     given: dict[str, Any] = {
-        "model": model, "guard": guard, "defences": defence, "judges": judge, "grader": grader,
-        "ppl_model": ppl_model, "limit": limit, "seed": seed, "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size, "dtype": dtype, "device": device,
+        "model": model,
+        "guard": guard,
+        "defences": defence,
+        "judges": judge,
+        "grader": grader,
+        "ppl_model": ppl_model,
+        "limit": limit,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "device": device,
         "benchmarks": _benchmarks(benchmark, condition),
-    }  # fmt: skip
+    }
     given = {name: value for name, value in given.items() if value is not None}
     screen = console(as_json)
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -100,9 +109,12 @@ def evaluate(
             raise SafeguardError("--condition goes with --benchmark; the plan has its own.")
         chosen = plan_of(read_plan(plan).model_dump() | given, f"{plan} with the options")
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(), console=screen,
-    ) as progress:  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=screen,
+    ) as progress:
         task = progress.add_task("starting", total=None)
         results = run(
             chosen,

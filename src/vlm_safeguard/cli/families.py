@@ -34,11 +34,15 @@ def families(
     for row in rows:
         style = "green" if row["status"] == "verified" else "red"
         table.add_row(
-            row["type"], f"[{style}]{row['status']}[/]", ", ".join(row["placeholders"]),
+            row["type"],
+            f"[{style}]{row['status']}[/]",
+            ", ".join(row["placeholders"]),
             row["reason"] or "",
-        )  # fmt: skip
+        )
     screen = console(as_json)
     screen.print(table)
     verified = sum(row["status"] == "verified" for row in rows)
-    screen.print(f"{verified} verified, {len(rows) - verified} refused. To check a model of "
-                 "your own: vlm-safeguard doctor MODEL")  # fmt: skip
+    screen.print(
+        f"{verified} verified, {len(rows) - verified} refused. To check a model of "
+        "your own: vlm-safeguard doctor MODEL"
+    )

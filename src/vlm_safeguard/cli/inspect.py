@@ -71,9 +71,10 @@ def summary(guard: Guard) -> dict[str, Any]:
         if gate.image_threshold is not None:
             facts["image threshold"] = round(gate.image_threshold, 3)
         facts["the model's own refusal"] = (
-            "not asked for: it refuses too little" if not gate.refusal_tokens
+            "not asked for: it refuses too little"
+            if not gate.refusal_tokens
             else f"in its usual {len(guard.opening)} first tokens, or where the text scores above 0"
-        )  # fmt: skip
+        )
         facts["harmful anchors above it, held out"] = f"{float(caught):.1%}"
     return facts
 

@@ -72,9 +72,11 @@ class ECSO:
         if not harmful:
             return found
         captions = answers(
-            model, processor, [about(row, _DESCRIBE) for row in harmful],
+            model,
+            processor,
+            [about(row, _DESCRIBE) for row in harmful],
             max_new_tokens=self.caption_tokens,
-        )  # fmt: skip
+        )
         blind = [
             rephrased(
                 unseen(chats[row]),

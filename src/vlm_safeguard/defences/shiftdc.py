@@ -73,9 +73,11 @@ class ShiftDC:
         if not seeing:
             return answers(model, processor, chats, **options)
         captions = answers(
-            model, processor, [chat_of(_DESCRIBE, *pictures(chats[row])) for row in seeing],
+            model,
+            processor,
+            [chat_of(_DESCRIBE, *pictures(chats[row])) for row in seeing],
             max_new_tokens=self.caption_tokens,
-        )  # fmt: skip
+        )
         texts = []
         for row, caption in zip(seeing, captions, strict=True):
             words = _CAPTIONED.format(caption=caption.text, request=asked(chats[row]))

@@ -34,8 +34,11 @@ def yes_log_odds(
         raise SafeguardError('This tokenizer cannot tell "yes" from "no" by the first token.')
     output = model.generate(
         **chat_inputs(model, processor, questions),
-        max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
+        max_new_tokens=1,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
     logits: torch.Tensor = output.logits[0].float().cpu()
     return logits[:, list(yes - no)].logsumexp(-1) - logits[:, list(no - yes)].logsumexp(-1)
 

@@ -51,12 +51,18 @@ def measure_model(
     report("the gap", 0, 1)
     model, processor = loaded(plan.model, plan.dtype, plan.device)
     guard = Guard.from_pretrained(out / "guard")
-    gap = _kept(measured, ["gap", plan.model, plan.dtype],
-                lambda: _gap(model, processor, guard).model_dump(mode="json"))  # fmt: skip
+    gap = _kept(
+        measured,
+        ["gap", plan.model, plan.dtype],
+        lambda: _gap(model, processor, guard).model_dump(mode="json"),
+    )
     (out / "gap.json").write_text(json.dumps(gap) + "\n", "utf-8")
     report("the time it takes", 0, 1)
-    timing = _kept(measured, ["time", plan.model, plan.dtype, plan.device],
-                   lambda: _time_ratio(model, processor, guard))  # fmt: skip
+    timing = _kept(
+        measured,
+        ["time", plan.model, plan.dtype, plan.device],
+        lambda: _time_ratio(model, processor, guard),
+    )
     return _divergence_rows(plan, asked, model, processor, guard, measured, report), timing
 
 
@@ -95,11 +101,18 @@ def measure_answers(plan: Plan, lines: list[Line], out: Path, report: Report) ->
             report("how likely the answers are", start, len(waiting))
             part = waiting[start : start + 8 * plan.batch_size]
             scored = likelihoods(
-                model, processor, [line["request"] for _, line in part],
-                [line["answer"] for _, line in part], batch_size=plan.batch_size,
-            )  # fmt: skip
-            measured.add({name: {"nll": each.nll, "tokens": each.tokens}
-                          for (name, _), each in zip(part, scored, strict=True)})  # fmt: skip
+                model,
+                processor,
+                [line["request"] for _, line in part],
+                [line["answer"] for _, line in part],
+                batch_size=plan.batch_size,
+            )
+            measured.add(
+                {
+                    name: {"nll": each.nll, "tokens": each.tokens}
+                    for (name, _), each in zip(part, scored, strict=True)
+                }
+            )
     for line in told:
         known = measured.get(key(line))
         assert known is not None
@@ -128,22 +141,31 @@ def _divergence_rows(
 
         def compute(harmless: Asked = harmless, condition: str = condition) -> dict[str, Any]:
             values = divergences(
-                model, processor,
+                model,
+                processor,
                 [illustrated(sample, number, condition) for number, sample in harmless],
-                guard.attach, max_new_tokens=plan.max_new_tokens, batch_size=plan.batch_size,
-            )  # fmt: skip
-            return {"sums": [float(each.sum()) for each in values],
-                    "tokens": [len(each) for each in values]}  # fmt: skip
+                guard.attach,
+                max_new_tokens=plan.max_new_tokens,
+                batch_size=plan.batch_size,
+            )
+            return {
+                "sums": [float(each.sum()) for each in values],
+                "tokens": [len(each) for each in values],
+            }
 
         ids = [sample.id for _, sample in harmless]
         key = ["kl", plan.model, plan.dtype, benchmark.name, condition, plan.max_new_tokens, ids]
         known = _kept(measured, key, compute)
         found.append(
             Row.of(
-                ratio(known["sums"], known["tokens"]), metric="kl", prompts="harmless",
-                benchmark=benchmark.name, condition=condition, defence="default",
+                ratio(known["sums"], known["tokens"]),
+                metric="kl",
+                prompts="harmless",
+                benchmark=benchmark.name,
+                condition=condition,
+                defence="default",
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -160,9 +182,11 @@ def _gap(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> Gap
     return GapRecord.of(
         gap_states(model, processor, guard, harmful[:_GAP], harmless[:_GAP]),
         "blank",
-        {name: auroc(each[: len(harmful)], each[len(harmful) :]).tolist()
-         for name, each in scores.items()},
-    )  # fmt: skip
+        {
+            name: auroc(each[: len(harmful)], each[len(harmful) :]).tolist()
+            for name, each in scores.items()
+        },
+    )
 
 
 def _time_ratio(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> dict[str, Any]:

@@ -56,8 +56,13 @@ def agreements(verdicts: Mapping[str, Sequence[Verdict]]) -> list[Agreement]:
             table = confusion([a for a, _ in both], [b for _, b in both], (False, True))
             found.append(
                 Agreement(
-                    question, name_a, name_b, n=len(both), left_out=len(said) - len(both),
-                    kappa=cohens_kappa(table), table=table,
+                    question,
+                    name_a,
+                    name_b,
+                    n=len(both),
+                    left_out=len(said) - len(both),
+                    kappa=cohens_kappa(table),
+                    table=table,
                 )
-            )  # fmt: skip
+            )
     return found

@@ -144,8 +144,9 @@ def _serve() -> None:
     """Collect batches and answer each once it is full, or once nothing more comes."""
     waiting: dict[Hashable, list[Request]] = {}
     while True:
-        patience = min((IDLE if b[0].place is None else PATIENCE for b in waiting.values()),
-                       default=None)  # fmt: skip
+        patience = min(
+            (IDLE if b[0].place is None else PATIENCE for b in waiting.values()), default=None
+        )
         try:
             request = _QUEUE.get(timeout=patience)
         except Empty:

@@ -82,11 +82,17 @@ def comparisons(lines: Sequence[Line], a: str) -> list[dict[str, Any]]:
                 and (y := _outcome(right, metric, judge)) is not None
             ]
             if outcomes:
-                found.append({
-                    "benchmark": benchmark, "condition": condition, "metric": metric,
-                    "judge": judge, "a": a, "b": b,
-                    **asdict(mcnemar([x for x, _ in outcomes], [y for _, y in outcomes])),
-                })  # fmt: skip
+                found.append(
+                    {
+                        "benchmark": benchmark,
+                        "condition": condition,
+                        "metric": metric,
+                        "judge": judge,
+                        "a": a,
+                        "b": b,
+                        **asdict(mcnemar([x for x, _ in outcomes], [y for _, y in outcomes])),
+                    }
+                )
     return found
 
 

@@ -79,9 +79,15 @@ def run_demo(
             report(f"{what}: {name}", done, total)
 
         return generate_replies(
-            model, processor, texts, images, guards,
-            max_new_tokens=tokens, batch_size=batch_size, after_batch=after_batch,
-        )  # fmt: skip
+            model,
+            processor,
+            texts,
+            images,
+            guards,
+            max_new_tokens=tokens,
+            batch_size=batch_size,
+            after_batch=after_batch,
+        )
 
     rows: list[Row] = []
     closed = identical = 0
@@ -95,8 +101,11 @@ def run_demo(
             ]
             found = replies_to(
                 f"{kind}, {' + '.join(conditions)}",
-                texts * len(conditions), images, guards, REFUSAL_TOKENS,
-            )  # fmt: skip
+                texts * len(conditions),
+                images,
+                guards,
+                REFUSAL_TOKENS,
+            )
             for place, condition in enumerate(conditions):
                 there = slice(place * len(texts), (place + 1) * len(texts))
                 rows += [
@@ -110,9 +119,11 @@ def run_demo(
                     for defence, replies in found.items()
                 ]
             for mine, plain, receipt in zip(
-                found["default"].tokens, found["none"].tokens, found["default"].receipts,
+                found["default"].tokens,
+                found["none"].tokens,
+                found["default"].receipts,
                 strict=True,
-            ):  # fmt: skip
+            ):
                 closed += not receipt.guarded
                 identical += not receipt.guarded and torch.equal(mine, plain)
 
@@ -131,9 +142,14 @@ def run_demo(
                 for sample, reply in zip(asked, replies.texts, strict=True)
             ]
             rows.append(
-                Row.count(outcomes, defence=defence, condition=condition, prompts="utility",
-                          metric="accuracy")
-            )  # fmt: skip
+                Row.count(
+                    outcomes,
+                    defence=defence,
+                    condition=condition,
+                    prompts="utility",
+                    metric="accuracy",
+                )
+            )
     timed = [prompt.text for prompt in (*harmful[:4], *harmless[:4])]
     inputs = model_inputs(model, processor, timed, [blank_image()] * len(timed))
     ratio = generation_ratio(model, inputs, guard)

@@ -25,8 +25,11 @@ from vlm_safeguard.evaluation.batches import Place
 from vlm_safeguard.loading import load_image
 
 _PLACE = "vlm_safeguard_place"  # in a message's metadata: set, number and total
-_MESSAGES = {"system": ChatMessageSystem, "user": ChatMessageUser,
-             "assistant": ChatMessageAssistant}  # fmt: skip
+_MESSAGES = {
+    "system": ChatMessageSystem,
+    "user": ChatMessageUser,
+    "assistant": ChatMessageAssistant,
+}
 
 
 def messages_of(chat: Chat, place: Place | None = None) -> list[ChatMessage]:

@@ -123,9 +123,11 @@ def perplexity_ratio(scored: Sequence[Likelihood], others: Sequence[Likelihood])
     if not told:
         raise SafeguardError("No request has two answers that are not empty: no perplexity ratio.")
     columns = [
-        [a.nll for a, _ in told], [float(a.tokens) for a, _ in told],
-        [b.nll for _, b in told], [float(b.tokens) for _, b in told],
-    ]  # fmt: skip
+        [a.nll for a, _ in told],
+        [float(a.tokens) for a, _ in told],
+        [b.nll for _, b in told],
+        [float(b.tokens) for _, b in told],
+    ]
     return bootstrap(
         columns, lambda means: (means[:, 0] / means[:, 1] - means[:, 2] / means[:, 3]).exp()
     )

@@ -57,10 +57,19 @@ _POLL = 0.02  # seconds between looks at whether an answer is there
 # what is generated. Every other one is refused.
 _HONOURED = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop_seqs"}
 _TRANSPORT = {
-    "max_retries", "timeout", "attempt_timeout", "stream_idle_timeout", "max_connections",
-    "adaptive_connections", "system_message", "cache", "cache_prompt", "max_tool_output",
-    "fail_on_refusal", "reasoning_history",
-}  # fmt: skip
+    "max_retries",
+    "timeout",
+    "attempt_timeout",
+    "stream_idle_timeout",
+    "max_connections",
+    "adaptive_connections",
+    "system_message",
+    "cache",
+    "cache_prompt",
+    "max_tool_output",
+    "fail_on_refusal",
+    "reasoning_history",
+}
 
 
 class SafeguardAPI(ModelAPI):
@@ -230,8 +239,9 @@ def generation_options(config: GenerateConfig) -> dict[str, Any]:
     chosen = {name: asked_for[name] for name in ("top_p", "top_k") if name in asked_for}
     options["do_sample"] = config.temperature != 0 and bool(chosen or config.temperature)
     if options["do_sample"]:
-        options |= chosen | {"temperature": 1.0 if config.temperature is None
-                             else config.temperature}  # fmt: skip
+        options |= chosen | {
+            "temperature": 1.0 if config.temperature is None else config.temperature
+        }
         if config.seed is not None:
             options["seed"] = config.seed
     if config.stop_seqs:

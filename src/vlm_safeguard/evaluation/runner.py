@@ -46,9 +46,15 @@ class Row(BaseModel):
     condition: str
     prompts: Literal["harmful", "harmless", "utility"]
     metric: Literal[
-        "refusal", "accuracy", "attack_success", "unreadable",
-        "perplexity", "kl", "tokens", "seconds",
-    ]  # fmt: skip
+        "refusal",
+        "accuracy",
+        "attack_success",
+        "unreadable",
+        "perplexity",
+        "kl",
+        "tokens",
+        "seconds",
+    ]
     benchmark: str | None = None
     judge: str | None = None
     n: int
@@ -60,8 +66,9 @@ class Row(BaseModel):
     def count(cls, outcomes: Sequence[bool], **names: Any) -> Row:
         """The row of a list of yes/no outcomes."""
         low, high = wilson(sum(outcomes), len(outcomes))
-        return cls(n=len(outcomes), value=sum(outcomes) / len(outcomes), low=low, high=high,
-                   **names)  # fmt: skip
+        return cls(
+            n=len(outcomes), value=sum(outcomes) / len(outcomes), low=low, high=high, **names
+        )
 
     @classmethod
     def of(cls, estimate: Estimate, **names: Any) -> Row:

@@ -47,8 +47,12 @@ def shares() -> Metric:
             by_kind.setdefault(kind, []).append(each.score.as_float() == 1)
         for kind, outcomes in by_kind.items():
             low, high = wilson(sum(outcomes), len(outcomes))
-            found |= {kind: sum(outcomes) / len(outcomes), f"{kind} low": low,
-                      f"{kind} high": high, f"{kind} n": len(outcomes)}  # fmt: skip
+            found |= {
+                kind: sum(outcomes) / len(outcomes),
+                f"{kind} low": low,
+                f"{kind} high": high,
+                f"{kind} n": len(outcomes),
+            }
         return found
 
     return compute
@@ -97,8 +101,9 @@ def _judged(judge: Judge, role: str) -> Scorer:
         except UnreadableError as error:
             silent = Verdict(None, None, note=f"unreadable: {error}")
             return Score.unscored(reason="unreadable", metadata=asdict(silent))
-        return Score(value=int(bool(found.succeeded)), explanation=reply.completion,
-                     metadata=asdict(found))  # fmt: skip
+        return Score(
+            value=int(bool(found.succeeded)), explanation=reply.completion, metadata=asdict(found)
+        )
 
     return score
 
@@ -115,9 +120,12 @@ def right() -> Scorer:
     async def score(state: TaskState, target: Target) -> Score:
         facts = state.metadata
         sample = Sample(
-            id=str(state.sample_id), kind="utility", text=facts["request"],
-            answer=target.text, choices=tuple(facts["choices"]),
-        )  # fmt: skip
+            id=str(state.sample_id),
+            kind="utility",
+            text=facts["request"],
+            answer=target.text,
+            choices=tuple(facts["choices"]),
+        )
         return Score(
             value=int(names_answer(sample, state.output.completion)),
             answer=state.output.completion,

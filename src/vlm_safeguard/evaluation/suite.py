@@ -114,12 +114,15 @@ def run(
                     name: version(name)
                     for name in ("vlm-safeguard", "torch", "transformers", "inspect-ai")
                 },
-                "machine": {"system": platform.platform(), "cores": os.cpu_count(),
-                            "device": _device(plan.device)},
+                "machine": {
+                    "system": platform.platform(),
+                    "cores": os.cpu_count(),
+                    "device": _device(plan.device),
+                },
                 "plan": plan.model_dump(mode="json"),
             },
         },
-    )  # fmt: skip
+    )
     with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n", "utf-8")
@@ -208,8 +211,10 @@ def _roles(plan: Plan) -> dict[str, str | Model]:
         "device": plan.device,
         "batch_size": plan.batch_size,
     }
-    names = {"llama-guard": plan.moderator and f"{PROVIDER}/{plan.moderator}",
-             "grader": plan.grader if "rubric" in plan.judge_names else None}  # fmt: skip
+    names = {
+        "llama-guard": plan.moderator and f"{PROVIDER}/{plan.moderator}",
+        "grader": plan.grader if "rubric" in plan.judge_names else None,
+    }
     for role, name in names.items():
         if name is not None:
             given = local if name.startswith(f"{PROVIDER}/") else {}
@@ -295,11 +300,16 @@ def _frontier_benchmarks(plan: Plan) -> list[BenchmarkPlan]:
         return []
     paths = {benchmark.name: benchmark.path for benchmark in plan.benchmarks}
     return [
-        BenchmarkPlan(name=name, path=paths.get(name), limit=plan.frontier.limit,
-                      conditions=plan.frontier.conditions, defences=None,
-                      judges=plan.frontier.judges)
+        BenchmarkPlan(
+            name=name,
+            path=paths.get(name),
+            limit=plan.frontier.limit,
+            conditions=plan.frontier.conditions,
+            defences=None,
+            judges=plan.frontier.judges,
+        )
         for name in (plan.frontier.attack, plan.frontier.benign)
-    ]  # fmt: skip
+    ]
 
 
 def _frontier(plan: Plan, out: Path) -> list[dict[str, Any]]:
@@ -315,8 +325,11 @@ def _frontier(plan: Plan, out: Path) -> list[dict[str, Any]]:
     ]
     return [
         {
-            "knob": knob, "setting": setting, "condition": condition,
-            "attack_success": shares[0], "over_refusal": shares[1],
+            "knob": knob,
+            "setting": setting,
+            "condition": condition,
+            "attack_success": shares[0],
+            "over_refusal": shares[1],
         }
         for (knob, setting, condition, _), *shares in zip(
             points,
@@ -325,7 +338,7 @@ def _frontier(plan: Plan, out: Path) -> list[dict[str, Any]]:
             ),
             strict=True,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _save_images(plan: Plan, asked: dict[str, Asked], out: Path) -> dict[tuple[str, str, str], str]:

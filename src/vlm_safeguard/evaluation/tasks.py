@@ -81,9 +81,13 @@ def benchmark_task(
                     ),
                     target=sample.answer or "",
                     metadata={
-                        "benchmark": name, "condition": shown, "kind": sample.kind,
-                        "category": sample.category, "request": sample.text,
-                        "choices": list(sample.choices), "number": number,
+                        "benchmark": name,
+                        "condition": shown,
+                        "kind": sample.kind,
+                        "category": sample.category,
+                        "request": sample.text,
+                        "choices": list(sample.choices),
+                        "number": number,
                     },
                 )
                 for place, (number, sample) in enumerate(samples)
@@ -93,7 +97,7 @@ def benchmark_task(
         solver=generate(),
         scorer=scorers,
         config=GenerateConfig(max_tokens=max_tokens),
-    )  # fmt: skip
+    )
 
 
 def _task_of(name: str) -> Callable[..., Task]:
@@ -108,9 +112,14 @@ def _task_of(name: str) -> Callable[..., Task]:
         max_tokens: int = DEFAULT_TOKENS,
     ) -> Task:
         return benchmark_task(
-            name, condition=condition, path=path, limit=limit, seed=seed, judges=judges,
+            name,
+            condition=condition,
+            path=path,
+            limit=limit,
+            seed=seed,
+            judges=judges,
             max_tokens=max_tokens,
-        )  # fmt: skip
+        )
 
     made.__name__ = made.__qualname__ = name
     made.__doc__ = f"{BENCHMARKS[name].title}, under an image condition."

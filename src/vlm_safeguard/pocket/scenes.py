@@ -233,11 +233,12 @@ class Scene:
                 "count": "There is one shape in the picture.",
             }
         return {
-            "shape": f"The shapes are {self.shape}s." if self.shape != "cross" else
-                     "The shapes are crosses.",
+            "shape": f"The shapes are {self.shape}s."
+            if self.shape != "cross"
+            else "The shapes are crosses.",
             "colour": f"The shapes are {self.colour}.",
             "count": f"There are {self.count} shapes in the picture.",
-        }  # fmt: skip
+        }
 
     def description(self) -> str:
         """One sentence that names everything in the picture."""

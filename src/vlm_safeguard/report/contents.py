@@ -140,7 +140,7 @@ def contents(source: Source) -> Contents:
             ),
         ),
         _provenance(source),
-    ]  # fmt: skip
+    ]
     return Contents(
         title=f"Safety evaluation of {results.model}",
         source=source,
@@ -161,8 +161,11 @@ def _bars(rows: Sequence[Row], what: str, label: str) -> tuple[Picture, ...]:
     pictures = []
     for benchmark in dict.fromkeys(map(benchmark_of, rows)):
         here = [row for row in rows if benchmark_of(row) == benchmark]
-        seen = [f"{condition_name(r.condition)} {100 * r.value:.0f} %"
-                for r in here if r.defence == DEFAULT]  # fmt: skip
+        seen = [
+            f"{condition_name(r.condition)} {100 * r.value:.0f} %"
+            for r in here
+            if r.defence == DEFAULT
+        ]
         pictures.append(
             Picture(
                 name=f"{what.replace(' ', '_')}_{benchmark}",
@@ -211,12 +214,15 @@ def _gap(source: Source) -> Section:
                 "The gap: where requests land with an image (triangles), against where they "
                 "belong as text (circles), in the text's first two principal components.",
                 partial(
-                    figures.gap_figure, gap.text.tensors(), gap.unguarded.tensors(),
-                    gap.guarded.tensors(), title=f"Layer {gap.layer}: last-token states",
+                    figures.gap_figure,
+                    gap.text.tensors(),
+                    gap.unguarded.tensors(),
+                    gap.guarded.tensors(),
+                    title=f"Layer {gap.layer}: last-token states",
                     condition=gap.condition,
                 ),
             )
-        )  # fmt: skip
+        )
     if guard is not None:
         window = f"{guard.layers[0]}–{guard.layers[-1]}"
         auroc = guard.directions.auroc[list(guard.layers)]

@@ -164,18 +164,28 @@ def frontier_figure(frontier: Sequence[Setting], path: Path) -> None:
             x, y = ([100 * share.value for share in shares] for shares in (right, up))
             reach = {"xerr": _spread(right, 100), "yerr": _spread(up, 100)}
             axes.errorbar(
-                x, y, **reach, color=_CYCLE[number % len(_CYCLE)],
-                marker=_MARKS[number % len(_MARKS)], markersize=5, linewidth=1.3,
-                elinewidth=0.5, label=knob,
-            )  # fmt: skip
+                x,
+                y,
+                **reach,
+                color=_CYCLE[number % len(_CYCLE)],
+                marker=_MARKS[number % len(_MARKS)],
+                markersize=5,
+                linewidth=1.3,
+                elinewidth=0.5,
+                label=knob,
+            )
             ends = sorted({0, len(points) - 1}, key=x.__getitem__) if points else ()
             for end, side in zip(ends, ("right", "left"), strict=False):  # each to its outside
                 axes.annotate(
-                    f"{points[end].setting:.3g}", (x[end], y[end]), fontsize=9, ha=side,
+                    f"{points[end].setting:.3g}",
+                    (x[end], y[end]),
+                    fontsize=9,
+                    ha=side,
                     xytext=(-6 if side == "right" else 6, -11 if number % 2 else 4),
-                    textcoords="offset points", zorder=4,
+                    textcoords="offset points",
+                    zorder=4,
                     bbox={"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.5},
-                )  # fmt: skip
+                )
         axes.set_title(condition_name(condition), fontsize=10)
         axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.25)
@@ -195,8 +205,9 @@ def cost_figure(ratios: Sequence[Ratio], path: Path) -> None:
     metrics = list(dict.fromkeys(ratio.metric for ratio in ratios))
     defences = list(dict.fromkeys(ratio.defence for ratio in ratios))
     kinds = list(dict.fromkeys(ratio.prompts for ratio in ratios))
-    figure = Figure(figsize=(2 + 2.2 * len(metrics), 1.4 + 0.36 * len(defences)),
-                    layout="constrained")  # fmt: skip
+    figure = Figure(
+        figsize=(2 + 2.2 * len(metrics), 1.4 + 0.36 * len(defences)), layout="constrained"
+    )
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         for number, kind in enumerate(kinds):
@@ -254,14 +265,22 @@ def gap_figure(
     ):
         for states, colour, label in zip(text, (RED, BLUE), ("harmful", "harmless"), strict=True):
             x, y = ((states - centre) @ plane.mT).T
-            axes.scatter(x, y, s=26, facecolors="none", edgecolors=colour, alpha=0.85,
-                         label=f"{label}, text only")  # fmt: skip
+            axes.scatter(
+                x,
+                y,
+                s=26,
+                facecolors="none",
+                edgecolors=colour,
+                alpha=0.85,
+                label=f"{label}, text only",
+            )
         for states, colour, mark, label in zip(
             shown, (RED, BLUE), "^v", ("harmful", "harmless"), strict=True
         ):
             x, y = ((states - centre) @ plane.mT).T
-            axes.scatter(x, y, s=22, color=colour, marker=mark, alpha=0.75,
-                         label=f"{label}, {image}")  # fmt: skip
+            axes.scatter(
+                x, y, s=22, color=colour, marker=mark, alpha=0.75, label=f"{label}, {image}"
+            )
         axes.set_title(name)
         axes.set_xlabel("first principal component")
     panels[0].set_ylabel("second principal component")
@@ -281,8 +300,9 @@ def guard_figure(guard: Guard, path: Path) -> None:
     spectrum.set_title("Spectrum of A")
     _scores(scores, guard)
     scores.set_title("Gate")
-    scores.legend(frameon=False, fontsize=8, loc="upper center", ncols=2,
-                  bbox_to_anchor=(0.5, -0.14))  # fmt: skip
+    scores.legend(
+        frameon=False, fontsize=8, loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.14)
+    )
     _save(figure, path)
 
 
@@ -319,17 +339,32 @@ def gate_figure(guard: Guard, path: Path) -> None:
 
 
 def _quality(axes: Axes, guard: Guard, measured: Mapping[str, Sequence[float]]) -> None:
-    axes.axvspan(guard.layers[0] - 0.5, guard.layers[-1] + 0.5, color=GREEN, alpha=0.12,
-                 label="edited layers")  # fmt: skip
-    axes.plot(range(len(guard.directions.auroc)), guard.directions.auroc, marker="o", markersize=3,
-              color=RED, label="anchors, held out, as text")  # fmt: skip
+    axes.axvspan(
+        guard.layers[0] - 0.5,
+        guard.layers[-1] + 0.5,
+        color=GREEN,
+        alpha=0.12,
+        label="edited layers",
+    )
+    axes.plot(
+        range(len(guard.directions.auroc)),
+        guard.directions.auroc,
+        marker="o",
+        markersize=3,
+        color=RED,
+        label="anchors, held out, as text",
+    )
     shades = (BLUE, "#cc79a7", "#e69f00", "#56b4e9", GREY)
     for number, (condition, values) in enumerate(measured.items()):
         axes.plot(
-            range(len(values)), values, marker=_MARKS[(number + 1) % len(_MARKS)], markersize=3.5,
-            linestyle="--", color=shades[number % len(shades)],
+            range(len(values)),
+            values,
+            marker=_MARKS[(number + 1) % len(_MARKS)],
+            markersize=3.5,
+            linestyle="--",
+            color=shades[number % len(shades)],
             label=f"requests, {condition_name(condition)}",
-        )  # fmt: skip
+        )
     axes.set(xlabel="decoder layer", ylabel="held-out AUROC" if not measured else "AUROC")
 
 
@@ -337,8 +372,14 @@ def _spectrum(axes: Axes, guard: Guard, layers: Sequence[int] | Mapping[int, Any
     for layer, shade, mark in zip(layers, (BLUE, RED, GREEN), "osv", strict=False):
         values = guard.directions.spectrum[layer]
         energy = (values.square() / values.square().sum())[: max(20, guard.rank + 8)]
-        axes.plot(range(1, len(energy) + 1), energy, marker=mark, markersize=3, color=shade,
-                  label=f"layer {layer}")  # fmt: skip
+        axes.plot(
+            range(1, len(energy) + 1),
+            energy,
+            marker=mark,
+            markersize=3,
+            color=shade,
+            label=f"layer {layer}",
+        )
     axes.axvline(guard.rank + 0.5, color="grey", linestyle=":", label=f"rank {guard.rank}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="singular value", ylabel="share of the energy")

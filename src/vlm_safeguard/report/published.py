@@ -37,17 +37,35 @@ _ATTACK = "attack_success"
 PUBLISHED = (
     Published(_VLM_GUARD, _LLAVA, "malicious_instruct", ("text",), "none", "none", _ATTACK, 0.15),
     Published(_VLM_GUARD, _LLAVA, "malicious_instruct", ("blank",), "none", "none", _ATTACK, 0.34),
-    Published(_VLM_GUARD, _LLAVA, "jailbreak", ("text", "blank"), "none", "none", _ATTACK, 0.16,
-              about=True),
-    Published(_VLM_GUARD, _LLAVA, "jailbreak", ("text", "blank"), "VLM-Guard", "default", _ATTACK,
-              0.01, about=True),
-    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", ("own",), "none", "none", _ATTACK,
-              0.705),
-    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", ("own",), "ShiftDC", "shiftdc", _ATTACK,
-              0.436),
+    Published(
+        _VLM_GUARD,
+        _LLAVA,
+        "jailbreak",
+        ("text", "blank"),
+        "none",
+        "none",
+        _ATTACK,
+        0.16,
+        about=True,
+    ),
+    Published(
+        _VLM_GUARD,
+        _LLAVA,
+        "jailbreak",
+        ("text", "blank"),
+        "VLM-Guard",
+        "default",
+        _ATTACK,
+        0.01,
+        about=True,
+    ),
+    Published(_SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", ("own",), "none", "none", _ATTACK, 0.705),
+    Published(
+        _SHIFTDC, _LLAVA, "mm_safetybench_sd_typo", ("own",), "ShiftDC", "shiftdc", _ATTACK, 0.436
+    ),
     Published(_SHIFTDC, _LLAVA, "figstep", ("own",), "none", "none", _ATTACK, 0.524),
     Published(_SHIFTDC, _LLAVA, "figstep", ("own",), "ShiftDC", "shiftdc", _ATTACK, 0.132),
-)  # fmt: skip
+)
 
 
 def published_for(model: str) -> list[Published]:

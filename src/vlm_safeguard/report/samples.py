@@ -41,8 +41,9 @@ def packed(lines: Sequence[Line], limit: int = LIMIT) -> str:
         kept = set(requests[::step])
         text = _json(
             [line for line in lines if (line.benchmark, line.sample) in kept],
-            len(lines), _LENGTHS[-1],
-        )  # fmt: skip
+            len(lines),
+            _LENGTHS[-1],
+        )
         if len(text) <= limit or len(kept) == 1:
             return text
         step *= 2
@@ -115,14 +116,19 @@ def _column(values: list[Any]) -> dict[str, list[Any]]:
 
 def _notes(line: Line) -> list[str]:
     return [
-        " ".join(filter(None, (
-            f"{judge}:",
-            "" if verdict.score is None else f"score {verdict.score:g}.",
-            verdict.note,
-        )))
+        " ".join(
+            filter(
+                None,
+                (
+                    f"{judge}:",
+                    "" if verdict.score is None else f"score {verdict.score:g}.",
+                    verdict.note,
+                ),
+            )
+        )
         for judge, verdict in line.verdicts.items()
         if verdict.note or verdict.score is not None
-    ]  # fmt: skip
+    ]
 
 
 def _facts(line: Line) -> str:

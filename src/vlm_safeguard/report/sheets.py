@@ -305,13 +305,25 @@ def published_sheet(results: Results, judge: str | None) -> Sheet | None:
         for row in ours:
             cell = measured(row)
             judged = f", by {judge_name(row.judge)}" if row.judge else ""
-            mine = Cell(cell.text, f"{condition_name(row.condition)}, {cell.small}, n = {row.n}"
-                        f"{judged}", cell.number, cell.share)  # fmt: skip
-            lines.append((Cell(figure.benchmark), Cell(condition), Cell(figure.defence), theirs,
-                          mine))  # fmt: skip
+            mine = Cell(
+                cell.text,
+                f"{condition_name(row.condition)}, {cell.small}, n = {row.n}{judged}",
+                cell.number,
+                cell.share,
+            )
+            lines.append(
+                (Cell(figure.benchmark), Cell(condition), Cell(figure.defence), theirs, mine)
+            )
         if not ours:
-            lines.append((Cell(figure.benchmark), Cell(condition), Cell(figure.defence), theirs,
-                          Cell("not measured")))  # fmt: skip
+            lines.append(
+                (
+                    Cell(figure.benchmark),
+                    Cell(condition),
+                    Cell(figure.defence),
+                    theirs,
+                    Cell("not measured"),
+                )
+            )
     if not lines:
         return None
     return Sheet(

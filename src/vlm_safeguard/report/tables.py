@@ -37,8 +37,14 @@ def _percent(row: Row) -> str:
 def guard_table(guard: Guard) -> Table:
     """One line a decoder layer: spectrum, held-out AUROC, and what the guard does there."""
     table = Table(title="Layers")
-    for name in ("layer", "held-out AUROC", "singular values", "first one's share", "edited",
-                 "in gate"):  # fmt: skip
+    for name in (
+        "layer",
+        "held-out AUROC",
+        "singular values",
+        "first one's share",
+        "edited",
+        "in gate",
+    ):
         table.add_column(name, justify="right")
     gate_layers = getattr(guard.gate, "layers", ())
     for layer, (values, auroc) in enumerate(
@@ -68,8 +74,10 @@ def facts_table(facts: dict[str, object], title: str) -> Table:
 
 def receipt_table(receipt: Receipt) -> Table:
     """What the guard did to one request."""
-    facts: dict[str, object] = {"guarded": "yes" if receipt.guarded else "no",
-                                "because": receipt.reason}  # fmt: skip
+    facts: dict[str, object] = {
+        "guarded": "yes" if receipt.guarded else "no",
+        "because": receipt.reason,
+    }
     if receipt.guarded:
         facts["edit"] = f"{receipt.edit}, layers {receipt.layers[0]}–{receipt.layers[-1]}"
     if receipt.harm_before is not None and receipt.harm_after is not None:

@@ -20,9 +20,7 @@ def _read(root: Path) -> list[Sample]:
         record.text("image_url")
         # the pictures are numbered in the order of the questions
         picture = checked(path.parent / "images" / f"{number}.jpg", record.where)
-        samples.append(
-            Sample(f"{number:02}", "harmful", record.text("question"), image=picture)
-        )  # fmt: skip
+        samples.append(Sample(f"{number:02}", "harmful", record.text("question"), image=picture))
     return samples
 
 

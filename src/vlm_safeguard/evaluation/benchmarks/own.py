@@ -49,12 +49,10 @@ def _prompts(name: str, kind: Kind) -> list[Sample]:
 
 def _jailbreak(_: Path) -> list[Sample]:
     return [
-        Sample(
-            f"{prompt.id}-{name}", "harmful", template.replace("{request}", prompt.text), name
-        )
+        Sample(f"{prompt.id}-{name}", "harmful", template.replace("{request}", prompt.text), name)
         for name, template in jailbreak_templates().items()
         for prompt in read_prompts("jailbreak")
-    ]  # fmt: skip
+    ]
 
 
 def _shipped(name: str, title: str, kind: Kind, count: int, source: str) -> Benchmark:
@@ -71,17 +69,26 @@ def _shipped(name: str, title: str, kind: Kind, count: int, source: str) -> Benc
 
 
 HARMFUL = _shipped(
-    "harmful", "Held-out harmful requests", "harmful", 219,
+    "harmful",
+    "Held-out harmful requests",
+    "harmful",
+    219,
     "Ours, with the package: short requests of twenty kinds of harm.",
-)  # fmt: skip
+)
 HARMLESS = _shipped(
-    "harmless", "Held-out harmless requests", "harmless", 273,
+    "harmless",
+    "Held-out harmless requests",
+    "harmless",
+    273,
     "Ours, with the package: everyday requests, 102 of them look-alikes of harmful ones.",
-)  # fmt: skip
+)
 LOOKALIKE = _shipped(
-    "lookalike", "Look-alike harmless requests", "harmless", 100,
+    "lookalike",
+    "Look-alike harmless requests",
+    "harmless",
+    100,
     "Ours, with the package: harmless requests in the words of harmful ones, of seven kinds.",
-)  # fmt: skip
+)
 JAILBREAK = Benchmark(
     name="jailbreak",
     title="Jailbreak templates × instructions",
