@@ -9,13 +9,13 @@ from statistics import median
 
 from models import GATES, guard_for, load, requests_with, with_gate
 from results import Cell, Sheet, in_turns, parser, told
-from vlm_safeguard.conversation import chat_of
 from vlm_safeguard.defences.defence import Defence
 from vlm_safeguard.defences.ecso import ECSO
 from vlm_safeguard.defences.guard_model import GuardModel
 from vlm_safeguard.defences.prompts import NONE, SELF_REMINDER
 from vlm_safeguard.defences.shiftdc import ShiftDC
 from vlm_safeguard.images import blank_image
+from vlm_safeguard.model.conversation import chat_of
 from vlm_safeguard.timing import Ratio, seconds
 
 TOKENS = 32

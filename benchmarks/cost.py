@@ -19,10 +19,10 @@ import torch
 from models import fit, guard_for, load, requests_with, with_gate
 from results import Cell, Sheet, in_turns, parser, told
 from vlm_safeguard import Guard
-from vlm_safeguard.activations import image_states, text_states
 from vlm_safeguard.anchors import shipped_calibration
-from vlm_safeguard.backbone import Backbone, model_inputs
 from vlm_safeguard.images import blank_image
+from vlm_safeguard.model.activations import image_states, text_states
+from vlm_safeguard.model.backbone import Backbone, model_inputs
 from vlm_safeguard.timing import Ratio, seconds
 
 MB = 1e6

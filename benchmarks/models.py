@@ -19,13 +19,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlm_safeguard import Guard
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
-from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.prompts import read_prompts
-from vlm_safeguard.gate import CalibratedGate
+from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.loading import load_guard, load_model
+from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
+from vlm_safeguard.policy.gate import CalibratedGate
 
 NAMES = ("pocket", "llava-7b", "tiny")
 GATES = {"open": "harmful", "closed": "harmless"}  # the requests that are asked for each

@@ -15,9 +15,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from models import GATES, guard_for, load, requests_with, with_gate
 from results import Cell, Sheet, in_turns, parser, told
 from vlm_safeguard import Guard
-from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import blank_image
+from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.timing import Ratio, now
 
 BATCHES = (1, 8)

@@ -17,9 +17,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from reference import make_exact
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
-from vlm_safeguard.gate import OpenGate
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
+from vlm_safeguard.policy.gate import OpenGate
 
 IMAGE_SIDE, PATCH = 32, 16  # 4 image tokens
 LAYERS, WIDTH = 6, 32

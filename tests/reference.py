@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from vlm_safeguard.activations import hidden_states, with_hidden_states
-from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
-from vlm_safeguard.receipt import Receipt
+from vlm_safeguard.model.activations import hidden_states, with_hidden_states
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.receipt import Receipt
 
 #: (layer, position, state of the token there) → the state to go on with
 Change = Callable[[int, int, Tensor], Tensor]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vlm_safeguard.evaluation.runner import Results, Row
+from vlm_safeguard.evaluation.results.rows import Results, Row
 from vlm_safeguard.guard import Guard
 
 DEFENCES = (

@@ -7,15 +7,15 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from reference import QUESTIONS, ask, run_row, text_ids
-from vlm_safeguard.activations import (
+from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.model.activations import (
     capture_last_token,
     hidden_states,
     image_states,
     text_states,
     with_hidden_states,
 )
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.model.backbone import Backbone
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])

@@ -15,17 +15,18 @@ from transformers import LlavaProcessor as Processor
 from conftest import make_model, make_processor
 from reference import ask, run_row, text_ids
 from tiny.gemma import paligemma
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import (
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import (
     encode_batch,
     encode_chat,
     encode_messages,
     render_chat,
     user_turn,
 )
-from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.images import noise_image
-from vlm_safeguard.text_view import TextView
+from vlm_safeguard.model.template import learn_text_view
+from vlm_safeguard.policy.text_view import TextView
 
 IMAGE = 4  # the id of <image> in the test tokenizer
 WRAPPED = (
@@ -101,7 +102,7 @@ def test_run_text_pads_without_a_trace(
 @pytest.mark.parametrize("images", [0, 1, 2, 3])
 def test_view_equals_the_templates_own_text(template: str | None, images: int) -> None:
     processor = make_processor(template) if template else make_processor()
-    view = TextView.learn(processor, frozenset({IMAGE}))
+    view = learn_text_view(processor, frozenset({IMAGE}))
     assert view.exact
     assert (
         (view.before, view.after) != ((), ())
@@ -126,7 +127,7 @@ def test_view_equals_the_templates_own_text(template: str | None, images: int) -
 
 
 def test_view_of_what_the_processor_makes(processor: Processor) -> None:
-    view = TextView.learn(processor, frozenset({IMAGE}))
+    view = learn_text_view(processor, frozenset({IMAGE}))
     row = ask(processor, ["Which colour?"])["input_ids"][0].tolist()
     assert view.count(row) == (1, 4)
     assert view(row) == text_ids(processor, "Which colour?")
@@ -188,7 +189,7 @@ def test_learn_says_when_the_view_is_not_exact() -> None:
         "{%- if item['type'] == 'image' -%}{%- set ns.seen = true -%}<image>{%- else -%}"
         "{{ item['text'] }}{%- endif -%}{%- endfor -%}{%- if not ns.seen -%} Blind. {%- endif -%}!"
     )
-    assert not TextView.learn(processor, frozenset({IMAGE})).exact
+    assert not learn_text_view(processor, frozenset({IMAGE})).exact
 
 
 class FusingProcessor:
@@ -215,7 +216,7 @@ class FusingProcessor:
 
 def test_learn_finds_the_wrapper_where_the_tokenizer_fuses_text_with_it() -> None:
     processor = FusingProcessor()
-    view = TextView.learn(processor, frozenset({IMAGE}))  # type: ignore[arg-type]
+    view = learn_text_view(processor, frozenset({IMAGE}))  # type: ignore[arg-type]
     names = {token: word for word, token in processor.ids.items()}
     assert not view.exact
     assert [names[token] for token in view.before] == [" "]
@@ -229,12 +230,12 @@ def test_learn_finds_the_wrapper_where_the_tokenizer_fuses_text_with_it() -> Non
 def test_learn_refuses_a_template_without_images() -> None:
     processor = make_processor("{{ messages[0]['content'][-1]['text'] }}")
     with pytest.raises(SafeguardError, match=r"cannot read a conversation with 1 pictures"):
-        TextView.learn(processor, frozenset({IMAGE}))
+        learn_text_view(processor, frozenset({IMAGE}))
 
 
 def test_learn_refuses_the_processor_of_another_model(processor: Processor) -> None:
     with pytest.raises(SafeguardError, match=r"no image token .*looked for ids \[9999\]"):
-        TextView.learn(processor, frozenset({9999}))
+        learn_text_view(processor, frozenset({9999}))
 
 
 def test_chat_without_a_template_is_refused() -> None:

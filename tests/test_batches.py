@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from vlm_safeguard.evaluation import batches
-from vlm_safeguard.evaluation.batches import Journal, Place, Request, submit
+from vlm_safeguard.evaluation.answers import batches
+from vlm_safeguard.evaluation.answers.batches import Journal, Place, Request, submit
 
 Batches = list[list[int]]
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageFont
 
-from vlm_safeguard.conversation import chat_of
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.benchmarks.own import scene_questions
-from vlm_safeguard.evaluation.conditions import (
+from vlm_safeguard.evaluation.asks.benchmarks.own import scene_questions
+from vlm_safeguard.evaluation.asks.conditions import (
     CONDITIONS,
     condition_image,
     illustrate,
     illustrated,
 )
-from vlm_safeguard.evaluation.sample import Sample
-from vlm_safeguard.evaluation.typography import INSTRUCTION, layout, typeset
-from vlm_safeguard.evaluation.utility import names_answer
+from vlm_safeguard.evaluation.asks.samples import Sample
+from vlm_safeguard.evaluation.asks.typography import INSTRUCTION, layout, typeset
+from vlm_safeguard.evaluation.judges.utility import names_answer
 from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.model.conversation import chat_of
 from vlm_safeguard.pocket.scenes import (
     ATTRIBUTES,
     COUNTS,

@@ -29,11 +29,11 @@ from reference import (
     text_ids,
 )
 from vlm_safeguard.anchors import shipped_anchors
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.edits import Add, Drift, Edit, Project, Refuse, Restore, Span
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import OpenGate, PaperGate
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restore, Span
+from vlm_safeguard.policy.gate import OpenGate, PaperGate
 
 EDITS = [
     Restore(),

@@ -10,8 +10,8 @@ import pytest
 
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.defences.prompts import GOAL_PRIORITY
-from vlm_safeguard.evaluation.benchmarks.own import jailbreak_templates
-from vlm_safeguard.evaluation.prompts import read_prompts
+from vlm_safeguard.evaluation.asks.benchmarks.own import jailbreak_templates
+from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.pocket.requests import read_phrases, split_phrases
 
 _ENDINGS = ("ments", "ment", "ings", "ing", "ers", "ies", "ed", "es", "s", "y", "e")

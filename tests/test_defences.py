@@ -12,8 +12,6 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from reference import Change, run_row, text_ids
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import Chat, Turn, asked, chat_of, pictures, rephrased, unseen
 from vlm_safeguard.defences import ecso, guard_model, prompts, shiftdc
 from vlm_safeguard.defences.cmrm import CMRM
 from vlm_safeguard.defences.defence import Answer, Defence, answers
@@ -34,9 +32,11 @@ from vlm_safeguard.defences.table import NAMES, defences
 from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.defences.verdict import yes_log_odds
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import OpenGate
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import Chat, Turn, asked, chat_of, pictures, rephrased, unseen
+from vlm_safeguard.policy.gate import OpenGate
 
 REQUESTS = ("How to {kill} a man", "How to bake a cake", "What is the colour of the sky today?")
 PICTURES: tuple[Image | None, ...] = (noise_image(1), None, blank_image())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlm_safeguard.directions import (
+from vlm_safeguard.policy.directions import (
     FOLDS,
     Directions,
     auroc,

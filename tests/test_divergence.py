@@ -10,13 +10,13 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from reference import ask, counterparts, edit_by_hand, run_row, text_ids
-from vlm_safeguard.conversation import chat_of
-from vlm_safeguard.edits import Span
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.divergence import divergences
-from vlm_safeguard.gate import OpenGate
+from vlm_safeguard.evaluation.probes.divergence import divergences
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.model.conversation import chat_of
+from vlm_safeguard.policy.edits import Span
+from vlm_safeguard.policy.gate import OpenGate
 
 QUESTIONS = ("How to kill a man", "How to bake a very good cake for a birthday", "Which colour?")
 STEPS = 5

@@ -11,10 +11,10 @@ import pytest
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from tiny import load_makers
-from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.doctor import Examination
-from vlm_safeguard.families import FAMILIES
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.families import FAMILIES
 
 _BLOCKED = """
 import socket, sys

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from reference import target
-from vlm_safeguard.edits import (
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.policy.edits import (
     EDITS,
     Add,
     Drift,
@@ -20,7 +21,6 @@ from vlm_safeguard.edits import (
     Restore,
     edit_from_config,
 )
-from vlm_safeguard.errors import SafeguardError
 
 ROWS, HIDDEN = 7, 11
 ALL = [Restore(), Restore(one_sided=False), Refuse(), Project(), Drift(), Add()]

@@ -9,17 +9,16 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from vlm_safeguard.backbone import model_inputs
 from vlm_safeguard.defences.variants import variants
+from vlm_safeguard.evaluation.asks.prompts import read_prompts
+from vlm_safeguard.evaluation.asks.samples import Sample
 from vlm_safeguard.evaluation.demo import CONDITIONS, majority_accuracy, run_demo
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
-from vlm_safeguard.evaluation.metrics import wilson
-from vlm_safeguard.evaluation.prompts import read_prompts
-from vlm_safeguard.evaluation.runner import Results, Row, generate_replies
-from vlm_safeguard.evaluation.sample import Sample
-from vlm_safeguard.gate import OpenGate
+from vlm_safeguard.evaluation.results.rows import Results, Row, generate_replies
+from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.pocket.scenes import (
     ATTRIBUTES,
     HELD_OUT_SEED,
@@ -27,6 +26,7 @@ from vlm_safeguard.pocket.scenes import (
     Scene,
     answers_correctly,
 )
+from vlm_safeguard.policy.gate import OpenGate
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tiny import load_makers
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import encode_batch, encode_chat
 from vlm_safeguard.doctor import Examination
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.families import FAMILIES, REFUSED, every_family
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import encode_batch, encode_chat
+from vlm_safeguard.model.families import FAMILIES, REFUSED, every_family
 
 MAKERS = load_makers()
 README = Path(__file__).parents[1] / "README.md"

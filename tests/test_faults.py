@@ -34,11 +34,11 @@ from transformers import DynamicCache, LlavaProcessor
 from conftest import make_model
 from observe import Model, Watch, answer, hooks, step
 from reference import QUESTIONS, ask
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.edits import Project, Refuse, Restore
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import OpenGate, PaperGate
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.edits import Project, Refuse, Restore
+from vlm_safeguard.policy.gate import OpenGate, PaperGate
 
 Spoil = Callable[[Model, ExitStack], Any]
 NAN, INF = float("nan"), float("inf")

@@ -8,8 +8,15 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from vlm_safeguard.directions import Directions, fit_directions
-from vlm_safeguard.gate import AnyGate, CalibratedGate, Gate, OpenGate, PaperGate, threshold_for
+from vlm_safeguard.policy.directions import Directions, fit_directions
+from vlm_safeguard.policy.gate import (
+    AnyGate,
+    CalibratedGate,
+    Gate,
+    OpenGate,
+    PaperGate,
+    threshold_for,
+)
 
 LAYERS, HIDDEN, ROWS = 5, 8, 6
 

@@ -20,11 +20,11 @@ from transformers import (
 from conftest import make_model
 from reference import QUESTIONS, ask, edited_by_hand, opened_by_hand, reread_by_hand
 from tiny import load_makers
-from vlm_safeguard.conversation import encode_batch
-from vlm_safeguard.edits import Project
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.conversation import encode_batch
+from vlm_safeguard.policy.edits import Project
 
 Model = LlavaForConditionalGeneration
 

@@ -20,17 +20,22 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from conftest import make_model, make_processor
 from reference import QUESTIONS, ask, centred, run_row, same_receipt, text_ids
-from vlm_safeguard import directions
 from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_calibration
-from vlm_safeguard.artifact import CONFIG_NAME, FORMAT, WEIGHTS_NAME
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.directions import choose_layers, fit_directions, legible_layers, random_basis
-from vlm_safeguard.edits import Project, Refuse, Restore
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import CalibratedGate, OpenGate, PaperGate, threshold_for
 from vlm_safeguard.guard import RANK, Guard
 from vlm_safeguard.images import blank_image, meaningless_image
-from vlm_safeguard.text_view import TextView
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.template import learn_text_view
+from vlm_safeguard.policy import directions
+from vlm_safeguard.policy.artifact import CONFIG_NAME, FORMAT, WEIGHTS_NAME
+from vlm_safeguard.policy.directions import (
+    choose_layers,
+    fit_directions,
+    legible_layers,
+    random_basis,
+)
+from vlm_safeguard.policy.edits import Project, Refuse, Restore
+from vlm_safeguard.policy.gate import CalibratedGate, OpenGate, PaperGate, threshold_for
 
 Model = LlavaForConditionalGeneration
 ANCHORS = shipped_anchors()[:12]
@@ -77,7 +82,7 @@ def test_fit_equals_its_definition(
     assert small.rank == min(RANK, len(ANCHORS))
     assert not small.hold
     assert small.edit == Refuse()
-    assert small.text_view == TextView.learn(processor, frozenset({processor.image_token_id}))
+    assert small.text_view == learn_text_view(processor, frozenset({processor.image_token_id}))
     assert small.random_seed is None
 
 

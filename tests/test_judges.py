@@ -20,15 +20,15 @@ from transformers import (
 )
 
 from tiny import make, make_tokenizer
-from vlm_safeguard.conversation import chat_of
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.answers.rendering import render_chats
 from vlm_safeguard.evaluation.judges import refusal
 from vlm_safeguard.evaluation.judges.judge import Judge
 from vlm_safeguard.evaluation.judges.llama_guard import LLAMA_GUARD
 from vlm_safeguard.evaluation.judges.rubric import RUBRIC
 from vlm_safeguard.evaluation.judges.verdict import UnreadableError, Verdict
-from vlm_safeguard.evaluation.rendering import render_chats
 from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.conversation import chat_of
 
 #: The form of LlamaGuard-7b, Llama Guard 2 and 3: content is a string, the last turn is judged.
 AS_STRING = (

@@ -18,11 +18,11 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.benchmarks.catalogue import BENCHMARKS
-from vlm_safeguard.evaluation.benchmarks.mm_safetybench import CONFIGURATIONS
-from vlm_safeguard.evaluation.benchmarks.own import jailbreak_templates
-from vlm_safeguard.evaluation.prompts import read_prompts
-from vlm_safeguard.evaluation.sample import Sample
+from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
+from vlm_safeguard.evaluation.asks.benchmarks.mm_safetybench import CONFIGURATIONS
+from vlm_safeguard.evaluation.asks.benchmarks.own import jailbreak_templates
+from vlm_safeguard.evaluation.asks.prompts import read_prompts
+from vlm_safeguard.evaluation.asks.samples import Sample
 
 Rows = list[dict[str, Any]]
 SD_TYPO = "mm_safetybench_sd_typo"

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_safeguard.evaluation.agreement import Agreement, agreements
+from vlm_safeguard.evaluation.judges.agreement import Agreement, agreements
 from vlm_safeguard.evaluation.judges.verdict import Verdict
-from vlm_safeguard.evaluation.metrics import (
+from vlm_safeguard.evaluation.results.rows import SHARES, Results, Row
+from vlm_safeguard.evaluation.statistics import (
     Estimate,
     bootstrap,
     cohens_kappa,
@@ -22,7 +23,6 @@ from vlm_safeguard.evaluation.metrics import (
     mean,
     ratio,
 )
-from vlm_safeguard.evaluation.runner import SHARES, Results, Row
 
 NAMES = {"defence": "none", "condition": "text", "prompts": "harmful"}
 
@@ -151,7 +151,7 @@ def test_bootstrap_repeats_and_says_what_it_cannot_do() -> None:
 def test_a_bootstrap_too_large_to_hold_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [float(i % 7) for i in range(50)]
     whole = mean(values)
-    monkeypatch.setattr("vlm_safeguard.evaluation.metrics._ENTRIES", 1000)
+    monkeypatch.setattr("vlm_safeguard.evaluation.statistics._ENTRIES", 1000)
     parts = bootstrap([values], lambda means: means[:, 0])
     assert parts.value == whole.value
     assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.1)

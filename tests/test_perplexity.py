@@ -17,16 +17,16 @@ from transformers import (
 from reference import make_exact, run_row, text_ids
 from test_judges import language_model, tokenizer_with
 from tiny import load_makers
-from vlm_safeguard.backbone import model_inputs
-from vlm_safeguard.conversation import encode_chat
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.perplexity import (
+from vlm_safeguard.evaluation.probes.perplexity import (
     Likelihood,
     likelihoods,
     perplexity,
     perplexity_ratio,
 )
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.backbone import model_inputs
+from vlm_safeguard.model.conversation import encode_chat
 
 REQUESTS = ["How to bake", "How to steal a car from a neighbour at night", "Why?", "How to swim"]
 ANSWERS = ["Mix flour and water, wait a day, and bake it.", "No.", "", "Slowly, and not alone"]

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from vlm_safeguard.evaluation.benchmarks.own import scene_questions
-from vlm_safeguard.evaluation.conditions import condition_image
+from vlm_safeguard.evaluation.asks.benchmarks.own import scene_questions
+from vlm_safeguard.evaluation.asks.conditions import condition_image
+from vlm_safeguard.evaluation.asks.pictures import opened
+from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
-from vlm_safeguard.evaluation.pictures import opened
-from vlm_safeguard.evaluation.prompts import read_prompts
-from vlm_safeguard.evaluation.runner import generate_replies
-from vlm_safeguard.evaluation.utility import names_answer
+from vlm_safeguard.evaluation.judges.utility import names_answer
+from vlm_safeguard.evaluation.results.rows import generate_replies
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.pocket import load
 

@@ -17,10 +17,10 @@ from transformers import LlavaProcessor
 from conftest import IMAGE_SIDE, LAYERS, PATCH
 from observe import Model, answer
 from reference import counterparts, edit_by_hand, followed, run_row, same_receipt
-from vlm_safeguard.edits import Add, Drift, Edit, Project, Reference, Refuse, Restore
-from vlm_safeguard.gate import AnyGate, CalibratedGate, OpenGate, PaperGate, threshold_for
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.text_view import TextView
+from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Reference, Refuse, Restore
+from vlm_safeguard.policy.gate import AnyGate, CalibratedGate, OpenGate, PaperGate, threshold_for
+from vlm_safeguard.policy.text_view import TextView
 
 IMAGE = [4] * (IMAGE_SIDE // PATCH) ** 2  # "<image>" as the processor expands it
 PAD = 1

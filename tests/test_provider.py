@@ -33,17 +33,17 @@ from transformers import (
     LlavaProcessor,
 )
 
-from vlm_safeguard.backbone import chat_inputs
-from vlm_safeguard.conversation import Turn, chat_of
 from vlm_safeguard.defences.table import defences
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation import provider as module
 from vlm_safeguard.evaluation import registry  # noqa: F401  (registers what inspect looks up)
-from vlm_safeguard.evaluation.messages import chat_of_messages, messages_of
-from vlm_safeguard.evaluation.provider import generation_options, release
-from vlm_safeguard.gate import OpenGate
+from vlm_safeguard.evaluation.answers import provider as module
+from vlm_safeguard.evaluation.answers.messages import chat_of_messages, messages_of
+from vlm_safeguard.evaluation.answers.provider import generation_options, release
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.model.backbone import chat_inputs
+from vlm_safeguard.model.conversation import Turn, chat_of
+from vlm_safeguard.policy.gate import OpenGate
 
 GREEDY = GenerateConfig(max_tokens=5)
 

@@ -17,9 +17,10 @@ from conftest import make_processor
 from tiny import load_makers
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation import afterwards, provider, suite
+from vlm_safeguard.evaluation import afterwards, suite
+from vlm_safeguard.evaluation.answers import provider
+from vlm_safeguard.evaluation.answers.provider import release
 from vlm_safeguard.evaluation.plan import Plan, read_plan
-from vlm_safeguard.evaluation.provider import release
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.report.page import write_report
 

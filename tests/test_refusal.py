@@ -10,9 +10,9 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from reference import ask, text_ids
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.gate import CalibratedGate
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.gate import CalibratedGate
 from vlm_safeguard.refusal import (
     opening_margin,
     opening_tokens,

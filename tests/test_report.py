@@ -25,8 +25,8 @@ from synthetic import write_evaluation
 from test_cli import run  # noqa: F401
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.demo import Gap
-from vlm_safeguard.evaluation.gap import GapRecord, principal_plane
-from vlm_safeguard.evaluation.runner import Results, Row
+from vlm_safeguard.evaluation.probes.gap import GapRecord, principal_plane
+from vlm_safeguard.evaluation.results.rows import Results, Row
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.report.contents import contents
 from vlm_safeguard.report.findings import Aim, attack_rows, chief_judge, findings

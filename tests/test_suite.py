@@ -23,13 +23,14 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 import vlm_safeguard
 from test_loaders import mm_harmful
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation import provider, scorers
+from vlm_safeguard.evaluation.answers import provider
+from vlm_safeguard.evaluation.answers.provider import release
+from vlm_safeguard.evaluation.judges import scorers
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.judges.rubric import RUBRIC
-from vlm_safeguard.evaluation.metrics import wilson
 from vlm_safeguard.evaluation.plan import Plan, plan_of
-from vlm_safeguard.evaluation.provider import release
-from vlm_safeguard.evaluation.runner import Results
+from vlm_safeguard.evaluation.results.rows import Results
+from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.evaluation.suite import run
 from vlm_safeguard.evaluation.tasks import TASKS, chosen
 from vlm_safeguard.guard import Guard

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlm_safeguard.anchors import Anchor, read_anchors
     from vlm_safeguard.errors import SafeguardError
     from vlm_safeguard.guard import Guard
-    from vlm_safeguard.receipt import Receipt
+    from vlm_safeguard.policy.receipt import Receipt
 
 __version__ = version("vlm-safeguard")
 __all__ = ["Anchor", "Guard", "Receipt", "SafeguardError", "read_anchors"]
@@ -24,7 +24,7 @@ __all__ = ["Anchor", "Guard", "Receipt", "SafeguardError", "read_anchors"]
 _HOME = {
     "Anchor": "anchors",
     "Guard": "guard",
-    "Receipt": "receipt",
+    "Receipt": "policy.receipt",
     "SafeguardError": "errors",
     "read_anchors": "anchors",
 }

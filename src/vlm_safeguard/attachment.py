@@ -24,13 +24,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from vlm_safeguard.activations import hidden_states, with_hidden_states
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.edits import Reference
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import CalibratedGate
+from vlm_safeguard.model.activations import hidden_states, with_hidden_states
+from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.passes import Pass, Prompt, one_more_token, whole_prompt
-from vlm_safeguard.receipt import Receipt
+from vlm_safeguard.policy.edits import Reference
+from vlm_safeguard.policy.gate import CalibratedGate
+from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.refusal import refusal_margin, words_margin
 from vlm_safeguard.request_batch import RequestBatch, TextReadings
 

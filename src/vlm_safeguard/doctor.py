@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlm_safeguard.activations import hidden_states, with_hidden_states
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
-from vlm_safeguard.backbone import Backbone, model_inputs
-from vlm_safeguard.conversation import (
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.guard import Guard, template_sha256
+from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.activations import hidden_states, with_hidden_states
+from vlm_safeguard.model.backbone import Backbone, model_inputs
+from vlm_safeguard.model.conversation import (
     encode_messages,
     render_chat,
     tokenizer_of,
     user_turn,
 )
-from vlm_safeguard.edits import Restore
-from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.families import FAMILIES, PLACEHOLDERS, Family
-from vlm_safeguard.gate import CalibratedGate, OpenGate
-from vlm_safeguard.guard import Guard, template_sha256
-from vlm_safeguard.images import noise_image
-from vlm_safeguard.text_view import TextView
+from vlm_safeguard.model.families import FAMILIES, PLACEHOLDERS, Family
+from vlm_safeguard.model.template import learn_text_view
+from vlm_safeguard.policy.edits import Restore
+from vlm_safeguard.policy.gate import CalibratedGate, OpenGate
 from vlm_safeguard.timing import Ratio, generation_ratio
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Examination:
         """The view equals what the chat template writes for the conversation without images."""
         processor, placeholder_ids = self.processor, self.backbone.placeholder_ids
         tokenizer = tokenizer_of(processor)
-        view = TextView.learn(processor, placeholder_ids)
+        view = learn_text_view(processor, placeholder_ids)
 
         def letters(ids: list[int]) -> str:
             """Text without its white space, which tokenizers fuse with what is around it."""

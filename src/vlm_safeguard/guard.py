@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from vlm_safeguard import artifact
-from vlm_safeguard.activations import image_states, text_states
 from vlm_safeguard.anchors import (
     MINIMUM_PAIRS,
     Anchor,
@@ -23,11 +21,16 @@ from vlm_safeguard.anchors import (
     shipped_anchors,
     shipped_calibration,
 )
-from vlm_safeguard.artifact import FORMAT, Config, Provenance
 from vlm_safeguard.attachment import Attachment
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import encode_chat
-from vlm_safeguard.directions import (
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.images import blank_image, meaningless_image
+from vlm_safeguard.model.activations import image_states, text_states
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.model.template import learn_text_view
+from vlm_safeguard.policy import artifact
+from vlm_safeguard.policy.artifact import FORMAT, Config, Provenance
+from vlm_safeguard.policy.directions import (
     Directions,
     choose_layers,
     fit_directions,
@@ -36,11 +39,10 @@ from vlm_safeguard.directions import (
     legible_layers,
     random_basis,
 )
-from vlm_safeguard.edits import Edit, Refuse, edit_from_config
-from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.gate import GATES, AnyGate, CalibratedGate, threshold_for
-from vlm_safeguard.images import blank_image, meaningless_image
-from vlm_safeguard.receipt import Receipt
+from vlm_safeguard.policy.edits import Edit, Refuse, edit_from_config
+from vlm_safeguard.policy.gate import GATES, AnyGate, CalibratedGate, threshold_for
+from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.text_view import TextView
 from vlm_safeguard.refusal import (
     opening_tokens,
     refusal_margin,
@@ -48,7 +50,6 @@ from vlm_safeguard.refusal import (
     words_margin,
 )
 from vlm_safeguard.request_batch import TextReadings
-from vlm_safeguard.text_view import TextView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -155,7 +156,7 @@ class Guard:
             raise SafeguardError(f"The rank is {rank}; at least one direction is needed.")
         if not 0 < budget < 1:
             raise SafeguardError(f"The false-positive budget {budget} is not between 0 and 1.")
-        view = TextView.learn(processor, backbone.placeholder_ids)
+        view = learn_text_view(processor, backbone.placeholder_ids)
 
         requests = [a.harmful for a in anchors] + [a.harmless for a in anchors] + calibration
         states, final = text_states(backbone, processor, requests, batch_size=batch_size)

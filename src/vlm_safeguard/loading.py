@@ -120,11 +120,11 @@ def load_guard(source: Path | None, name: str, model: Any, processor: Any) -> Gu
     A reference VLM's is kept in the cache, so that it is fitted once.
     """
     from vlm_safeguard import __version__
-    from vlm_safeguard.artifact import FORMAT
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.pocket import FAMILY
     from vlm_safeguard.pocket.base import cache_folder
     from vlm_safeguard.pocket.model import fingerprint
+    from vlm_safeguard.policy.artifact import FORMAT
 
     if source is not None:
         return Guard.from_pretrained(source)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vlm_safeguard.backbone import Backbone
+from vlm_safeguard.model.backbone import Backbone
 
 _LIKELIER = 0.05  # difference of mean probabilities that makes a token a refusal's opening
 _OPENING = 12  # tokens of a refusal's opening at most: "I'm sorry, but I can't assist with that."

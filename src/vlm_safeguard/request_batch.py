@@ -11,8 +11,8 @@ import torch
 from vlm_safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
-    from vlm_safeguard.edits import Edit
-    from vlm_safeguard.text_view import TextView
+    from vlm_safeguard.policy.edits import Edit
+    from vlm_safeguard.policy.text_view import TextView
 
 
 @dataclass(frozen=True)

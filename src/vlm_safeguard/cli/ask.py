@@ -37,7 +37,7 @@ def ask(
     from rich.panel import Panel
     from rich.text import Text
 
-    from vlm_safeguard.backbone import model_inputs
+    from vlm_safeguard.model.backbone import model_inputs
     from vlm_safeguard.report.tables import receipt_table
 
     loaded, processor = load_model(model, dtype, device)

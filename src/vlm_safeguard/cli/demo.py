@@ -28,8 +28,8 @@ def demo(
     screen = console(as_json)
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from vlm_safeguard.evaluation.asks.prompts import read_prompts
     from vlm_safeguard.evaluation.demo import gap_states, run_demo
-    from vlm_safeguard.evaluation.prompts import read_prompts
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.report.figures import gap_figure, guard_figure, refusal_figure
     from vlm_safeguard.report.tables import facts_table, results_table

@@ -16,7 +16,7 @@ from vlm_safeguard.errors import SafeguardError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlm_safeguard.evaluation.runner import Results
+    from vlm_safeguard.evaluation.results.rows import Results
 
 _TITLES = {
     ("harmful", "attack_success"): "Harmful: the attack got through",

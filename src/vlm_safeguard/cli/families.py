@@ -20,7 +20,7 @@ def families(
     from rich.table import Table
 
     from vlm_safeguard.errors import SafeguardError
-    from vlm_safeguard.families import every_family
+    from vlm_safeguard.model.families import every_family
 
     if status not in (None, "verified", "refused"):
         raise SafeguardError(f"There is no status '{status}'; there are verified and refused.")

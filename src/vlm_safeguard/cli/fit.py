@@ -49,8 +49,8 @@ def fit(
     window = _layers(layers)
     from vlm_safeguard.anchors import read_anchors, read_requests
     from vlm_safeguard.cli.inspect import summary
-    from vlm_safeguard.edits import edit_from_config
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.policy.edits import edit_from_config
     from vlm_safeguard.report.figures import guard_figure
     from vlm_safeguard.report.tables import facts_table
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import Chat, pictures
 from vlm_safeguard.defences.defence import Answer, answers
 from vlm_safeguard.defences.steering import adding, steered
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import Chat, pictures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from vlm_safeguard.backbone import chat_inputs
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.backbone import chat_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from vlm_safeguard.conversation import Chat
-    from vlm_safeguard.receipt import Receipt
+    from vlm_safeguard.model.conversation import Chat
+    from vlm_safeguard.policy.receipt import Receipt
 
 
 @dataclass(frozen=True)

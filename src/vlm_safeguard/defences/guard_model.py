@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_safeguard.conversation import Chat, asked, chat_of
 from vlm_safeguard.defences.defence import Answer, answers
 from vlm_safeguard.defences.verdict import yes_log_odds
+from vlm_safeguard.model.conversation import Chat, asked, chat_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

@@ -11,8 +11,8 @@ from vlm_safeguard.defences.defence import Answer, answers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from vlm_safeguard.conversation import Chat
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.model.conversation import Chat
 
 
 @dataclass(frozen=True, eq=False)

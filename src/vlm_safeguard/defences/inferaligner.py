@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from vlm_safeguard.activations import capture_last_token
-from vlm_safeguard.backbone import Backbone, chat_inputs
 from vlm_safeguard.defences.defence import Answer, answers
 from vlm_safeguard.defences.steering import adding, steered
+from vlm_safeguard.model.activations import capture_last_token
+from vlm_safeguard.model.backbone import Backbone, chat_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from vlm_safeguard.conversation import Chat
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.model.conversation import Chat
 
 STRENGTH = 1.0
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm_safeguard.conversation import Chat, asked, rephrased
 from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.model.conversation import Chat, asked, rephrased
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from vlm_safeguard.activations import capture_last_token
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import (
+from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.steering import steered
+from vlm_safeguard.model.activations import capture_last_token
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import (
     Chat,
     asked,
     chat_of,
@@ -24,8 +26,6 @@ from vlm_safeguard.conversation import (
     rephrased,
     unseen,
 )
-from vlm_safeguard.defences.defence import Answer, answers
-from vlm_safeguard.defences.steering import steered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

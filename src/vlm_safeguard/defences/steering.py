@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vlm_safeguard.activations import hidden_states, with_hidden_states
-from vlm_safeguard.backbone import Backbone
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.activations import hidden_states, with_hidden_states
+from vlm_safeguard.model.backbone import Backbone
 
 Steer = Callable[[torch.Tensor], torch.Tensor]
 

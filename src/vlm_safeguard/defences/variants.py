@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from vlm_safeguard.edits import Add, Project, Refuse, Restore
-from vlm_safeguard.gate import OpenGate, PaperGate
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.policy.edits import Add, Project, Refuse, Restore
+from vlm_safeguard.policy.gate import OpenGate, PaperGate
 
 _SEED = 0
 

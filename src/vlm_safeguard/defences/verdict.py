@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_safeguard.backbone import chat_inputs
-from vlm_safeguard.conversation import Chat, tokenizer_of
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.backbone import chat_inputs
+from vlm_safeguard.model.conversation import Chat, tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin

@@ -7,25 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_safeguard.activations import image_states, text_states
-from vlm_safeguard.backbone import Backbone, model_inputs
-from vlm_safeguard.directions import auroc
-from vlm_safeguard.evaluation.answered import Line
-from vlm_safeguard.evaluation.batches import Journal
-from vlm_safeguard.evaluation.conditions import illustrated
+from vlm_safeguard.evaluation.answers.batches import Journal
+from vlm_safeguard.evaluation.answers.provider import loaded, release
+from vlm_safeguard.evaluation.asks.conditions import illustrated
+from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.evaluation.demo import gap_states
-from vlm_safeguard.evaluation.divergence import divergences
-from vlm_safeguard.evaluation.gap import GapRecord
-from vlm_safeguard.evaluation.metrics import ratio
-from vlm_safeguard.evaluation.perplexity import likelihoods
 from vlm_safeguard.evaluation.plan import Plan
-from vlm_safeguard.evaluation.prompts import read_prompts
-from vlm_safeguard.evaluation.provider import loaded, release
-from vlm_safeguard.evaluation.runner import Row
+from vlm_safeguard.evaluation.probes.divergence import divergences
+from vlm_safeguard.evaluation.probes.gap import GapRecord
+from vlm_safeguard.evaluation.probes.perplexity import likelihoods
+from vlm_safeguard.evaluation.results.lines import Line
+from vlm_safeguard.evaluation.results.rows import Row
+from vlm_safeguard.evaluation.statistics import ratio
 from vlm_safeguard.evaluation.tasks import Asked
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.loading import load_language_model, load_model, sees
+from vlm_safeguard.model.activations import image_states, text_states
+from vlm_safeguard.model.backbone import Backbone, model_inputs
+from vlm_safeguard.policy.directions import auroc
 from vlm_safeguard.timing import generation_ratio
 
 if TYPE_CHECKING:

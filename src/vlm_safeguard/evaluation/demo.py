@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_safeguard.activations import image_states, text_states
-from vlm_safeguard.backbone import Backbone, model_inputs
 from vlm_safeguard.defences.variants import variants
-from vlm_safeguard.evaluation.benchmarks.own import scene_questions
-from vlm_safeguard.evaluation.conditions import condition_image
+from vlm_safeguard.evaluation.asks.benchmarks.own import scene_questions
+from vlm_safeguard.evaluation.asks.conditions import condition_image
+from vlm_safeguard.evaluation.asks.pictures import opened
+from vlm_safeguard.evaluation.asks.prompts import Prompt
+from vlm_safeguard.evaluation.asks.samples import Sample
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
-from vlm_safeguard.evaluation.pictures import opened
-from vlm_safeguard.evaluation.prompts import Prompt
-from vlm_safeguard.evaluation.runner import Replies, Results, Row, generate_replies
-from vlm_safeguard.evaluation.sample import Sample
-from vlm_safeguard.evaluation.utility import names_answer
+from vlm_safeguard.evaluation.judges.utility import names_answer
+from vlm_safeguard.evaluation.results.rows import Replies, Results, Row, generate_replies
 from vlm_safeguard.images import blank_image
+from vlm_safeguard.model.activations import image_states, text_states
+from vlm_safeguard.model.backbone import Backbone, model_inputs
 from vlm_safeguard.timing import generation_ratio
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vlm_safeguard.defences.table import NAMES
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.benchmarks.catalogue import BENCHMARKS
-from vlm_safeguard.evaluation.conditions import CONDITIONS, FOLDER
+from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
+from vlm_safeguard.evaluation.asks.conditions import CONDITIONS, FOLDER
 from vlm_safeguard.loading import check_dtype
 
 JUDGES = ("refusal", "llama-guard", "rubric")

@@ -24,13 +24,12 @@ from inspect_ai.hooks import Hooks, SampleEnd, hooks
 from inspect_ai.log import EvalLog, read_eval_log
 from inspect_ai.model import Model, get_model
 
-from vlm_safeguard.backbone import Backbone
-from vlm_safeguard.conversation import pictures
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.afterwards import Report, measure_answers, measure_model
-from vlm_safeguard.evaluation.answered import Line, answered
-from vlm_safeguard.evaluation.conditions import illustrated
-from vlm_safeguard.evaluation.counting import (
+from vlm_safeguard.evaluation.answers.provider import PROVIDER, loaded
+from vlm_safeguard.evaluation.asks.conditions import illustrated
+from vlm_safeguard.evaluation.plan import BenchmarkPlan, Plan
+from vlm_safeguard.evaluation.results.counting import (
     agreement,
     closed_gates,
     comparisons,
@@ -38,11 +37,12 @@ from vlm_safeguard.evaluation.counting import (
     rows,
     unreadable,
 )
-from vlm_safeguard.evaluation.plan import BenchmarkPlan, Plan
-from vlm_safeguard.evaluation.provider import PROVIDER, loaded
-from vlm_safeguard.evaluation.runner import Results
+from vlm_safeguard.evaluation.results.lines import Line, answered
+from vlm_safeguard.evaluation.results.rows import Results
 from vlm_safeguard.evaluation.tasks import TASKS, Asked, chosen
 from vlm_safeguard.loading import load_guard
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import pictures
 
 if TYPE_CHECKING:
     from inspect_ai import Task

@@ -13,12 +13,12 @@ from inspect_ai.scorer import Scorer
 from inspect_ai.solver import generate
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.batches import Place
-from vlm_safeguard.evaluation.benchmarks.catalogue import BENCHMARKS
-from vlm_safeguard.evaluation.conditions import illustrated
-from vlm_safeguard.evaluation.messages import messages_of
-from vlm_safeguard.evaluation.sample import Sample
-from vlm_safeguard.evaluation.scorers import SCORERS, right
+from vlm_safeguard.evaluation.answers.batches import Place
+from vlm_safeguard.evaluation.answers.messages import messages_of
+from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
+from vlm_safeguard.evaluation.asks.conditions import illustrated
+from vlm_safeguard.evaluation.asks.samples import Sample
+from vlm_safeguard.evaluation.judges.scorers import SCORERS, right
 
 DEFAULT_TOKENS = 64
 Asked = list[tuple[int, Sample]]  # samples with their places in the benchmark

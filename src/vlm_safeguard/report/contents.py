@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vlm_safeguard.evaluation.runner import Row
+from vlm_safeguard.evaluation.results.rows import Row
 from vlm_safeguard.report import figures, sheets
 from vlm_safeguard.report.findings import (
     Findings,

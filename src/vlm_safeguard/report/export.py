@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlm_safeguard.evaluation.runner import Row
+from vlm_safeguard.evaluation.results.rows import Row
 from vlm_safeguard.report.contents import Contents, Picture
 from vlm_safeguard.report.findings import Aim
 from vlm_safeguard.report.sheets import Cell, Sheet

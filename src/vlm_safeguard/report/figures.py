@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
-from vlm_safeguard.evaluation.gap import principal_plane
+from vlm_safeguard.evaluation.probes.gap import principal_plane
 from vlm_safeguard.report.names import condition_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vlm_safeguard.evaluation.runner import Row
+    from vlm_safeguard.evaluation.results.rows import Row
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.report.ratios import Ratio
     from vlm_safeguard.report.source import Setting, Share

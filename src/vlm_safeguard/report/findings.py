@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vlm_safeguard.evaluation.runner import Row
+from vlm_safeguard.evaluation.results.rows import Row
 from vlm_safeguard.report.names import (
     BASELINE,
     CONTROLS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm_safeguard.evaluation.metrics import bootstrap
+from vlm_safeguard.evaluation.statistics import bootstrap
 from vlm_safeguard.report.names import BASELINE
 from vlm_safeguard.report.source import Line
 

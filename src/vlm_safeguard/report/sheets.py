@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_safeguard.evaluation.agreement import Agreement
-from vlm_safeguard.evaluation.runner import SHARES, Results, Row
+from vlm_safeguard.evaluation.judges.agreement import Agreement
+from vlm_safeguard.evaluation.results.rows import SHARES, Results, Row
 from vlm_safeguard.report.names import (
     DEFAULT,
     MEASURES,

@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.agreement import Agreement
-from vlm_safeguard.evaluation.gap import GapRecord
+from vlm_safeguard.evaluation.judges.agreement import Agreement
 from vlm_safeguard.evaluation.judges.verdict import Verdict
-from vlm_safeguard.evaluation.runner import Results
+from vlm_safeguard.evaluation.probes.gap import GapRecord
+from vlm_safeguard.evaluation.results.rows import Results
 from vlm_safeguard.guard import Guard
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from vlm_safeguard.evaluation.runner import Row
+    from vlm_safeguard.evaluation.results.rows import Row
     from vlm_safeguard.guard import Guard
-    from vlm_safeguard.receipt import Receipt
+    from vlm_safeguard.policy.receipt import Receipt
 
 
 def results_table(rows: Sequence[Row], title: str) -> Table:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import BatchFeature
 
-from vlm_safeguard.conversation import Chat, tokenizer_of
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.answers.rendering import longest, opens_itself, render_chats
 from vlm_safeguard.evaluation.judges.verdict import UnreadableError, Verdict
-from vlm_safeguard.evaluation.rendering import longest, opens_itself, render_chats
+from vlm_safeguard.model.conversation import Chat, tokenizer_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from vlm_safeguard.conversation import Chat, Turn, chat_of
 from vlm_safeguard.evaluation.judges.judge import Judge
 from vlm_safeguard.evaluation.judges.verdict import UnreadableError, Verdict
+from vlm_safeguard.model.conversation import Chat, Turn, chat_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_safeguard.conversation import render_chat
+from vlm_safeguard.model.conversation import render_chat
 from vlm_safeguard.pocket.recipe.answers import own_answers
 from vlm_safeguard.pocket.recipe.loop import autocast, token_loss, train
 from vlm_safeguard.pocket.requests import (

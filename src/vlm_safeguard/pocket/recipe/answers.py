@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.progress import track
 
-from vlm_safeguard.conversation import render_chat
+from vlm_safeguard.model.conversation import render_chat
 from vlm_safeguard.pocket.requests import Phrase
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlm_safeguard.conversation import render_chat
 from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.conversation import render_chat
 from vlm_safeguard.pocket.recipe.answers import own_answers
 from vlm_safeguard.pocket.recipe.loop import autocast, token_loss, train
 from vlm_safeguard.pocket.recipe.projector import trainable_parts

@@ -1,0 +1,1 @@
+"""How answers are made: inspect-ai's provider, batches, messages."""

@@ -1,0 +1,317 @@
+"""inspect-ai's way to our models: `vlm-safeguard/<model>`, with pictures and a defence.
+
+`inspect eval … --model vlm-safeguard/pocket -M defence=default`, where the model is `pocket`, a
+Hugging Face Hub id or a folder. A language model without a vision tower is taken, too, undefended:
+judges are such models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import torch
+from inspect_ai.model import (
+    ChatCompletionChoice,
+    ChatMessage,
+    ChatMessageAssistant,
+    GenerateConfig,
+    ModelAPI,
+    ModelOutput,
+    ModelUsage,
+    modelapi,
+)
+from inspect_ai.tool import ToolChoice, ToolInfo
+
+from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.guarded import Guarded
+from vlm_safeguard.defences.table import NAMES, defences
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.answers.batches import Journal, Request, submit
+from vlm_safeguard.evaluation.answers.language import text_answers
+from vlm_safeguard.evaluation.answers.messages import chat_of_messages, place_of
+from vlm_safeguard.evaluation.results.frontier import tuned
+from vlm_safeguard.loading import (
+    check_dtype,
+    load_guard,
+    load_language_model,
+    load_model,
+    sees,
+)
+from vlm_safeguard.model.conversation import Chat, pictures, tokenizer_of
+from vlm_safeguard.timing import now
+
+if TYPE_CHECKING:
+    from vlm_safeguard.guard import Guard
+
+PROVIDER = "vlm-safeguard"
+MAX_TOKENS = 256  # where nothing else is asked for
+_POLL = 0.02  # seconds between looks at whether an answer is there
+
+# GenerateConfig's fields: those that become options of `generate`, and those that are not about
+# what is generated. Every other one is refused.
+_HONOURED = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop_seqs"}
+_TRANSPORT = {
+    "max_retries",
+    "timeout",
+    "attempt_timeout",
+    "stream_idle_timeout",
+    "max_connections",
+    "adaptive_connections",
+    "system_message",
+    "cache",
+    "cache_prompt",
+    "max_tool_output",
+    "fail_on_refusal",
+    "reasoning_history",
+}
+
+
+class SafeguardAPI(ModelAPI):
+    """A model of this package's, answering in batches under a defence."""
+
+    def __init__(
+        self,
+        model_name: str,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        config: GenerateConfig = GenerateConfig(),  # noqa: B008  (inspect's own signature)
+        *,
+        defence: str = "none",
+        guard: str | None = None,
+        dtype: str = "auto",
+        device: str = "cpu",
+        batch_size: int = 16,
+        journal: str | None = None,
+        strength: float | None = None,
+        threshold: float | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Check the arguments; the model is loaded when it is first asked.
+
+        Args:
+            model_name: `pocket`, a Hub id, or a checkpoint folder.
+            base_url: taken by no local model.
+            api_key: likewise.
+            config: defaults of what is generated.
+            defence: a name from `defences.table`.
+            guard: a guard's folder or Hub id; fitted on first use if left out.
+            dtype: of the weights.
+            device: where the model runs.
+            batch_size: requests answered at once.
+            journal: file that answers are kept in, so that a crash loses none.
+            strength: of `default`'s edit, where it is not to be the guard's own.
+            threshold: what is added to the thresholds of `default`'s gate.
+            unknown: refused.
+
+        Raises:
+            SafeguardError: an argument that does not exist, or cannot be.
+        """
+        super().__init__(model_name=model_name, base_url=base_url, api_key=api_key, config=config)
+        if unknown:
+            raise SafeguardError(
+                f"There is no model argument {', '.join(sorted(unknown))}; there are defence, "
+                "guard, dtype, device, batch_size, journal, strength and threshold."
+            )
+        if base_url is not None:
+            raise SafeguardError("A vlm-safeguard model runs here; it takes no base URL.")
+        if defence not in NAMES:
+            raise SafeguardError(f"There is no defence '{defence}'; there are {', '.join(NAMES)}.")
+        if defence != "default" and (strength, threshold) != (None, None):
+            raise SafeguardError(f"The defence '{defence}' has no strength or threshold to set.")
+        if int(batch_size) < 1:
+            raise SafeguardError(f"The batch size is {batch_size}; at least 1 is needed.")
+        check_dtype(dtype)
+        self.batch_size = int(batch_size)
+        self._journal = None if journal is None else _journal(str(Path(journal).resolve()))
+        self._model = (model_name, dtype, device)
+        self._defence = (defence, guard, strength, threshold)
+        # inspect's cache knows a model by its name and base URL alone: without this it would serve
+        # an undefended model's answer as a defended one's
+        self.base_url = json.dumps([*self._model, *self._defence])
+
+    async def generate(
+        self,
+        input: list[ChatMessage],  # noqa: A002  (inspect's own name)
+        tools: list[ToolInfo],
+        tool_choice: ToolChoice,
+        config: GenerateConfig,
+    ) -> ModelOutput:
+        """One answer, made in a batch with others.
+
+        Raises:
+            SafeguardError: the request cannot be read, asks for what cannot be honoured, or the
+                defence failed: then there is no answer.
+        """
+        if tools:
+            raise SafeguardError("A vlm-safeguard model takes no tools.")
+        options = generation_options(config)
+        chat = chat_of_messages(input)
+        request = Request(
+            payload=chat,
+            # processors may take pictures for all of a batch or for none
+            line=json.dumps([*self._model, *self._defence, options, bool(pictures(chat))]),
+            run=lambda chats: self._answer(chats, options),
+            most=min(self.batch_size, config.max_connections or self.batch_size),
+            place=place_of(input),
+            journal=self._journal,
+        )
+        found = await _finished(submit(request))
+        reached = found["tokens"] >= options["max_new_tokens"]
+        return ModelOutput(
+            model=self.model_name,
+            choices=[
+                ChatCompletionChoice(
+                    message=ChatMessageAssistant(
+                        content=found["text"], model=self.model_name, source="generate"
+                    ),
+                    stop_reason="max_tokens" if reached else "stop",
+                )
+            ],
+            usage=ModelUsage(output_tokens=found["tokens"], total_tokens=found["tokens"]),
+            metadata={name: found[name] for name in ("receipt", "seconds", "tokens", "batch")},
+        )
+
+    @cached_property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return sees(self.model_name)
+
+    def max_tokens(self) -> int | None:
+        """Tokens of an answer where the task does not say."""
+        return MAX_TOKENS
+
+    def max_connections(self) -> int:
+        """Requests in flight: one batch that is answered, one that gathers."""
+        return 2 * self.batch_size
+
+    def _answer(self, chats: list[Chat], options: dict[str, Any]) -> list[dict[str, Any]]:
+        """Answer one batch; runs in the thread of `batches` only."""
+        model, processor = loaded(*self._model)
+        options = dict(options)
+        seed = options.pop("seed", None)
+        if "stop_strings" in options:
+            options["tokenizer"] = tokenizer_of(processor)
+        devices = [model.device] if model.device.type == "cuda" else []
+        generate = _defence(self._model, *self._defence)
+        start = now()
+        with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            found = generate(model, processor, chats, **options)
+        seconds = (now() - start) / len(chats)
+        return [
+            {
+                "text": _cut(answer.text, options.get("stop_strings", ())),
+                "tokens": answer.tokens,
+                "seconds": seconds,
+                "batch": len(chats),
+                "receipt": answer.receipt and answer.receipt.model_dump(mode="json"),
+            }
+            for answer in found
+        ]
+
+
+modelapi(name=PROVIDER)(SafeguardAPI)  # not as a decorator, which would put a function in its place
+
+
+def generation_options(config: GenerateConfig) -> dict[str, Any]:
+    """What a config asks for, as options of `generate`; greedy unless it asks for sampling.
+
+    Raises:
+        SafeguardError: it asks for something that cannot be honoured.
+    """
+    asked_for = config.model_dump(exclude_none=True)
+    strange = sorted(
+        name for name, value in asked_for.items() if name not in _HONOURED | _TRANSPORT and value
+    )
+    if strange:
+        raise SafeguardError(
+            f"A vlm-safeguard model cannot honour {', '.join(strange)}; it knows "
+            f"{', '.join(sorted(_HONOURED))}."
+        )
+    options: dict[str, Any] = {"max_new_tokens": config.max_tokens or MAX_TOKENS}
+    chosen = {name: asked_for[name] for name in ("top_p", "top_k") if name in asked_for}
+    options["do_sample"] = config.temperature != 0 and bool(chosen or config.temperature)
+    if options["do_sample"]:
+        options |= chosen | {
+            "temperature": 1.0 if config.temperature is None else config.temperature
+        }
+        if config.seed is not None:
+            options["seed"] = config.seed
+    if config.stop_seqs:
+        options["stop_strings"] = config.stop_seqs
+    return options
+
+
+async def _finished(answer: Future[dict[str, Any]]) -> dict[str, Any]:
+    """Wait for an answer on whatever event loop this is."""
+    try:
+        while not answer.done():
+            await anyio.sleep(_POLL)
+    finally:
+        answer.cancel()  # where nobody waits any more; nothing happens to one that is there
+    return answer.result()
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of the strings that end it."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+_models: dict[tuple[str, str, str], tuple[Any, Any]] = {}
+_guards: dict[tuple[tuple[str, str, str], str | None], Guard] = {}
+
+
+def loaded(name: str, dtype: str, device: str) -> tuple[Any, Any]:
+    """(model, processor), loaded once for everything that asks for the same."""
+    if (name, dtype, device) not in _models:
+        load = load_model if sees(name) else load_language_model
+        _models[name, dtype, device] = load(name, dtype, device)
+    return _models[name, dtype, device]
+
+
+def release() -> None:
+    """Let go of all models and guards, once nothing is asked any more."""
+    _models.clear()
+    _guards.clear()
+    _defence.cache_clear()
+
+
+def _guard(model: tuple[str, str, str], source: str | None) -> Guard:
+    if (model, source) not in _guards:
+        path = None if source is None else Path(source)
+        _guards[model, source] = load_guard(path, model[0], *loaded(*model))
+    return _guards[model, source]
+
+
+@cache
+def _defence(
+    model: tuple[str, str, str],
+    name: str,
+    source: str | None,
+    strength: float | None,
+    threshold: float | None,
+) -> Callable[..., list[Answer]]:
+    """How a loaded model answers under a defence."""
+    if not sees(model[0]):
+        if name != "none":
+            raise SafeguardError(f"'{model[0]}' takes no images, so there is nothing to defend.")
+        return text_answers
+    if name == "none":
+        return answers  # which needs no guard
+    guard = _guard(model, source)
+    if (strength, threshold) != (None, None):
+        return Guarded(tuned(guard, strength=strength, threshold=threshold)).generate
+    return defences(guard, [name])[name].generate
+
+
+@cache
+def _journal(path: str) -> Journal:
+    """One journal a file, whoever writes to it."""
+    return Journal(Path(path))

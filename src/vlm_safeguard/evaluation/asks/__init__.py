@@ -1,0 +1,1 @@
+"""What is asked: samples, their files, image conditions and benchmarks."""

@@ -1,0 +1,67 @@
+"""FigStep's SafeBench (Gong et al. 2023, 2311.05608): requests drawn as pictures of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.asks.files import read_lines
+from vlm_safeguard.evaluation.asks.obtain import found_one
+from vlm_safeguard.evaluation.asks.pictures import checked
+from vlm_safeguard.evaluation.asks.samples import Benchmark, Sample
+from vlm_safeguard.evaluation.asks.typography import INSTRUCTION
+
+
+def _read(root: Path, table: str, pictures: str) -> list[Sample]:
+    if not root.is_dir():
+        raise SafeguardError(f"{root} is a file; give the folder of the repository, or its data/.")
+    path = found_one(root, f"data/question/{table}", f"question/{table}")
+    folder = path.parent.parent / "images" / pictures
+    samples = []
+    for record in read_lines(path):
+        dataset, category, task = (
+            record.text(name) for name in ("dataset", "category_id", "task_id")
+        )
+        record.text("instruction")  # what the picture says
+        picture = checked(folder / f"query_{dataset}_{category}_{task}_6.png", record.where)
+        samples.append(
+            Sample(
+                f"{category}-{task}",
+                "harmful",
+                record.text("question"),
+                record.text("category_name"),
+                image=picture,
+                beside=INSTRUCTION,
+            )
+        )
+    return samples
+
+
+_SOURCE = (
+    "github.com/CryptoAILab/FigStep: give the path of the repository, for "
+    "data/question/{} (dataset, category_id, task_id, category_name, question, instruction) and "
+    "data/images/{}/. What stands beside the pictures is in its code, not its data: ours is in "
+    "our own words."
+)
+FIGSTEP = Benchmark(
+    name="figstep",
+    title="FigStep SafeBench",
+    kinds=frozenset({"harmful"}),
+    licence="MIT",
+    source=_SOURCE.format("safebench.csv", "SafeBench"),
+    count=500,
+    own_images=True,
+    read=lambda root: _read(root, "safebench.csv", "SafeBench"),
+    files=("data/question/safebench.csv", "data/images/SafeBench/*.png"),
+)
+FIGSTEP_TINY = Benchmark(
+    name="figstep_tiny",
+    title="FigStep SafeBench-Tiny",
+    kinds=frozenset({"harmful"}),
+    licence="MIT",
+    source=_SOURCE.format("SafeBench-Tiny.csv", "SafeBench-Tiny"),
+    count=50,
+    own_images=True,
+    read=lambda root: _read(root, "SafeBench-Tiny.csv", "SafeBench-Tiny"),
+    files=("data/question/SafeBench-Tiny.csv", "data/images/SafeBench-Tiny/*.png"),
+)

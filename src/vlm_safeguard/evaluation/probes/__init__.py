@@ -1,0 +1,1 @@
+"""What is measured on the models themselves: the gap, divergence, perplexity."""

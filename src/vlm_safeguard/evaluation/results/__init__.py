@@ -1,0 +1,1 @@
+"""What is kept and counted: every file's format, once."""

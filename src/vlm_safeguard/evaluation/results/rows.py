@@ -1,0 +1,149 @@
+"""Running a model over prompts under a defence, and counting: the rows of `results.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from vlm_safeguard.defences.defence import until_end
+from vlm_safeguard.evaluation.statistics import Estimate, wilson
+from vlm_safeguard.model.backbone import model_inputs
+from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.request_batch import TextReadings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from vlm_safeguard.guard import Guard
+
+
+#: The metrics that are shares of answers.
+SHARES = ("refusal", "accuracy", "attack_success", "unreadable")
+
+
+class Row(BaseModel):
+    """One cell of a results table.
+
+    Shares (`SHARES`) are in 0–1 with a 95 % Wilson interval. The other metrics have a 95 %
+    bootstrap interval and units of their own: perplexity; KL in nats a token; new tokens and
+    seconds an answer.
+
+    Attributes:
+        n: answers that the value is a share or mean of.
+        benchmark: where the prompts come from; None for the demo's own.
+        judge: whose verdicts were counted; None where none was needed, and for the demo's.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    defence: str
+    condition: str
+    prompts: Literal["harmful", "harmless", "utility"]
+    metric: Literal[
+        "refusal",
+        "accuracy",
+        "attack_success",
+        "unreadable",
+        "perplexity",
+        "kl",
+        "tokens",
+        "seconds",
+    ]
+    benchmark: str | None = None
+    judge: str | None = None
+    n: int
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def count(cls, outcomes: Sequence[bool], **names: Any) -> Row:
+        """The row of a list of yes/no outcomes."""
+        low, high = wilson(sum(outcomes), len(outcomes))
+        return cls(
+            n=len(outcomes), value=sum(outcomes) / len(outcomes), low=low, high=high, **names
+        )
+
+    @classmethod
+    def of(cls, estimate: Estimate, **names: Any) -> Row:
+        """The row of a mean, a ratio or a perplexity."""
+        return cls(**asdict(estimate), **names)
+
+
+class Results(BaseModel):
+    """`results.json`, the format that the demo and the evaluation suite share."""
+
+    format: int = 1
+    model: str
+    rows: list[Row]
+    time_ratio: float
+    details: dict[str, Any] = {}
+
+
+@dataclass
+class Replies:
+    """What a model answered under one defence, request by request.
+
+    Attributes:
+        texts: the decoded replies.
+        tokens: their new token ids, one dimension each, up to the end of the answer.
+        receipts: one for each request; empty without a guard.
+    """
+
+    texts: list[str]
+    tokens: list[torch.Tensor]
+    receipts: list[Receipt]
+
+
+@torch.inference_mode()
+def generate_replies(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    requests: Sequence[str],
+    images: Sequence[Image | None],
+    guards: Mapping[str, Guard | None],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    after_batch: Callable[[str, int], None] = lambda name, done: None,
+) -> dict[str, Replies]:
+    """Greedy replies to requests, each with its image if it has one, under several defences.
+
+    The text-only pass is made once for all of them.
+
+    Args:
+        guards: by name, the guard that is attached while generating; None for the model as it is.
+        after_batch: called with a guard's name and the number of requests it has just done.
+    """
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i]), requests[i]))
+    found: dict[str, dict[int, tuple[str, torch.Tensor, Receipt | None]]] = {n: {} for n in guards}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        inputs = model_inputs(
+            model, processor, [requests[i] for i in batch], [images[i] for i in batch]
+        )
+        readings = TextReadings()
+        for name, guard in guards.items():
+            with guard.attach(model, readings=readings) if guard is not None else nullcontext():
+                output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            receipts = [None] * len(batch) if guard is None else guard.receipts
+            for i, row, receipt in zip(batch, output.cpu(), receipts, strict=True):
+                tokens = until_end(model, row[inputs["input_ids"].shape[1] :])
+                text = processor.decode(tokens, skip_special_tokens=True)
+                found[name][i] = (text, tokens, receipt)
+            after_batch(name, len(batch))
+    rows = range(len(requests))
+    return {
+        name: Replies(
+            texts=[replies[i][0] for i in rows],
+            tokens=[replies[i][1] for i in rows],
+            receipts=[receipt for i in rows if (receipt := replies[i][2]) is not None],
+        )
+        for name, replies in found.items()
+    }

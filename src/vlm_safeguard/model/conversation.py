@@ -1,0 +1,231 @@
+"""Conversations as a model's processor writes and encodes them, with images and without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2 import TemplateError
+from transformers import BatchFeature
+
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.families import SELF_PROMPTING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says: texts and pictures, in order."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | Image, ...]
+
+
+Chat = tuple[Turn, ...]
+
+
+def chat_of(text: str, *images: Image) -> Chat:
+    """A conversation of one user turn, its images first."""
+    return (Turn("user", (*images, text)),)
+
+
+def asked(chat: Chat) -> str:
+    """The text of the last user turn, its parts on lines of their own.
+
+    Raises:
+        SafeguardError: no turn is the user's.
+    """
+    return "\n".join(part for part in chat[_request(chat)].content if isinstance(part, str))
+
+
+def rephrased(chat: Chat, text: str) -> Chat:
+    """`chat` with `text` for all text of the last user turn; the turn's pictures come first.
+
+    Raises:
+        SafeguardError: no turn is the user's.
+    """
+    place = _request(chat)
+    shown = tuple(part for part in chat[place].content if not isinstance(part, str))
+    return (*chat[:place], Turn("user", (*shown, text)), *chat[place + 1 :])
+
+
+def unseen(chat: Chat) -> Chat:
+    """`chat` without any pictures."""
+    return tuple(
+        replace(turn, content=tuple(part for part in turn.content if isinstance(part, str)))
+        for turn in chat
+    )
+
+
+def pictures(chat: Chat) -> list[Image]:
+    """The pictures of all turns, in order."""
+    return [part for turn in chat for part in turn.content if not isinstance(part, str)]
+
+
+def _request(chat: Chat) -> int:
+    """Where the last user turn stands."""
+    for place in reversed(range(len(chat))):
+        if chat[place].role == "user":
+            return place
+    raise SafeguardError("The conversation has no turn of the user, so there is nothing to answer.")
+
+
+def _messages(chat: Chat) -> list[dict[str, Any]]:
+    """A conversation as chat templates take it."""
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in turn.content
+            ],
+        }
+        for turn in chat
+    ]
+
+
+def user_turn(text: str, *, images: int = 0) -> dict[str, Any]:
+    """A message of the user: images, then text."""
+    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+    return {"role": "user", "content": content}
+
+
+def render_messages(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> str:
+    """A conversation as the chat template writes it, ready for the answer.
+
+    Raises:
+        SafeguardError: the processor cannot render it.
+    """
+    if _self_prompting(processor) and not processor.chat_template:
+        return _one_turn(processor, messages)
+    try:
+        rendered: str = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+    except (ValueError, AttributeError, TemplateError) as error:
+        raise SafeguardError(f"The processor cannot render a conversation: {error}") from error
+    return rendered
+
+
+def render_chat(processor: ProcessorMixin, text: str, *, images: int = 0) -> str:
+    """One user turn as the chat template writes it, images first, ready for the answer."""
+    return render_messages(processor, [user_turn(text, images=images)])
+
+
+def encode_messages(
+    processor: ProcessorMixin, messages: list[dict[str, Any]], pictures: Sequence[Image] = ()
+) -> list[int]:
+    """Token ids of a conversation in the chat template, its images expanded by the processor.
+
+    Raises:
+        SafeguardError: the processor cannot read it.
+    """
+    rendered = render_messages(processor, messages)
+    try:
+        batch = _encode(processor, [rendered], [pictures])
+    except (ValueError, TypeError) as error:
+        raise SafeguardError(
+            f"The processor cannot read a conversation with {len(pictures)} pictures, so its "
+            f"text-only view cannot be learnt: {str(error).splitlines()[0]}"
+        ) from error
+    row: list[int] = batch["input_ids"][0].tolist()
+    return row
+
+
+def encode_chat(
+    processor: ProcessorMixin, text: str, *, images: int = 0, size: tuple[int, int] = (64, 64)
+) -> list[int]:
+    """Token ids of one user turn in the chat template, ready for the answer.
+
+    Args:
+        images: pictures of noise that come before the text, as the processor expands them.
+        size: of the pictures, width and height in pixels.
+
+    Raises:
+        SafeguardError: the processor has no chat template.
+    """
+    pictures = [noise_image(number).resize(size) for number in range(images)]
+    return encode_messages(processor, [user_turn(text, images=images)], pictures)
+
+
+def encode_batch(
+    processor: ProcessorMixin, questions: Sequence[str], images: Sequence[Sequence[Image]]
+) -> BatchFeature:
+    """Questions of one turn each, behind their images, as a left-padded batch for `generate`."""
+    return encode_chats(
+        processor,
+        [chat_of(question, *shown) for question, shown in zip(questions, images, strict=True)],
+    )
+
+
+def encode_chats(processor: ProcessorMixin, chats: Sequence[Chat]) -> BatchFeature:
+    """Conversations as a left-padded batch for `generate`, ready for the answer.
+
+    Raises:
+        SafeguardError: the processor cannot render one, or takes pictures for all or none.
+    """
+    rendered = [render_messages(processor, _messages(chat)) for chat in chats]
+    shown = [pictures(chat) for chat in chats]
+    return _encode(processor, rendered, shown, padding=True, padding_side="left")
+
+
+def _encode(
+    processor: ProcessorMixin,
+    rendered: list[str],
+    images: Sequence[Sequence[Image]],
+    **options: Any,
+) -> BatchFeature:
+    """Rendered conversations as the processor encodes them; none gets a second bos token."""
+    if _self_prompting(processor) and not all(images):
+        if any(images):
+            raise SafeguardError("The processor takes images for all of a batch or for none.")
+        return _encode_unseen(processor, rendered, **options)
+    bos = getattr(tokenizer_of(processor), "bos_token", None)
+    batch: BatchFeature = processor(
+        text=rendered,
+        images=[list(shown) for shown in images] if any(images) else None,
+        return_tensors="pt",
+        add_special_tokens=not (bos and rendered[0].startswith(bos)),
+        **options,
+    )
+    batch.pop("labels", None)  # PaliGemma's writes empty ones, for training
+    return batch
+
+
+def _encode_unseen(processor: Any, rendered: list[str], **options: Any) -> BatchFeature:
+    """Texts as a processor that demands a picture writes them behind one, which is cut off."""
+    marked = [processor.image_token + text for text in rendered]
+    batch = _encode(processor, marked, [[noise_image(0)]] * len(marked), **options)
+    kept = batch["input_ids"] != processor.image_token_id
+    return BatchFeature(
+        {
+            name: values[kept].view(len(rendered), -1)
+            for name, values in batch.items()
+            if values.shape == kept.shape
+        }
+    )
+
+
+def _one_turn(processor: Any, messages: list[dict[str, Any]]) -> str:
+    """The text of a conversation's only turn behind its image tokens, for its own processor."""
+    if [turn["role"] for turn in messages] != ["user"]:
+        raise SafeguardError("The processor has no chat template: it reads one user turn only.")
+    content = messages[0]["content"]
+    images: list[str] = [processor.image_token for item in content if item["type"] == "image"]
+    words: list[str] = [item["text"] for item in content if item["type"] == "text"]
+    return "".join(images + words)
+
+
+def _self_prompting(processor: ProcessorMixin) -> bool:
+    return any(kind.__name__ in SELF_PROMPTING for kind in type(processor).__mro__)
+
+
+def tokenizer_of(processor: ProcessorMixin) -> PreTrainedTokenizerBase:
+    """The processor's tokenizer, which is the processor itself where it has no other part."""
+    tokenizer: PreTrainedTokenizerBase = getattr(processor, "tokenizer", processor)
+    return tokenizer

@@ -1,0 +1,118 @@
+"""What a picture becomes in a prompt, learnt from the model's processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.conversation import encode_chat, tokenizer_of
+from vlm_safeguard.policy.text_view import TextView
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+_PROBES = ("What is shown here?", "Describe it in one word.")
+#: Pictures to show: how many, and their width and height; large ones may be cut into tiles.
+_PICTURES = ((1, (64, 64)), (1, (300, 100)), (1, (500, 700)), (2, (64, 64)), (3, (64, 64)))
+
+
+def learn_text_view(processor: ProcessorMixin, placeholder_ids: frozenset[int]) -> TextView:
+    """Read off what an image becomes in a prompt, by asking questions with and without one.
+
+    Raises:
+        SafeguardError: the template puts no image token into a conversation with an image.
+    """
+    shown = [
+        (
+            count,
+            encode_chat(processor, question),
+            encode_chat(processor, question, images=count, size=size),
+        )
+        for question in _PROBES
+        for count, size in _PICTURES
+    ]
+    if not all(placeholder_ids & set(ids) for _, _, ids in shown):
+        raise SafeguardError(
+            "The processor's chat template puts no image token into a conversation that "
+            f"has an image (looked for ids {sorted(placeholder_ids)}): processor and "
+            "model do not belong together."
+        )
+    special = _special_ids(processor).difference(*(plain for _, plain, _ in shown))
+    chunks = []
+    for count, plain, ids in shown:
+        prefix = _common(plain, ids, limit=len(plain))
+        suffix = _common(plain[::-1], ids[::-1], limit=len(plain) - prefix)
+        chunks.append((count, ids[prefix : len(ids) - suffix]))
+    frame = special.intersection(token for _, chunk in chunks for token in chunk)
+    view = TextView(placeholder_ids, frame - placeholder_ids)
+    # what stands inside one image; if that does not explain several (numbered ones), in all
+    for most in (1, max(count for count, _ in chunks)):
+        gaps = [
+            chunk[stop:start]
+            for count, chunk in chunks
+            if count <= most
+            for (_, stop), (start, _) in pairwise(view.marks(chunk))
+        ]
+        view = replace(
+            view,
+            glue_ids=frozenset(token for gap in gaps for token in gap),
+            glue_length=max(map(len, gaps), default=0),
+        )
+        singles = [(plain, ids) for count, plain, ids in shown if count == 1]
+        view = _with_wrapper(view, [singles[0], singles[-1]])
+        numbers = _number_ids(processor)
+        view = replace(view, number_ids=numbers if numbers & set(view.before) else frozenset())
+        view = replace(view, exact=all(view(ids) == plain for _, plain, ids in shown))
+        if view.exact:
+            break
+    return view
+
+
+def _with_wrapper(view: TextView, shown: Sequence[tuple[list[int], list[int]]]) -> TextView:
+    """The view, with the ordinary tokens around one image as two different questions show it.
+
+    Where the tokenizer fuses text with its neighbours, the wrapper is what both share.
+    """
+    befores, afters, insteads = [], [], []
+    for plain, ids in shown:
+        images = list(view.images(ids))
+        start, stop = images[0][0], images[-1][1]
+        prefix = _common(ids, plain, limit=min(start, len(plain)))
+        room = min(len(ids) - stop, len(plain) - prefix)
+        suffix = _common(ids[::-1], plain[::-1], limit=room)
+        befores.append(ids[prefix:start])
+        afters.append(ids[stop : len(ids) - suffix])
+        insteads.append(plain[prefix : len(plain) - suffix])
+    before = _common(befores[0][::-1], befores[1][::-1], limit=min(map(len, befores)))
+    after = _common(*afters, limit=min(map(len, afters)))
+    return replace(
+        view,
+        before=tuple(befores[0][len(befores[0]) - before :]),
+        after=tuple(afters[0][:after]),
+        instead=tuple(insteads[0]) if insteads[0] == insteads[1] else (),
+    )
+
+
+def _special_ids(processor: ProcessorMixin) -> frozenset[int]:
+    """Tokens that stand for more than their text: special and added ones."""
+    tokenizer = tokenizer_of(processor)
+    return frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.added_tokens_decoder)
+
+
+def _number_ids(processor: ProcessorMixin) -> frozenset[int]:
+    """Tokens that write digits and nothing else."""
+    vocabulary = tokenizer_of(processor).get_vocab()
+    return frozenset(
+        index for token, index in vocabulary.items() if token.strip("\u0120\u2581 ").isdigit()
+    )
+
+
+def _common(left: Sequence[int], right: Sequence[int], *, limit: int) -> int:
+    """Length of the common start of two sequences, at most `limit`."""
+    length = 0
+    while length < limit and left[length] == right[length]:
+        length += 1
+    return length
