@@ -26,6 +26,7 @@ from inspect_ai.model import Model, get_model
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.afterwards import Report, measure_answers, measure_model
+from vlm_safeguard.evaluation.answers.logs import answered
 from vlm_safeguard.evaluation.answers.provider import PROVIDER, loaded
 from vlm_safeguard.evaluation.asks.conditions import illustrated
 from vlm_safeguard.evaluation.plan import BenchmarkPlan, Plan
@@ -37,7 +38,7 @@ from vlm_safeguard.evaluation.results.counting import (
     rows,
     unreadable,
 )
-from vlm_safeguard.evaluation.results.lines import Line, answered
+from vlm_safeguard.evaluation.results.lines import Line
 from vlm_safeguard.evaluation.results.rows import Results
 from vlm_safeguard.evaluation.tasks import TASKS, Asked, chosen
 from vlm_safeguard.loading import load_guard
