@@ -1,6 +1,6 @@
 """The mean of several alignments of one language model (a model soup, arXiv 2203.05482).
 
-What the mean of the shipped weights gave is in the package's `pocket/README.md`.
+What the mean of the shipped weights gave is in `docs/reference-vlms.md`.
 """
 
 from __future__ import annotations
