@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
+PIP := python -m pip --disable-pip-version-check
 
-.PHONY: demo eval test bench lint clean
+.PHONY: help demo eval test bench lint lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,12 +13,15 @@ help:
 	@echo "make eval   every defence on that model, with the report (in results/pocket/)"
 	@echo "make test   lint, types and tests"
 	@echo "make bench  what the guard costs: time and memory (in bench-output/)"
+	@echo "make lock   constraints.txt anew, after a change of pyproject.toml (UPGRADE=--upgrade: newest)"
 	@echo "make clean  remove the environment and what demo and bench wrote"
 
+# pip takes torch, as it sees builds for this machine that uv does not; uv is fast with the rest.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/$(PIP) install --quiet torch uv --constraint constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: $(VENV)/.installed
@@ -30,6 +34,7 @@ eval: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry src
 	$(BIN)/mypy
 
 test: lint
@@ -39,6 +44,10 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py pocket
 	$(BIN)/python benchmarks/cost.py pocket
 	$(BIN)/python benchmarks/baselines.py pocket
+
+lock: $(VENV)/.installed
+	$(BIN)/uv pip compile --quiet --python-version 3.11 $(UPGRADE) --all-extras --no-annotate \
+		--custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) $(OUT) bench-output

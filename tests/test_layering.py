@@ -17,6 +17,7 @@ import vlm_safeguard
 ROOT = Path(vlm_safeguard.__file__).parent
 ORDER = (
     "errors",
+    "extras",
     "images",
     "timing",
     "families",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import csv
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -420,14 +420,7 @@ def test_without_pyarrow_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (_made(tmp_path / "data") / "test-00000-of-00001.parquet").write_bytes(b"")
-    original = builtins.__import__
-
-    def lacking(name: str, *rest: Any, **named: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return original(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", lacking)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SafeguardError, match=r"pip install 'vlm-safeguard\[eval\]'"):
         BENCHMARKS["mme"].load(tmp_path)
 

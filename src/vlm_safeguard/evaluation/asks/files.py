@@ -11,6 +11,7 @@ from typing import Any
 from vlm_safeguard.anchors import records
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.pictures import checked, stored
+from vlm_safeguard.extras import require
 
 _AT_ONCE = 64  # rows of a Parquet file held in memory, pictures and all
 
@@ -95,13 +96,9 @@ def _json(path: Path) -> Iterator[Record]:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise SafeguardError(
-            f"{path} is a Parquet file, and reading those needs pyarrow: "
-            "pip install 'vlm-safeguard[eval]'."
-        ) from error
+    require("eval", "pyarrow")
+    from pyarrow import ArrowException, parquet
+
     try:
         row = 0
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=_AT_ONCE):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.progress import track
+from tqdm.auto import tqdm
 
 from vlm_safeguard.model.conversation import render_chat
 from vlm_safeguard.pocket.requests import Phrase
@@ -38,7 +38,7 @@ def own_answers(
     asked = [(phrase.text, phrase.request(rng)) for phrase in phrases]
     asked.sort(key=lambda pair: len(pair[1]))
     found: dict[str, str] = {}
-    for start in track(range(0, len(asked), _BATCH), "answering harmless requests"):
+    for start in tqdm(range(0, len(asked), _BATCH), desc="answering harmless requests"):
         rows = asked[start : start + _BATCH]
         prompts = [render_chat(processor, request) for _, request in rows]
         inputs = processor(text=prompts, return_tensors="pt", padding=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.extras import require
 from vlm_safeguard.pocket.architecture import make_model, make_processor
 from vlm_safeguard.pocket.family import CODER, POCKET, Member
 from vlm_safeguard.pocket.model import PARTS, apply_parts, preferred_dtype
@@ -37,10 +36,11 @@ def build(vlm: Member, folder: Path, weights: Path, device: str = "cpu") -> None
     Minutes on a GPU; hours on 2 cores that multiply bfloat16 natively.
 
     Raises:
-        SafeguardError: the base weights cannot be had, or peft, which alignment needs.
+        SafeguardError: the base weights cannot be had.
+        MissingExtraError: peft, which alignment needs, is not installed.
     """
-    if vlm is POCKET and find_spec("peft") is None:  # asked for before an hour of work, not after
-        raise SafeguardError("Training needs peft: pip install 'vlm-safeguard[train]'.")
+    if vlm is POCKET:
+        require("pocket", "peft")
     folder.mkdir(parents=True, exist_ok=True)
     base = vlm.base.folder()
     processor = make_processor(base, vlm.system)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
 
 from vlm_safeguard.pocket.model import preferred_dtype
 
@@ -84,13 +84,7 @@ def train(
             parameter.data.copy_(state["parameters"][key])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-    with Progress(
-        TextColumn(f"{name} {{task.description}}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    ) as progress:
-        task = progress.add_task("", total=steps, completed=start)
+    with tqdm(desc=name, total=steps, initial=start, unit="step") as progress:
         average = math.nan
         saved = time.monotonic()
         for step in range(start, steps):
@@ -103,7 +97,8 @@ def train(
             schedule.step()
             value = float(loss.detach())
             average = value if math.isnan(average) else 0.95 * average + 0.05 * value
-            progress.update(task, advance=1, description=f"loss {average:.3f}")
+            progress.set_postfix(loss=f"{average:.3f}", refresh=False)
+            progress.update()
             due = (step + 1) % _CHECKPOINT_STEPS == 0 or step + 1 == steps
             if due or time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 staged = checkpoint.with_suffix(".part")
@@ -119,4 +114,4 @@ def train(
                 staged.replace(checkpoint)
                 saved = time.monotonic()
             if after_step is not None and (note := after_step(step + 1)):
-                progress.console.print(f"{name} step {step + 1}: loss {average:.3f}; {note}")
+                progress.write(f"{name} step {step + 1}: loss {average:.3f}; {note}")
