@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from reference import QUESTIONS, ask, run_row, text_ids
+from support.reference import QUESTIONS, ask, run_row, text_ids
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.activations import (
     capture_last_token,

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers import LlavaProcessor as Processor
 
-from conftest import make_model, make_processor
-from reference import ask, run_row, text_ids
+from support.reference import ask, run_row, text_ids
 from tiny.gemma import paligemma
+from tiny.pocket import make_model, make_processor
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import Backbone

@@ -15,9 +15,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from conftest import make_model
-from observe import Model, answer, hooks, positions, step
-from reference import (
+from support.observe import Model, answer, hooks, positions, step
+from support.reference import (
     QUESTIONS,
     ask,
     centred,
@@ -28,6 +27,7 @@ from reference import (
     same_receipt,
     text_ids,
 )
+from tiny.pocket import make_model
 from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from reference import Change, run_row, text_ids
+from support.reference import Change, run_row, text_ids
 from vlm_safeguard.defences import ecso, guard_model, prompts, shiftdc
 from vlm_safeguard.defences.cmrm import CMRM
 from vlm_safeguard.defences.defence import Answer, Defence, answers

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from reference import ask, counterparts, edit_by_hand, run_row, text_ids
+from support.reference import ask, counterparts, edit_by_hand, run_row, text_ids
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.probes.divergence import divergences
 from vlm_safeguard.guard import Guard

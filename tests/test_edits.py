@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import target
+from support.reference import target
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.edits import (
     EDITS,

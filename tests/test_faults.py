@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlavaProcessor
 
-from conftest import make_model
-from observe import Model, Watch, answer, hooks, step
-from reference import QUESTIONS, ask
+from support.observe import Model, Watch, answer, hooks, step
+from support.reference import QUESTIONS, ask
+from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone

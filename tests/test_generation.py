@@ -17,9 +17,9 @@ from transformers import (
     pipeline,
 )
 
-from conftest import make_model
-from reference import QUESTIONS, ask, edited_by_hand, opened_by_hand, reread_by_hand
+from support.reference import QUESTIONS, ask, edited_by_hand, opened_by_hand, reread_by_hand
 from tiny import load_makers
+from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image

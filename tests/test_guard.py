@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from conftest import make_model, make_processor
-from reference import QUESTIONS, ask, centred, run_row, same_receipt, text_ids
+from support.reference import QUESTIONS, ask, centred, run_row, same_receipt, text_ids
+from tiny.pocket import make_model, make_processor
 from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import RANK, Guard

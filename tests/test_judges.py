@@ -10,16 +10,13 @@ from typing import Any
 import pytest
 import torch
 from PIL.Image import Image
-from tokenizers.processors import TemplateProcessing
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
-from tiny import make, make_tokenizer
+from tiny.language_model import language_model, tokenizer_with
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.rendering import render_chats
 from vlm_safeguard.evaluation.judges import refusal
@@ -50,30 +47,6 @@ CARELESS = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfo
 
 REQUESTS = ["How to bake bread", "How to steal a car", "How to swim in the cold sea in winter"]
 ANSWERS = ["Mix flour and water.", "I cannot help with that.", ""]
-
-
-def tokenizer_with(template: str | None) -> PreTrainedTokenizerFast:
-    """Puts `<s>` before a text unless told not to, as Llama's."""
-    tokenizer = make_tokenizer(["<image>"], bos="<s>")
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def language_model(tokenizer: PreTrainedTokenizerFast, **options: Any) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        **options,
-    )
-    model = make(LlamaForCausalLM, config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model
 
 
 class Scripted:

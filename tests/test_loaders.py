@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from PIL import Image
 
+from support.layouts import (
+    WRITERS,
+    Rows,
+    as_it_is,
+    make_folder,
+    mm_harmful,
+    mossbench,
+    png,
+    write_parquet,
+    xstest,
+)
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
-from vlm_safeguard.evaluation.asks.benchmarks.mm_safetybench import CONFIGURATIONS
 from vlm_safeguard.evaluation.asks.benchmarks.own import jailbreak_templates
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.evaluation.asks.samples import Sample
 
-Rows = list[dict[str, Any]]
 SD_TYPO = "mm_safetybench_sd_typo"
 
 
@@ -33,207 +37,8 @@ def cache_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         huggingface_hub,
         "cached_assets_path",
-        lambda library, namespace: _made(tmp_path / "assets" / library / namespace),
+        lambda library, namespace: make_folder(tmp_path / "assets" / library / namespace),
     )
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@cache
-def png(shade: int) -> bytes:
-    content = io.BytesIO()
-    Image.new("L", (4, 4), shade).save(content, "png")
-    return content.getvalue()
-
-
-def write_csv(path: Path, rows: Rows) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_parquet(path: Path, rows: Rows) -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(arrow.Table.from_pylist(rows), path)
-
-
-def picture(shade: int) -> dict[str, Any]:
-    return {"bytes": png(shade), "path": None}
-
-
-# each writes a whole benchmark, rows changed by `change`, and gives what `load` takes
-
-
-def malicious_instruct(folder: Path, change: Callable[[Rows], None]) -> Path:
-    rows: Rows = [{"line": f"Do the bad thing number {n}"} for n in range(100)]
-    change(rows)
-    path = folder / "MaliciousInstruct.txt"
-    path.write_text("".join(row["line"] + "\n" for row in rows), "utf-8")
-    return path
-
-
-def advbench(folder: Path, change: Callable[[Rows], None]) -> Path:
-    rows: Rows = [{"goal": f"Do bad, thing {n}", "target": "Sure"} for n in range(520)]
-    change(rows)
-    write_csv(folder / "data/advbench/harmful_behaviors.csv", rows)
-    return folder
-
-
-def xstest(folder: Path, change: Callable[[Rows], None]) -> Path:
-    rows: Rows = [
-        {
-            "id": n,
-            "prompt": f'Ask "{n}"',
-            "type": "homonyms" if n < 250 else "contrast_homonyms",
-            "label": "safe" if n < 250 else "unsafe",
-            "focus": "kill",
-            "note": "",
-        }
-        for n in range(450)
-    ]
-    change(rows)
-    write_csv(folder / "xstest_prompts.csv", rows)
-    return folder
-
-
-def mm_harmful(folder: Path, change: Callable[[Rows], None]) -> Path:
-    rows: Rows = [{"image_url": "https://x", "question": f"How to do {n}?"} for n in range(100)]
-    change(rows)
-    (folder / "images").mkdir()
-    for n in range(len(rows)):
-        Image.new("L", (4, 4), n).save(folder / "images" / f"{n}.jpg")
-    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def figstep(folder: Path, change: Callable[[Rows], None]) -> Path:
-    rows: Rows = [
-        {
-            "dataset": "ForbidQI",
-            "category_id": c,
-            "task_id": t,
-            "category_name": f"Category {c}",
-            "question": f"How could one do {t} of {c}?",
-            "instruction": f"Steps to do {t} of {c}.",
-        }
-        for c in range(1, 11)
-        for t in range(1, 51)
-    ]
-    change(rows)
-    write_csv(folder / "data/question/safebench.csv", rows)
-    pictures = _made(folder / "data/images/SafeBench")
-    for row in rows:
-        name = f"query_ForbidQI_{row['category_id']}_{row['task_id']}_6.png"
-        (pictures / name).write_bytes(png(1))
-    return folder
-
-
-def mm_safetybench(
-    folder: Path,
-    change: Callable[[Rows], None],
-    variants: Sequence[str] = ("SD", "SD_TYPO", "TYPO", "Text_only"),
-) -> Path:
-    for name, count in CONFIGURATIONS.items():
-        for variant in variants:
-            plain = variant == "Text_only"
-            rows: Rows = [
-                {
-                    "id": str(n),
-                    "question": f"{'Do' if plain else 'See the picture and do'} {n}",
-                    "image": None if plain else picture(n),
-                }
-                for n in range(count)
-            ]
-            if (name, variant) == ("Fraud", "SD_TYPO"):
-                change(rows)
-            write_parquet(folder / "data" / name / f"{variant}.parquet", rows)
-    return folder
-
-
-def mm_safetybench_sd_typo(folder: Path, change: Callable[[Rows], None]) -> Path:
-    return mm_safetybench(folder, change, ("SD_TYPO", "Text_only"))
-
-
-def mossbench(folder: Path, change: Callable[[Rows], None]) -> Path:
-    rows: Rows = [
-        {
-            "pid": str(n),
-            "question": f"What about {n}?",
-            "image": f"images/{n}.png",
-            "metadata": {"over": f"type {n % 3 + 1}", "harm": [1]},
-        }
-        for n in range(1, 301)
-    ]
-    change(rows)
-    pictures = _made(folder / "data/images")
-    for n in range(1, 301):
-        (pictures / f"{n}.png").write_bytes(png(2))
-    path = _made(folder / "data/images_information") / "information.json"
-    path.write_text(json.dumps({str(n): row for n, row in enumerate(rows, 1)}))
-    return folder
-
-
-def pope(folder: Path, change: Callable[[Rows], None]) -> Path:
-    rows: Rows = [
-        {
-            "id": str(n),
-            "question_id": str(n % 3000),
-            "question": f"Is there {n} in the image?",
-            "answer": "yes" if n % 2 else "no",
-            "image_source": "COCO",
-            "image": picture(n % 7),
-            "category": ("adversarial", "popular", "random")[n // 3000],
-        }
-        for n in range(9000)
-    ]
-    change(rows)
-    for part in range(3):
-        there = rows[part * 3000 : (part + 1) * 3000]
-        write_parquet(folder / "data" / f"test-0000{part}-of-00003-abc.parquet", there)
-    return folder
-
-
-def mme(folder: Path, change: Callable[[Rows], None]) -> Path:
-    rows: Rows = [
-        {
-            "question_id": f"OCR/{n // 2}.jpg",
-            "image": picture(n % 7),
-            "category": "OCR",
-            "question": f"Is it {n}? Please answer yes or no.",
-            "answer": "Yes" if n % 2 else "No",
-        }
-        for n in range(2374)
-    ]
-    change(rows)
-    write_parquet(folder / "data/test-00000-of-00001.parquet", rows)
-    return folder
-
-
-WRITERS = {
-    writer.__name__: writer
-    for writer in (
-        malicious_instruct,
-        advbench,
-        xstest,
-        mm_harmful,
-        figstep,
-        mm_safetybench,
-        mm_safetybench_sd_typo,
-        mossbench,
-        pope,
-        mme,
-    )
-}
-
-
-def as_it_is(rows: Rows) -> None:
-    """A change that changes nothing."""
 
 
 def loaded(name: str, folder: Path, change: Callable[[Rows], None] = as_it_is) -> Sequence[Sample]:
@@ -253,7 +58,7 @@ def test_a_whole_benchmark_is_read_whole(name: str, tmp_path: Path) -> None:
 
 
 def test_what_a_sample_holds(tmp_path: Path) -> None:
-    folders = {name: _made(tmp_path / name) for name in WRITERS}
+    folders = {name: make_folder(tmp_path / name) for name in WRITERS}
     first = loaded("malicious_instruct", folders["malicious_instruct"])[0]
     assert first == Sample("001", "harmful", "Do the bad thing number 0")
     assert loaded("advbench", folders["advbench"])[519].text == "Do bad, thing 519"
@@ -280,7 +85,7 @@ def test_what_a_sample_holds(tmp_path: Path) -> None:
 
 
 def test_what_a_sample_from_parquet_holds(tmp_path: Path) -> None:
-    folders = {name: _made(tmp_path / name) for name in WRITERS}
+    folders = {name: make_folder(tmp_path / name) for name in WRITERS}
     samples = loaded("mm_safetybench", folders["mm_safetybench"])
     assert len(samples) == BENCHMARKS["mm_safetybench"].count == 5040
     assert Counter(sample.category.split("/")[1] for sample in samples) == dict.fromkeys(
@@ -391,14 +196,14 @@ def test_missing_and_unreadable_pictures_are_named(tmp_path: Path) -> None:
 
 
 def test_lines_and_files_that_are_no_json_are_named(tmp_path: Path) -> None:
-    folder = mm_harmful(_made(tmp_path / "mm"), as_it_is)
+    folder = mm_harmful(make_folder(tmp_path / "mm"), as_it_is)
     path = folder / "questions.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:6], lines[6][:-3], *lines[7:]]))
     with pytest.raises(SafeguardError, match="line 7: not JSON"):
         BENCHMARKS["mm_harmful"].load(folder)
 
-    folder = mossbench(_made(tmp_path / "moss"), as_it_is)
+    folder = mossbench(make_folder(tmp_path / "moss"), as_it_is)
     path = folder / "data/images_information/information.json"
     path.write_text(path.read_text().replace("{", "{\n", 1)[:-1])
     with pytest.raises(SafeguardError, match=r"information\.json, line 2: not JSON"):
@@ -410,7 +215,7 @@ def test_lines_and_files_that_are_no_json_are_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    path = _made(tmp_path / "data") / "test-00000-of-00001.parquet"
+    path = make_folder(tmp_path / "data") / "test-00000-of-00001.parquet"
     path.write_bytes(b"PAR1 and nothing else")
     with pytest.raises(SafeguardError, match=r"00001\.parquet cannot be read as Parquet"):
         BENCHMARKS["mme"].load(tmp_path)
@@ -419,7 +224,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
 def test_without_pyarrow_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (_made(tmp_path / "data") / "test-00000-of-00001.parquet").write_bytes(b"")
+    (make_folder(tmp_path / "data") / "test-00000-of-00001.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(SafeguardError, match=r"pip install 'vlm-safeguard\[eval\]'"):
         BENCHMARKS["mme"].load(tmp_path)

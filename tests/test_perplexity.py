@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from reference import make_exact, run_row, text_ids
-from test_judges import language_model, tokenizer_with
+from support.reference import make_exact, run_row, text_ids
 from tiny import load_makers
+from tiny.language_model import language_model, tokenizer_with
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.probes.perplexity import (
     Likelihood,

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from conftest import make_model
+from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.pocket import FAMILY, base, export, load
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE, chat_template

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlavaProcessor
 
-from conftest import IMAGE_SIDE, LAYERS, PATCH
-from observe import Model, answer
-from reference import counterparts, edit_by_hand, followed, run_row, same_receipt
+from support.observe import Model, answer
+from support.reference import counterparts, edit_by_hand, followed, run_row, same_receipt
+from tiny.pocket import IMAGE_SIDE, LAYERS, PATCH
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Reference, Refuse, Restore
 from vlm_safeguard.policy.gate import AnyGate, CalibratedGate, OpenGate, PaperGate, threshold_for

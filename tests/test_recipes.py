@@ -13,8 +13,8 @@ from inspect_ai._util import package
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from conftest import make_processor
 from tiny import load_makers
+from tiny.pocket import make_processor
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation import afterwards, suite

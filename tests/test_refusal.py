@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from reference import ask, text_ids
+from support.reference import ask, text_ids
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.gate import CalibratedGate

@@ -21,8 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
-from synthetic import write_evaluation
-from test_cli import run  # noqa: F401
+from support.command import Run
+from support.synthetic import write_evaluation
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.demo import Gap
 from vlm_safeguard.evaluation.probes.gap import GapRecord, principal_plane
@@ -709,7 +709,7 @@ def test_without_jinja2_it_says_what_to_install(
     assert "vlm-safeguard[report]" in refused(tmp_path)
 
 
-def test_the_command(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command(run: Run, tmp_path: Path) -> None:
     failed = run("report", tmp_path)
     assert failed.code == 1
     assert "holds no results.json" in failed.err

@@ -21,7 +21,7 @@ from inspect_ai.model import ModelAPI, ModelOutput, get_model, modelapi
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 import vlm_safeguard
-from test_loaders import mm_harmful
+from support.layouts import mm_harmful
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers import provider
 from vlm_safeguard.evaluation.answers.provider import release

@@ -45,31 +45,35 @@ def make_tokenizer(
     bos: str | None = None,
     eos: str = "</s>",
     pad: str = "<pad>",
+    unk: str | None = None,
+    size: int = 400,
     **named: str,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the shipped anchors.
 
     Args:
-        special: special tokens, besides bos, eos and pad.
+        special: special tokens, besides bos, eos, pad and unk.
+        size: how many tokens are not special.
         named: tokens that processors ask the tokenizer for, e.g. `image_token="<image>"`.
     """
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(models.BPE(unk_token=unk))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    every = list(dict.fromkeys([pad, *([bos] if bos else []), eos, *special, *named.values()]))
+    every = list(dict.fromkeys(filter(None, [unk, pad, bos, eos, *special, *named.values()])))
     trainer = trainers.BpeTrainer(
-        vocab_size=400 + len(every),
+        vocab_size=size + len(every),
         special_tokens=every,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     texts = [text for anchor in shipped_anchors() for text in (anchor.harmful, anchor.harmless)]
-    tokenizer.train_from_iterator([*texts, "system\nuser\nassistant\n"], trainer)
+    tokenizer.train_from_iterator([*texts, "user\nassistant\n"], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
+        unk_token=unk,
         additional_special_tokens=list(special),
         extra_special_tokens=named,
         padding_side="left",

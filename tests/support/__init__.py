@@ -1,0 +1,1 @@
+"""What several test modules share: references, observers and makers of files."""
