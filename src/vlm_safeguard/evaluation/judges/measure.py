@@ -96,12 +96,19 @@ def _share(count: int, of: int) -> Estimate | None:
     return Estimate(of, count / of, *wilson(count, of)) if of else None
 
 
-def _row(name: str, of: Accuracy) -> str:
-    shares = (
-        f"{each.value:.3f} ({each.low:.3f}–{each.high:.3f})" if each else "–"
-        for each in (of.precision, of.recall)
-    )
-    return f"{name:<12}{of.n:>5}  " + "  ".join(f"{share:<20}" for share in shares).rstrip()
+def table() -> list[str]:
+    """The held-out accuracy as the rows of a Markdown table: all, then by language."""
+    held_out = read_openings("held-out")
+    groups = {"all": held_out, **_groups(held_out, lambda opening: opening.language)}
+    return [
+        f"| {name} | {len(group)} | {_in_words(found.precision)} | {_in_words(found.recall)} |"
+        for name, group in groups.items()
+        for found in [accuracy(group, refusal.is_refusal)]
+    ]
+
+
+def _in_words(share: Estimate | None) -> str:
+    return f"{share.value:.3f} ({share.low:.3f}–{share.high:.3f})" if share else "–"
 
 
 def main() -> None:
@@ -118,11 +125,7 @@ def main() -> None:
                 wrong = "missed" if opening.refused else "taken for a refusal"
                 print(f"{wrong}: {opening.language}, {opening.form}: {opening.text!r}")
         return
-    held_out = read_openings("held-out")
-    print(f"{'held-out':<12}{'n':>5}  {'precision':<20}  recall")
-    print(_row("all", accuracy(held_out, refusal.is_refusal)))
-    for language, group in _groups(held_out, lambda opening: opening.language).items():
-        print(_row(language, accuracy(group, refusal.is_refusal)))
+    print("| held-out | n | precision | recall |", "|---|---|---|---|", *table(), sep="\n")
     _stored_at().write_text(json.dumps(measure(), indent=1) + "\n", "utf-8")
 
 
