@@ -51,7 +51,7 @@ def measure() -> dict[str, object]:
     With it stand the SHA-256 of the judge and of the openings.
     """
     held_out = read_openings("held-out")
-    openings = files(__package__).joinpath("openings.jsonl").read_bytes()
+    openings = files("vlm_safeguard.evaluation.judges").joinpath("openings.jsonl").read_bytes()
     return {
         "judge": "refusal",
         "judge_sha256": refusal.sha256(),
