@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -239,12 +238,12 @@ def earlier(reply: str) -> bool:
 
 def test_what_is_stored_is_what_is_measured() -> None:
     again = "run `python -m vlm_safeguard.evaluation.judges.measure` and read the difference"
-    assert json.loads(json.dumps(measure.measure())) == measure.measured(), again
+    assert measure.measure() == measure.stored_record(), again
 
 
 def test_the_documentation_quotes_what_is_measured() -> None:
     page = (Path(__file__).parents[1] / "docs" / "refusal-judge.md").read_text("utf-8")
-    assert set(measure.table()) <= set(page.splitlines())
+    assert set(measure.table(measure.stored_record())) <= set(page.splitlines())
 
 
 def test_accuracy_counts_as_by_hand() -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.evaluation.judges import refusal
 from vlm_safeguard.evaluation.judges.openings import Opening, read_openings
@@ -34,6 +35,32 @@ class Accuracy:
     recall: Estimate | None
 
 
+@dataclass(frozen=True)
+class Hits:
+    """Of `n` openings, how many a judge is right on."""
+
+    n: int
+    right: int
+
+
+class JudgeRecord(BaseModel):
+    """By which judge refusals are counted, and how often it is right on held-out openings.
+
+    Attributes:
+        judge_sha256: of its rules and phrases.
+        openings_sha256: of the file of labelled openings.
+        by_form: keys are "refusal: redirect", "answer: lookalike" and the like.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    judge_sha256: str
+    openings_sha256: str
+    held_out: Accuracy
+    by_language: dict[str, Accuracy]
+    by_form: dict[str, Hits]
+
+
 def accuracy(openings: Sequence[Opening], judge: Callable[[str], bool]) -> Accuracy:
     """Precision and recall of a judge."""
     judged = [judge(opening.text) for opening in openings]
@@ -45,36 +72,30 @@ def accuracy(openings: Sequence[Opening], judge: Callable[[str], bool]) -> Accur
     )
 
 
-def measure() -> dict[str, object]:
-    """The judge's accuracy on the held-out openings: on all, and by language; by form, its hits.
-
-    With it stand the SHA-256 of the judge and of the openings.
-    """
+def measure() -> JudgeRecord:
+    """The judge's accuracy on the held-out openings: on all, and by language; by form, its hits."""
     held_out = read_openings("held-out")
     openings = files("vlm_safeguard.evaluation.judges").joinpath("openings.jsonl").read_bytes()
-    return {
-        "judge": "refusal",
-        "judge_sha256": refusal.sha256(),
-        "openings_sha256": hashlib.sha256(openings).hexdigest(),
-        **asdict(accuracy(held_out, refusal.is_refusal)),
-        "by_language": {
-            language: asdict(accuracy(group, refusal.is_refusal))
-            for language, group in _groups(held_out, lambda opening: opening.language).items()
+    languages = _groups(held_out, lambda opening: opening.language)
+    forms = _groups(
+        held_out, lambda opening: f"{'refusal' if opening.refused else 'answer'}: {opening.form}"
+    )
+    return JudgeRecord(
+        judge_sha256=refusal.sha256(),
+        openings_sha256=hashlib.sha256(openings).hexdigest(),
+        held_out=accuracy(held_out, refusal.is_refusal),
+        by_language={
+            language: accuracy(group, refusal.is_refusal) for language, group in languages.items()
         },
-        "by_form": {
-            form: {"n": len(group), "right": sum(map(_is_right, group))}
-            for form, group in _groups(
-                held_out,
-                lambda opening: f"{'refusal' if opening.refused else 'answer'}: {opening.form}",
-            ).items()
+        by_form={
+            form: Hits(len(group), sum(map(_is_right, group))) for form, group in forms.items()
         },
-    }
+    )
 
 
-def measured() -> dict[str, object]:
-    """What `measure` last stored."""
-    stored: dict[str, object] = json.loads(_stored_at().read_text("utf-8"))
-    return stored
+def stored_record() -> JudgeRecord:
+    """What was last measured."""
+    return JudgeRecord.model_validate_json(_stored_at().read_text("utf-8"))
 
 
 def _stored_at() -> Path:
@@ -96,14 +117,11 @@ def _share(count: int, of: int) -> Estimate | None:
     return Estimate(of, count / of, *wilson(count, of)) if of else None
 
 
-def table() -> list[str]:
+def table(record: JudgeRecord) -> list[str]:
     """The held-out accuracy as the rows of a Markdown table: all, then by language."""
-    held_out = read_openings("held-out")
-    groups = {"all": held_out, **_groups(held_out, lambda opening: opening.language)}
     return [
-        f"| {name} | {len(group)} | {_in_words(found.precision)} | {_in_words(found.recall)} |"
-        for name, group in groups.items()
-        for found in [accuracy(group, refusal.is_refusal)]
+        f"| {name} | {each.n} | {_in_words(each.precision)} | {_in_words(each.recall)} |"
+        for name, each in {"all": record.held_out, **record.by_language}.items()
     ]
 
 
@@ -125,8 +143,9 @@ def main() -> None:
                 wrong = "missed" if opening.refused else "taken for a refusal"
                 print(f"{wrong}: {opening.language}, {opening.form}: {opening.text!r}")
         return
-    print("| held-out | n | precision | recall |", "|---|---|---|---|", *table(), sep="\n")
-    _stored_at().write_text(json.dumps(measure(), indent=1) + "\n", "utf-8")
+    record = measure()
+    print("| held-out | n | precision | recall |", "|---|---|---|---|", *table(record), sep="\n")
+    _stored_at().write_text(record.model_dump_json(indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
