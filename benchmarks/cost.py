@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with TemporaryDirectory() as folder:
         guard.save_pretrained(folder)
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-        sheet.add(Cell(ARTIFACT, size / MB, "MB", note=f"rank {guard.directions.rank} stored"))
+        sheet.add(
+            Cell(ARTIFACT, size / MB, "MB", note=f"rank {guard.policy.directions.rank} stored")
+        )
         if sheet.lacks([FIT_PEAK, FIT_STATES, FIT_OVER, RUN_PEAK]):
             sheet.add(*memory(asked.model, guard, Path(folder)))
     sheet.show()

@@ -25,7 +25,7 @@ from vlm_safeguard.images import blank_image
 from vlm_safeguard.loading import load_guard, load_model
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
-from vlm_safeguard.policy.gate import CalibratedGate
+from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal, TextScore
 
 NAMES = ("pocket", "llava-7b", "tiny")
 GATES = {"open": "harmful", "closed": "harmless"}  # the requests that are asked for each
@@ -185,13 +185,16 @@ def with_gate(name: str, guard: Guard, gate: str) -> Guard:
     """
     if name not in SHAPES:
         return guard
-    assert isinstance(guard.gate, CalibratedGate)
-    changes = {
-        "text_threshold": -_FAR if gate == "open" else _FAR,
-        "image_threshold": None if guard.gate.image_layer is None else _FAR,
-        "refusal_tokens": (3,),
-    }
-    return guard.variant(gate=guard.gate.model_copy(update=changes))
+    text, image = guard.policy.criterion(TextScore), guard.policy.criterion(ImageScore)
+    assert text is not None
+    text = text.model_copy(update={"threshold": -_FAR if gate == "open" else _FAR})
+    criteria: list[AnyCriterion] = [
+        OwnRefusal(tokens=(3,), slack=0, layers=text.layers, score_above=_FAR),
+        text,
+    ]
+    if image is not None:
+        criteria.append(image.model_copy(update={"threshold": _FAR}))
+    return guard.variant(gate=tuple(criteria))
 
 
 def requests_with(model: Any, processor: Any, guard: Guard, gate: str, count: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -18,6 +19,7 @@ from vlm_safeguard import Guard
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.backbone import model_inputs
+from vlm_safeguard.policy.span import Span
 from vlm_safeguard.timing import Ratio, now
 
 BATCHES = (1, 8)
@@ -44,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, rounds: int) -> None:
     """The cells of one batch under one state of the gate."""
     size, longest = len(inputs["input_ids"]), max(ANSWERS)
-    guards = {"unguarded": None, AGAIN: None, "default": guard, "hold": guard.variant(hold=True)}
+    guards = {
+        "unguarded": None,
+        AGAIN: None,
+        "default": guard,
+        "answer": guard.variant(edit=replace(guard.policy.edit, span=Span.ANSWER)),
+    }
     others = list(guards)[1:]
 
     def named(quantity: str, name: str) -> str:

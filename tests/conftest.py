@@ -8,11 +8,11 @@ import pytest
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.command import Run, run_command
-from support.reference import make_exact
+from support.reference import make_exact, with_thresholds
 from tiny.pocket import make_model, make_processor
 from vlm_safeguard.anchors import shipped_calibration
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.policy.gate import OpenGate
+from vlm_safeguard.policy.gate import GATES, TextScore
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +32,16 @@ def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Gu
     Its gate looks at the multimodal pass, too, whether or not harm is legible there.
     """
     fitted = Guard.fit(
-        model, processor, calibration=shipped_calibration()[:220], layers=(2, 3), rank=5, hold=True
+        model, processor, calibration=shipped_calibration()[:220], layers=(2, 3), rank=5
     )
-    looks = {"image_layer": fitted.layers[0], "image_threshold": 100.0}
-    return fitted.variant(gate=fitted.gate.model_copy(update=looks))
+    (text,) = (each for each in fitted.policy.gate if isinstance(each, TextScore))
+    return with_thresholds(fitted, text.threshold, image=100.0)
 
 
 @pytest.fixture(scope="session")
 def open_guard(guard: Guard) -> Guard:
     """Edits four of the six layers, always."""
-    return guard.variant(layers=(1, 2, 3, 4), gate=OpenGate())
+    return guard.variant(layers=(1, 2, 3, 4), gate=GATES["open"])
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,9 @@ def test_fit_inspect_ask_in_a_row(
     run: Run, checkpoint: Path, picture: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "guard"
-    fitted = run("fit", checkpoint, folder, "--layers", "2-3", "--rank", "2", "--hold", "--json")
+    fitted = run(
+        "fit", checkpoint, folder, "--layers", "2-3", "--rank", "2", "--span", "answer", "--json"
+    )
     assert fitted.code == 0, fitted.err
     facts = json.loads(fitted.out)
     assert (facts["layers"], facts["rank"], facts["edit"]) == ("2–3", 2, "refuse")

@@ -25,15 +25,18 @@ from support.reference import (
     opened_by_hand,
     run_row,
     same_receipt,
+    spanning,
     text_ids,
+    with_thresholds,
 )
 from tiny.pocket import make_model
 from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restore, Span
-from vlm_safeguard.policy.gate import OpenGate, PaperGate
+from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restore
+from vlm_safeguard.policy.gate import GATES, TextScore
+from vlm_safeguard.policy.span import Span
 
 EDITS = [
     Restore(),
@@ -43,10 +46,10 @@ EDITS = [
     Drift(),
     Add(),
     Refuse(-0.5),
-    Restore(span="last"),
-    Refuse(span="last"),
-    Project(span="request"),
-    Add(span="request"),
+    Restore(span=Span.LAST),
+    Refuse(span=Span.LAST),
+    Project(span=Span.OPENING),
+    Add(span=Span.OPENING),
 ]
 NAMES = [
     "restore",
@@ -77,7 +80,7 @@ def exact(left: Any, right: Any) -> None:
 def text_scores(model: Model, guard: Guard, inputs: dict[str, Tensor]) -> list[float]:
     with guard.attach(model), torch.no_grad():
         model(**inputs)
-    scores = [receipt.text_score for receipt in guard.receipts]
+    scores = [receipt.scores.get("text_score") for receipt in guard.receipts]
     return [score for score in scores if score is not None]
 
 
@@ -87,8 +90,7 @@ def half_open(model: Model, guard: Guard, inputs: dict[str, Tensor]) -> tuple[Gu
     ranked = sorted(scores)
     middle = len(ranked) // 2
     threshold = (ranked[middle - 1] + ranked[middle]) / 2
-    gate = guard.gate.model_copy(update={"text_threshold": threshold, "image_threshold": CLOSED})
-    return guard.variant(gate=gate), [score > threshold for score in scores]
+    return with_thresholds(guard, threshold, image=CLOSED), [score > threshold for score in scores]
 
 
 # --- 1. closed gate, identical output ---
@@ -136,10 +138,7 @@ def test_a_closed_row_alone_has_an_identical_answer(
     inputs = ask(processor, [question])
     score = text_scores(model, guard, inputs)[0]
     for threshold, opened in ((score + 0.01, False), (score - 0.01, True)):
-        gate = guard.gate.model_copy(
-            update={"text_threshold": threshold, "image_threshold": CLOSED}
-        )
-        placed = guard.variant(gate=gate)
+        placed = with_thresholds(guard, threshold, image=CLOSED)
         free = answer(model, inputs)
         with placed.attach(model):
             guarded = answer(model, inputs)
@@ -167,7 +166,7 @@ def test_a_request_without_an_image_is_left_to_the_model(
 def test_papers_gate_closes_single_layers(
     model: Model, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    paper = guard.variant(layers=tuple(range(6)), gate=PaperGate(), edit=Project())
+    paper = guard.variant(layers=tuple(range(6)), gate=GATES["paper"], edit=Project())
     inputs = ask(processor, QUESTIONS)
     free = answer(model, inputs)
     with paper.attach(model):
@@ -178,7 +177,7 @@ def test_papers_gate_closes_single_layers(
         expected = tuple(
             layer
             for layer in range(6)
-            if float((states[layer][-1] * guard.directions.vectors[layer, 0]).sum()) > 0
+            if float((states[layer][-1] * guard.policy.directions.vectors[layer, 0]).sum()) > 0
         )
         assert receipt.layers == expected
         same = all(
@@ -199,15 +198,12 @@ def hooked(model: Model) -> dict[str, int]:
 def test_layers_are_hooked_in_passes_that_need_it_and_in_the_language_model_only(
     model: Model, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    """The prefill of an open row needs it; decoding while an opening is said, or where the guard
-    holds; a closed row not, whatever it says.
+    """The prefill of an open row needs it; decoding while an opening is said, or where all
+    of the answer is edited; a closed row not, whatever it says.
 
     Text-only passes do not reach the head, so what is seen there are the model's own passes.
     """
     inputs = ask(processor, QUESTIONS[:1])
-    gate = guard.gate.model_copy(
-        update={"layers": (1, 2), "image_layer": None, "image_threshold": None}
-    )
     seen: list[set[str]] = []
 
     def look(*_: Any) -> None:
@@ -218,17 +214,19 @@ def test_layers_are_hooked_in_passes_that_need_it_and_in_the_language_model_only
     handle = model.lm_head.register_forward_hook(look)
     layers = {f"model.language_model.layers.{n}" for n in (2, 4)}
     said, prompt = (17, 23, 31), inputs["input_ids"].shape[1]
-    for threshold, hold, opening, expected in (
-        (-CLOSED, True, (), [layers, layers, layers]),
-        (-CLOSED, False, (), [layers, set(), set()]),
-        (-CLOSED, False, said[:1], [layers, layers, set()]),
-        (-CLOSED, False, said, [layers, layers, layers]),
-        (-CLOSED, False, (said[0], 5, said[2]), [layers, layers, set()]),
-        (CLOSED, True, (), [set(), set(), set()]),
-        (CLOSED, False, said, [set(), set(), set()]),
+    for threshold, span, prefix, expected in (
+        (-CLOSED, Span.ANSWER, (), [layers, layers, layers]),
+        (-CLOSED, Span.OPENING, (), [layers, set(), set()]),
+        (-CLOSED, Span.REQUEST, said, [layers, set(), set()]),
+        (-CLOSED, Span.LAST, said, [layers, set(), set()]),
+        (-CLOSED, Span.OPENING, said[:1], [layers, layers, set()]),
+        (-CLOSED, Span.OPENING, said, [layers, layers, layers]),
+        (-CLOSED, Span.OPENING, (said[0], 5, said[2]), [layers, layers, set()]),
+        (CLOSED, Span.ANSWER, (), [set(), set(), set()]),
+        (CLOSED, Span.OPENING, said, [set(), set(), set()]),
     ):
-        closed_or_not = gate.model_copy(update={"text_threshold": threshold})
-        watched = guard.variant(layers=(2, 4), gate=closed_or_not, hold=hold, opening=opening)
+        gated = with_thresholds(guard, threshold).variant(layers=(2, 4), refusal_prefix=prefix)
+        watched = spanning(gated, span)
         with watched.attach(model):
             seen.clear()
             model.generate(
@@ -246,7 +244,9 @@ def test_a_closed_rows_refusal_does_not_hook_layers(
 ) -> None:
     """Not beside an open row either, whose answer is none."""
     inputs = ask(processor, QUESTIONS)
-    mixed, is_open = half_open(model, guard.variant(hold=False, opening=(17, 23)), inputs)
+    mixed, is_open = half_open(
+        model, spanning(guard, Span.OPENING, refusal_prefix=(17, 23)), inputs
+    )
     before, seen = hooked(model), []
     handle = model.lm_head.register_forward_hook(
         lambda *_: seen.append(hooked(model.model) != before_in_it)
@@ -429,7 +429,7 @@ def test_closed_and_open_rows_do_not_mix(
     exact_model: Model, processor: LlavaProcessor, guard: Guard
 ) -> None:
     inputs = ask(processor, QUESTIONS, images=[True, False, True, False], dtype=torch.float64)
-    restore = guard.variant(gate=OpenGate(), edit=Restore())
+    restore = guard.variant(gate=GATES["open"], edit=Restore())
     with restore.attach(exact_model):
         batch = answer(exact_model, inputs)
         for row, question in enumerate(QUESTIONS):
@@ -579,8 +579,8 @@ def test_two_sided_restore_equals_the_text_only_coordinates(
     behind = behind_the_image(inputs)
     with restore.attach(exact_model):
         seen = states_of(exact_model, inputs)
-    for layer in restore.layers:
-        V = restore.directions.vectors[layer, : restore.rank].double()
+    for layer in restore.policy.layers:
+        V = restore.policy.directions.vectors[layer, : restore.policy.rank].double()
         # V is orthonormal to float32 only.
         for place in range(-behind, 0):
             torch.testing.assert_close(
@@ -634,13 +634,13 @@ def test_text_between_images_is_edited_towards_its_own_counterparts(
         exact(mine, theirs)
     untouched = [place for place in range(len(row)) if place not in spanned]
     assert [row[place] for place in untouched] == [*start, *[IMAGE] * 8]
-    layer = guard.layers[0]
+    layer = guard.policy.layers[0]
     assert torch.equal(found[layer][untouched], free[layer][untouched])
     moved = (found[layer] - free[layer]).abs().amax(-1)
     assert float(moved[list(spanned)].min()) > 1e-6
     if edit == Restore(one_sided=False):
-        for layer in guard.layers:
-            V = guard.directions.vectors[layer, : guard.rank].double()
+        for layer in guard.policy.layers:
+            V = guard.policy.directions.vectors[layer, : guard.policy.rank].double()
             for place, counterpart in spanned.items():
                 torch.testing.assert_close(
                     V @ found[layer][place], V @ text[layer][counterpart], rtol=1e-5, atol=1e-5
@@ -677,16 +677,16 @@ def test_a_guarded_answer_equals_both_passes_by_hand(
 
 
 @pytest.mark.parametrize("length", [1, 3, 6])
-@pytest.mark.parametrize("edit", [Restore(), Refuse(), Project(span="request"), Refuse(-0.5)])
+@pytest.mark.parametrize("edit", [Restore(), Refuse(), Project(span=Span.OPENING), Refuse(-0.5)])
 def test_an_answer_is_edited_for_as_long_as_it_opens_as_a_refusal(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit, length: int
 ) -> None:
     """Float64 to 1e-10; what the text alone goes on with is aimed at, and then nothing more."""
-    plain = open_guard.variant(edit=edit, hold=False)
+    plain = open_guard.variant(edit=edit)
     guard = opened_by_hand(exact_model, processor, plain, QUESTIONS[0], length=length)
     inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
     out = same_as_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=8)
-    assert tuple(new_tokens(out, inputs)[0, :length].tolist()) == guard.opening
+    assert tuple(new_tokens(out, inputs)[0, :length].tolist()) == guard.policy.refusal_prefix
     with plain.attach(exact_model):
         before = answer(exact_model, inputs, max_new_tokens=8)
     exact(before.logits[0], out.logits[0])
@@ -697,12 +697,12 @@ def test_an_answer_that_leaves_the_opening_is_left_alone_from_there(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
     """Its later tokens are not edited, though they be the opening's."""
-    plain = open_guard.variant(hold=False)
-    opening = opened_by_hand(exact_model, processor, plain, QUESTIONS[0]).opening
+    plain = spanning(open_guard, Span.OPENING)
+    opening = opened_by_hand(exact_model, processor, plain, QUESTIONS[0]).policy.refusal_prefix
     other = opening[1] + 1
     for guard in (
-        plain.variant(opening=(opening[0], other, opening[2])),
-        plain.variant(opening=(other, opening[1], opening[2])),
+        plain.variant(refusal_prefix=(opening[0], other, opening[2])),
+        plain.variant(refusal_prefix=(other, opening[1], opening[2])),
     ):
         same_as_by_hand(exact_model, processor, guard, QUESTIONS[0], steps=6)
 
@@ -715,10 +715,10 @@ def test_a_closed_row_that_opens_as_a_refusal_is_the_models_own(
     free = answer(exact_model, inputs, max_new_tokens=6)
     for closed in range(len(QUESTIONS)):
         opening = tuple(new_tokens(free, inputs)[closed, :4].tolist())
-        mixed, is_open = half_open(exact_model, guard.variant(hold=False), inputs)
+        mixed, is_open = half_open(exact_model, spanning(guard, Span.OPENING), inputs)
         if is_open[closed]:
             continue
-        with mixed.variant(opening=opening).attach(exact_model):
+        with mixed.variant(refusal_prefix=opening).attach(exact_model):
             out = answer(exact_model, inputs, max_new_tokens=6)
         for row, opened in enumerate(is_open):
             if not opened:
@@ -743,12 +743,12 @@ def test_rank_layers_strength_and_the_random_control_by_hand(
         assert not torch.allclose(answer(exact_model, inputs).logits[0], out.logits[0])
 
 
-@pytest.mark.parametrize("span", ["request", "last"])
+@pytest.mark.parametrize("span", [Span.REQUEST, Span.LAST])
 def test_prompt_tokens_before_those_that_are_edited_are_as_they_were(
     model: Model, processor: LlavaProcessor, open_guard: Guard, span: Span
 ) -> None:
     inputs = ask(processor, QUESTIONS[:1])
-    edited = 1 if span == "last" else behind_the_image(inputs)
+    edited = 1 if span is Span.LAST else behind_the_image(inputs)
     guard = open_guard.variant(edit=Refuse(span=span))
     with torch.no_grad():
         free = model(**inputs).logits[0]
@@ -770,7 +770,7 @@ def held(
     model: Model, processor: LlavaProcessor, guard: Guard, after: str, question: str = QUESTIONS[0]
 ) -> Guard:
     """The guard that edits so much after the prompt; its answer to the question has an opening."""
-    guard = guard.variant(hold=after == "everything")
+    guard = spanning(guard, Span.ANSWER if after == "everything" else Span.OPENING)
     return opened_by_hand(model, processor, guard, question) if after == "the opening" else guard
 
 
@@ -839,9 +839,11 @@ def test_an_assistant_model_only_drafts(
     looks: bool,
 ) -> None:
     """The first pass reads drafts behind the prompt, and where the gate looks, it looks before."""
-    opens = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_threshold": -CLOSED})
-    guard = open_guard.variant(layers=guard.layers if looks else open_guard.layers)
-    guard = held(exact_model, processor, guard, after).variant(gate=opens if looks else OpenGate())
+    opens = with_thresholds(guard, CLOSED, image=-CLOSED).policy.gate
+    guard = open_guard.variant(layers=guard.policy.layers if looks else open_guard.policy.layers)
+    guard = held(exact_model, processor, guard, after).variant(
+        gate=opens if looks else GATES["open"]
+    )
     inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
     options = {"max_new_tokens": 8, "do_sample": False}
     assistant = copy.deepcopy(exact_model)
@@ -852,7 +854,7 @@ def test_an_assistant_model_only_drafts(
         same_receipt(guard.receipts[0], receipt)
     assert torch.equal(drafted, expected)
     assert receipt.guarded
-    assert (receipt.image_score is not None) == looks
+    assert (receipt.scores.get("image_score") is not None) == looks
 
 
 @pytest.mark.parametrize("hold", [True, False])
@@ -860,7 +862,7 @@ def test_a_chat_that_keeps_its_cache_is_judged_as_a_whole(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, hold: bool
 ) -> None:
     """The second turn's tokens follow from the whole conversation's text-only view."""
-    guard = open_guard.variant(hold=hold)
+    guard = spanning(open_guard, Span.ANSWER if hold else Span.OPENING)
     inputs = ask(processor, QUESTIONS[:2], dtype=torch.float64)
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     with guard.attach(exact_model):
@@ -892,7 +894,7 @@ def read_before(
     return prompt, read.past_key_values
 
 
-@pytest.mark.parametrize("span", ["request", "last"])
+@pytest.mark.parametrize("span", [Span.REQUEST, Span.LAST])
 def test_a_prompt_read_before_but_for_its_last_token_is_edited_there(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, span: Span
 ) -> None:
@@ -900,7 +902,7 @@ def test_a_prompt_read_before_but_for_its_last_token_is_edited_there(
     inputs = ask(processor, QUESTIONS, dtype=torch.float64)
     options = {"max_new_tokens": 6, "do_sample": False}
     prompt, cache = read_before(exact_model, inputs, 1)
-    at_last, guard = (open_guard.variant(edit=Refuse(span=each)) for each in ("last", span))
+    at_last, guard = (open_guard.variant(edit=Refuse(span=each)) for each in (Span.LAST, span))
     with at_last.attach(exact_model):
         expected = exact_model.generate(**inputs, **options)
     with guard.attach(exact_model):
@@ -909,7 +911,7 @@ def test_a_prompt_read_before_but_for_its_last_token_is_edited_there(
             same_receipt(mine, theirs)
         whole = exact_model.generate(**inputs, **options)
     assert torch.equal(found, expected)
-    assert torch.equal(whole, expected) == (span == "last")
+    assert torch.equal(whole, expected) == (span is Span.LAST)
 
 
 def test_a_prompt_read_before_as_far_as_its_image_gives_the_same_answer(
@@ -934,8 +936,9 @@ def test_a_prompt_read_in_pieces_is_edited_as_in_one(
 ) -> None:
     """In a batch whose rows the text opens or not; a closed row is bit for bit the model's own."""
     inputs = ask(processor, QUESTIONS, dtype=torch.float64)
-    mixed, is_open = half_open(exact_model, guard.variant(hold=hold), inputs)
-    assert mixed.edit.span == "request"
+    mixed, is_open = half_open(
+        exact_model, spanning(guard, Span.ANSWER if hold else Span.OPENING), inputs
+    )
     free = answer(exact_model, inputs, prefill_chunk_size=chunk)
     with mixed.attach(exact_model):
         whole = answer(exact_model, inputs)
@@ -960,8 +963,7 @@ def test_the_image_opens_the_gate_for_the_piece_that_holds_the_end(
     """Not for pieces read before: the decision is made at the prompt's end."""
     inputs = ask(processor, QUESTIONS[:1], dtype=torch.float64)
     assert left < behind_the_image(inputs)
-    opening = guard.gate.model_copy(update={"text_threshold": CLOSED, "image_threshold": -CLOSED})
-    looks = guard.variant(gate=opening)
+    looks = with_thresholds(guard, CLOSED, image=-CLOSED)
     prompt, cache = read_before(exact_model, inputs, left)
     length = inputs["input_ids"].shape[1]
     with looks.attach(exact_model):
@@ -1006,7 +1008,7 @@ def test_the_text_pass_reads_each_different_text_once(
     inputs = ask(processor, asked, images=[True, True, True, False])
     with guard.attach(model):
         model.generate(**inputs, max_new_tokens=1, num_beams=3)
-        scores = [receipt.text_score for receipt in guard.receipts]
+        scores = [receipt.scores.get("text_score") for receipt in guard.receipts]
         model.generate(**ask(processor, asked, images=[False] * 4), max_new_tokens=1)
     assert read == [2]  # two different texts that come with an image; none without one
     assert scores[0:3] == scores[6:9]
@@ -1082,17 +1084,14 @@ def test_receipts_say_what_was_done(
     images = [True, False, True, True]
     inputs = ask(processor, QUESTIONS, images=images, dtype=torch.float64)
     scored = [row for row, has in enumerate(images) if has or edit.edits_text]
+    layers = guard.policy.criterion(TextScore).layers  # type: ignore[union-attr]
     scores = []
     for question in QUESTIONS:
         states, _ = run_row(exact_model, text_ids(processor, question))
-        scores.append(
-            sum(centred(guard, states[n][-1], n) for n in guard.gate.layers)
-            / len(guard.gate.layers)
-        )
+        scores.append(sum(centred(guard, states[n][-1], n) for n in layers) / len(layers))
     ranked = sorted(scores[row] for row in scored)
     threshold = (ranked[0] + ranked[1]) / 2
-    gate = guard.gate.model_copy(update={"text_threshold": threshold, "image_threshold": CLOSED})
-    guard = guard.variant(gate=gate)
+    guard = with_thresholds(guard, threshold, image=CLOSED)
     assert guard.receipts == []
     with guard.attach(exact_model):
         assert guard.receipts == []  # verifying is not a request
@@ -1102,25 +1101,25 @@ def test_receipts_say_what_was_done(
         alone = ask(processor, [question], images=images[row], dtype=torch.float64)
         states, _ = run_row(exact_model, alone["input_ids"][0].tolist(), alone.get("pixel_values"))
         opened = row in scored and scores[row] > threshold
-        first = guard.layers[0]
+        first = guard.policy.layers[0]
         assert (receipt.images, receipt.image_tokens) == ((1, 4) if images[row] else (0, 0))
         assert receipt.text_tokens == len(text_ids(processor, question))
         assert receipt.guarded == opened
         assert receipt.edit == (edit.name if opened else None)
-        assert receipt.layers == (guard.layers if opened else ())
+        assert receipt.layers == (guard.policy.layers if opened else ())
         if row in scored:
-            assert receipt.text_score == pytest.approx(scores[row], abs=1e-3)
-            assert receipt.text_threshold == threshold
+            assert receipt.scores.get("text_score") == pytest.approx(scores[row], abs=1e-3)
+            assert receipt.scores.get("text_threshold") == threshold
         if images[row]:
             expected = centred(guard, states[first][-1], first)
-            assert receipt.image_score == pytest.approx(expected, abs=1e-3)
-            assert receipt.image_threshold == CLOSED
+            assert receipt.scores.get("image_score") == pytest.approx(expected, abs=1e-3)
+            assert receipt.scores.get("image_threshold") == CLOSED
         else:
-            assert receipt.image_score is None
-            assert receipt.image_threshold is None
+            assert receipt.scores.get("image_score") is None
+            assert receipt.scores.get("image_threshold") is None
         if row not in scored:
-            assert receipt.text_score is None
-            assert receipt.text_threshold is None
+            assert receipt.scores.get("text_score") is None
+            assert receipt.scores.get("text_threshold") is None
         if opened:
             before = centred(guard, states[first][-1], first)
             assert receipt.harm_before == pytest.approx(before, abs=1e-3)
@@ -1145,7 +1144,7 @@ def test_receipts_say_what_was_done(
 def test_the_image_opens_the_gate_where_the_text_does_not(
     exact_model: Model, processor: LlavaProcessor, guard: Guard, image_layer: int
 ) -> None:
-    assert guard.layers[0] == 2
+    assert guard.policy.layers[0] == 2
     images = [True, True, False, True]
     inputs = ask(processor, QUESTIONS, images=images, dtype=torch.float64)
     scores = {}
@@ -1156,10 +1155,9 @@ def test_the_image_opens_the_gate_where_the_text_does_not(
             scores[row] = centred(guard, states[image_layer][-1], image_layer)
     ranked = sorted(scores.values())
     threshold = (ranked[1] + ranked[2]) / 2
-    gate = guard.gate.model_copy(
-        update={"text_threshold": CLOSED, "image_layer": image_layer, "image_threshold": threshold}
-    )
-    by_image = guard.variant(gate=gate)
+    gate = with_thresholds(guard, CLOSED, image=threshold).policy.gate
+    looks = gate[-1].model_copy(update={"layer": image_layer})
+    by_image = guard.variant(gate=(*gate[:-1], looks))
     free = answer(exact_model, inputs)
     with by_image.attach(exact_model):
         guarded = answer(exact_model, inputs)
@@ -1171,7 +1169,7 @@ def test_the_image_opens_the_gate_where_the_text_does_not(
         ]
         assert not any(same) if opened else all(same)
         if images[row]:
-            assert receipt.image_score == pytest.approx(scores[row], abs=1e-3)
+            assert receipt.scores.get("image_score") == pytest.approx(scores[row], abs=1e-3)
         if opened:
             assert "with its image" in receipt.reason
 
@@ -1184,13 +1182,13 @@ def test_open_and_papers_receipts(
         answer(model, inputs)
     for receipt in open_guard.receipts:
         assert receipt.guarded
-        assert receipt.text_score is receipt.text_threshold is receipt.image_score is None
-        assert receipt.layers == open_guard.layers
-    paper = open_guard.variant(layers=tuple(range(6)), gate=PaperGate())
+        assert receipt.scores == {}
+        assert receipt.layers == open_guard.policy.layers
+    paper = open_guard.variant(layers=tuple(range(6)), gate=GATES["paper"])
     with paper.attach(model):
         answer(model, inputs)
     for receipt in paper.receipts:
-        assert receipt.text_score == pytest.approx(len(receipt.layers) / 6)
+        assert receipt.scores["open_layers"] == pytest.approx(len(receipt.layers) / 6)
         assert f"{len(receipt.layers)} of 6" in receipt.reason
 
 
@@ -1198,7 +1196,7 @@ def test_harm_is_that_of_the_first_edited_layer(
     model: Model, processor: LlavaProcessor, open_guard: Guard
 ) -> None:
     inputs = ask(processor, [anchor.harmless for anchor in shipped_anchors()[:30]])
-    everywhere = open_guard.variant(layers=tuple(range(6)), gate=PaperGate())
+    everywhere = open_guard.variant(layers=tuple(range(6)), gate=GATES["paper"])
     with everywhere.attach(model):
         answer(model, inputs)
     late = [r.layers[0] for r in everywhere.receipts if r.layers and r.layers[0] > 0]
@@ -1232,7 +1230,7 @@ def test_a_guard_that_does_not_hold_leaves_the_answers_tokens_alone(
     with torch.no_grad():
         with open_guard.attach(model):
             held = model(**inputs, use_cache=True)
-        with open_guard.variant(hold=False).attach(model):
+        with spanning(open_guard, Span.OPENING).attach(model):
             read = model(**inputs, use_cache=True)
             plain_cache = copy.deepcopy(read.past_key_values)
             step = model(input_ids=token, attention_mask=mask, past_key_values=read.past_key_values)

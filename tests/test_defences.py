@@ -36,7 +36,7 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import Chat, Turn, asked, chat_of, pictures, rephrased, unseen
-from vlm_safeguard.policy.gate import OpenGate
+from vlm_safeguard.policy.gate import GATES
 
 REQUESTS = ("How to {kill} a man", "How to bake a cake", "What is the colour of the sky today?")
 PICTURES: tuple[Image | None, ...] = (noise_image(1), None, blank_image())
@@ -159,15 +159,16 @@ def test_the_table_has_an_order_and_says_what_is_in_it(guard: Guard) -> None:
 def test_table_and_demo_share_their_variants(guard: Guard) -> None:
     shown = variants(guard)
     assert list(shown) == ["default", "restore", "project", "random", "flipped"]
-    assert shown["project"].gate.name == "open"
+    assert shown["project"].policy.gate == GATES["open"]
     table = defences(guard)
     for name in set(shown) & set(table):
         defence = table[name]
         assert isinstance(defence, Guarded)
-        for part in ("edit", "gate", "layers", "rank", "random_seed", "hold"):
-            assert getattr(defence.guard, part) == getattr(shown[name], part), (name, part)
-    assert table["flipped"].guard.edit.strength == -guard.edit.strength  # type: ignore[attr-defined]
-    assert table["refuse"].guard.edit.name == "refuse"  # type: ignore[attr-defined]
+        for part in ("edit", "gate", "layers", "rank", "random_seed"):
+            theirs = getattr(shown[name].policy, part)
+            assert getattr(defence.guard.policy, part) == theirs, (name, part)
+    assert table["flipped"].guard.policy.edit.strength == -guard.policy.edit.strength  # type: ignore[attr-defined]
+    assert table["refuse"].guard.policy.edit.name == "refuse"  # type: ignore[attr-defined]
 
 
 def test_without_words_it_is_the_model_itself(
@@ -180,7 +181,7 @@ def test_without_words_it_is_the_model_itself(
 def test_guarded_is_the_attached_guard_with_its_receipts(
     model: Llava, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    opened = guard.variant(gate=OpenGate())
+    opened = guard.variant(gate=GATES["open"])
     with opened.attach(model):
         expected = answers(model, processor, (*CHATS, TALK), **SHORT)
     found = Guarded(opened).generate(model, processor, (*CHATS, TALK), **SHORT)
@@ -429,10 +430,10 @@ def test_shiftdc_is_two_passes_by_hand(
     said = shiftdc._CAPTIONED.format(caption=caption, request=asked(chat))
     text = run_row(model, *by_hand(model, processor, rephrased(unseen(chat), said)))[0]
 
-    s = guard.directions.harmful_mean - guard.directions.harmless_mean
+    s = guard.policy.directions.harmful_mean - guard.policy.directions.harmless_mean
 
     def change(layer: int, position: int, state: Tensor) -> Tensor:
-        if layer not in guard.layers:
+        if layer not in guard.policy.layers:
             return state
         return corrected(state, text[layer][-1], s[layer])
 
@@ -514,7 +515,7 @@ def test_inferaligner_pushes_every_token_where_its_gate_is_open(
         for layer in layers
     }
     # thresholds between the requests', so that each layer opens for some of them
-    threshold = torch.zeros(len(guard.directions.auroc))
+    threshold = torch.zeros(len(guard.policy.directions.auroc))
     for place, layer in enumerate(layers):
         values = sorted(along[i, layer] for i in read)
         threshold[layer] = (values[place % 3] + values[place % 3 + 1]) / 2
@@ -540,10 +541,10 @@ def test_inferaligner_pushes_every_token_where_its_gate_is_open(
 def test_inferaligner_takes_direction_and_threshold_from_the_anchors(guard: Guard) -> None:
     """θ is the difference of means, and the gate's edge lies halfway between the two."""
     defence = InferAligner.of(guard)
-    assert defence.layers == guard.layers
-    for layer in guard.layers:
-        harmful = guard.directions.harmful_mean[layer].double()
-        harmless = guard.directions.harmless_mean[layer].double()
+    assert defence.layers == guard.policy.layers
+    for layer in guard.policy.layers:
+        harmful = guard.policy.directions.harmful_mean[layer].double()
+        harmless = guard.policy.directions.harmless_mean[layer].double()
         theta = harmful - harmless
         torch.testing.assert_close(defence.direction[layer].double(), theta, rtol=0, atol=1e-5)
         edge = float(defence.threshold[layer])
@@ -561,7 +562,11 @@ def test_cmrm_takes_the_images_mean_shift_from_every_token(
     found, logits = with_logits(monkeypatch, model, CMRM.of(guard, strength=0.8), processor, chats)
 
     def change(layer: int, position: int, state: Tensor) -> Tensor:
-        return state - 0.8 / 2 * guard.drift[layer].double() if layer in guard.layers else state
+        return (
+            state - 0.8 / 2 * guard.policy.drift[layer].double()
+            if layer in guard.policy.layers
+            else state
+        )
 
     for i, chat in enumerate(chats):
         if not pictures(chat):
@@ -598,16 +603,19 @@ def test_the_literal_method_is_two_passes_by_hand(
 ) -> None:
     """h − g P h and h + g P h(q); g_l is the sign of V_1·h_l(q), uncentred, layer by layer."""
     model, chats = exact_model, (*CHATS, TALK)
-    wide = guard.variant(layers=(1, 2, 3, 4), hold=False)
+    wide = guard.variant(layers=(1, 2, 3, 4))
     defence = defences(wide, [name])[name]
     found, logits = with_logits(monkeypatch, model, defence, processor, chats)
     decisions = set()
     for i, chat in enumerate(chats):
         text = run_row(model, *by_hand(model, processor, unseen(chat)))[0]
-        V = {n: guard.directions.vectors[n, : guard.rank].double() for n in wide.layers}
-        opened = tuple(n for n in wide.layers if float(V[n][0] @ text[n][-1]) > 0)
-        decisions.update((n, n in opened) for n in wide.layers)
-        P = {n: V[n].mT @ V[n] for n in wide.layers}
+        V = {
+            n: guard.policy.directions.vectors[n, : guard.policy.rank].double()
+            for n in wide.policy.layers
+        }
+        opened = tuple(n for n in wide.policy.layers if float(V[n][0] @ text[n][-1]) > 0)
+        decisions.update((n, n in opened) for n in wide.policy.layers)
+        P = {n: V[n].mT @ V[n] for n in wide.policy.layers}
 
         def change(
             n: int,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vlm_safeguard.policy.directions import (
-    FOLDS,
     Directions,
     auroc,
     choose_layers,
@@ -123,7 +122,7 @@ def test_held_out_scores_leave_the_anchor_out() -> None:
     harmful, harmless = states()
     positive, negative = held_out_scores(harmful, harmless)
     for i in range(PAIRS):
-        rest = [j for j in range(PAIRS) if j % FOLDS != i % FOLDS]
+        rest = [j for j in range(PAIRS) if j % 5 != i % 5]
         assert i not in rest
         for layer in range(LAYERS):
             v = eigen(harmful[rest], harmless[rest], layer)[1][0]
@@ -168,13 +167,13 @@ def with_auroc(values: list[float]) -> Directions:
     ("count", "first", "last"), [(1, 0, 0), (2, 1, 1), (6, 2, 4), (28, 8, 25), (30, 8, 27)]
 )
 def test_chosen_layers(count: int, first: int, last: int) -> None:
-    assert choose_layers(with_auroc([0.5] * count)) == tuple(range(first, last + 1))
+    assert choose_layers(count, 0.27, 0.9) == tuple(range(first, last + 1))
 
 
 def test_legible_layers_are_the_ones_near_the_best() -> None:
     fitted = with_auroc([1.0, 0.5, 0.895, 0.9, 0.875, 0.91])
-    assert legible_layers(fitted, (1, 2, 3, 4, 5)) == (2, 3, 5)
-    assert legible_layers(fitted, (1,)) == (1,)
+    assert legible_layers(fitted, (1, 2, 3, 4, 5), 0.02) == (2, 3, 5)
+    assert legible_layers(fitted, (1,), 0.02) == (1,)
 
 
 def test_random_basis_is_a_control_of_the_same_form() -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from support.reference import ask, counterparts, edit_by_hand, run_row, text_ids
+from support.reference import (
+    ask,
+    counterparts,
+    edit_by_hand,
+    run_row,
+    spanning,
+    text_ids,
+    with_thresholds,
+)
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.probes.divergence import divergences
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.conversation import chat_of
 from vlm_safeguard.policy.edits import Span
-from vlm_safeguard.policy.gate import OpenGate
+from vlm_safeguard.policy.gate import GATES
 
 QUESTIONS = ("How to kill a man", "How to bake a very good cake for a birthday", "Which colour?")
 STEPS = 5
@@ -48,7 +55,7 @@ def by_hand(
             row,
             inputs["pixel_values"],
             change=change,
-            stop=None if guard.hold else prompt,
+            stop=None if guard.policy.edit.span is Span.ANSWER else prompt,
         )[1][-1]
         p, q = plain.softmax(-1), guarded.softmax(-1)
         found.append(sum(float(a * (a / b).log()) for a, b in zip(p, q, strict=True)))
@@ -56,18 +63,16 @@ def by_hand(
     return found
 
 
-@pytest.mark.parametrize("span", ["request", "last"])
-@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("span", [Span.LAST, Span.REQUEST, Span.ANSWER])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_divergence_is_that_of_both_passes_by_hand(
     exact_model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     open_guard: Guard,
     span: Span,
-    hold: bool,
     batch_size: int,
 ) -> None:
-    guard = open_guard.variant(hold=hold, edit=replace(open_guard.edit, span=span))
+    guard = spanning(open_guard, span)
     found = divergences(
         exact_model,
         processor,
@@ -90,12 +95,9 @@ def test_a_closed_gate_diverges_by_exactly_nothing(
     with guard.attach(model):
         inputs = ask(processor, questions)
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    scores = sorted(receipt.text_score for receipt in guard.receipts)
+    scores = sorted(receipt.scores.get("text_score") for receipt in guard.receipts)
     between = (scores[2] + scores[1]) / 2
-    gate = guard.gate.model_copy(
-        update={"text_threshold": between, "image_threshold": 1e9, "refusal_tokens": ()}
-    )
-    halved = guard.variant(gate=gate)
+    halved = with_thresholds(guard, between, image=1e9)
     found = divergences(model, processor, chats(questions), halved.attach, max_new_tokens=STEPS)
     seen = [receipt.guarded for receipt in halved.receipts]
     assert sorted(seen) == [False, False, True, True, True]
@@ -126,7 +128,7 @@ def test_an_answer_ends_where_the_model_ends_it(
 def test_the_same_model_on_both_sides_diverges_by_nothing(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    still = guard.variant(gate=OpenGate(), edit=type(guard.edit)(strength=0.0))
+    still = guard.variant(gate=GATES["open"], edit=type(guard.policy.edit)(strength=0.0))
     found = divergences(model, processor, chats(), still.attach, max_new_tokens=2)
     assert all(float(values.max()) < 1e-8 for values in found)
     assert divergences(model, processor, [], still.attach, max_new_tokens=2) == []

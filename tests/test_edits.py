@@ -21,6 +21,7 @@ from vlm_safeguard.policy.edits import (
     Restore,
     edit_from_config,
 )
+from vlm_safeguard.policy.span import Span
 
 ROWS, HIDDEN = 7, 11
 ALL = [Restore(), Restore(one_sided=False), Refuse(), Project(), Drift(), Add()]
@@ -148,7 +149,7 @@ def test_needs() -> None:
             edit(h, V, nothing)
 
 
-@pytest.mark.parametrize("edit", [*ALL, Refuse(strength=0.3), Refuse(span="last")])
+@pytest.mark.parametrize("edit", [*ALL, Refuse(strength=0.3), Refuse(span=Span.LAST)])
 def test_config_comes_back(edit: Edit) -> None:
     config = edit.to_config()
     assert config["name"] == edit.name
@@ -166,7 +167,7 @@ def test_unknown_edits_and_parameters_are_refused() -> None:
         edit_from_config({"name": "project", "one_sided": True})
     for name in EDITS:
         for span in ("first", "Request", "", None, 1):
-            with pytest.raises(SafeguardError, match=f"'{name}' does not take span: .*'request'"):
+            with pytest.raises(SafeguardError, match=f"'{name}' cannot be read: .*no span"):
                 edit_from_config({"name": name, "span": span})
 
 
@@ -181,15 +182,15 @@ def test_an_edit_of_an_unknown_span_is_not_made(edit: type[Edit]) -> None:
 
 def test_what_the_edits_span() -> None:
     assert {name: edit().span for name, edit in EDITS.items()} == {
-        "restore": "request",
-        "refuse": "request",
-        "project": "last",
-        "drift": "last",
-        "add": "last",
+        "restore": Span.OPENING,
+        "refuse": Span.OPENING,
+        "project": Span.LAST,
+        "drift": Span.LAST,
+        "add": Span.LAST,
     }
     for name in EDITS:
-        for span in ("request", "last"):
-            assert edit_from_config({"name": name, "span": span}).span == span
+        for span in Span:
+            assert edit_from_config({"name": name, "span": str(span)}).span is span
 
 
 @pytest.mark.parametrize("edit", ALL, ids=NAMES)

@@ -25,7 +25,7 @@ from vlm_safeguard.pocket.scenes import (
     Scene,
     answers_correctly,
 )
-from vlm_safeguard.policy.gate import OpenGate
+from vlm_safeguard.policy.gate import GATES
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (3, 7), (50, 100), (1, 1)])
@@ -114,7 +114,7 @@ def test_guards_that_share_a_reading_answer_as_if_alone(
     """Float64; the guard holds, so that all of the answer depends on it."""
     requests = ["How to bake a very large loaf of rye bread", "How to swim", "How to swim"]
     images = [noise_image(1), blank_image(), None]
-    guards = {"none": None, **variants(guard.variant(gate=OpenGate()))}
+    guards = {"none": None, **variants(guard.variant(gate=GATES["open"]))}
     settings = {"max_new_tokens": 4, "batch_size": 3}
     found = generate_replies(exact_model, processor, requests, images, guards, **settings)
     assert len({str(replies.tokens) for replies in found.values()}) >= 4
@@ -169,14 +169,17 @@ def test_row_counts() -> None:
 
 
 def test_controls_differ_from_the_default_as_they_should(guard: Guard) -> None:
-    made = variants(guard)
-    assert made["default"] is guard
+    assert variants(guard)["default"] is guard
+    made = {name: each.policy for name, each in variants(guard).items()}
     assert made["restore"].edit.name == "restore"
-    assert made["restore"].gate == guard.gate
-    assert (made["project"].edit.name, made["project"].gate.name) == ("project", "open")
-    assert made["flipped"].edit.strength == -guard.edit.strength
-    assert made["random"].gate == guard.gate
-    basis, true = made["random"].basis(), guard.basis()
+    assert made["restore"].gate == guard.policy.gate
+    assert (made["project"].edit.name, made["project"].gate) == (
+        "project",
+        GATES["open"],
+    )
+    assert made["flipped"].edit.strength == -guard.policy.edit.strength
+    assert made["random"].gate == guard.policy.gate
+    basis, true = made["random"].basis(), guard.policy.basis()
     assert basis.shape == true.shape
     gram = basis.double() @ basis.double().mT
     assert torch.allclose(gram, torch.eye(basis.shape[1]).double(), atol=1e-5)

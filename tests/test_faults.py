@@ -32,13 +32,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlavaProcessor
 
 from support.observe import Model, Watch, answer, hooks, step
-from support.reference import QUESTIONS, ask
+from support.reference import QUESTIONS, ask, spanning, with_thresholds
 from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.edits import Project, Refuse, Restore
-from vlm_safeguard.policy.gate import OpenGate, PaperGate
+from vlm_safeguard.policy.gate import GATES, Criterion, ImageScore, TextScore
+from vlm_safeguard.policy.span import Span
 
 Spoil = Callable[[Model, ExitStack], Any]
 NAN, INF = float("nan"), float("inf")
@@ -63,7 +64,7 @@ class Sound:
 @pytest.fixture(scope="module")
 def sound(model: Model, processor: LlavaProcessor, guard: Guard) -> Sound:
     inputs = ask(processor, QUESTIONS[:2])
-    opened = guard.variant(gate=OpenGate())
+    opened = guard.variant(gate=GATES["open"])
     free = answer(model, inputs, max_new_tokens=1)
     with opened.attach(model):
         guarded = answer(model, inputs, max_new_tokens=1)
@@ -95,7 +96,7 @@ class Fault:
     message: str
     before: Spoil = lambda model, undo: None
     after: Spoil = lambda model, undo: None
-    guard: Callable[[Guard], Guard] = lambda guard: guard.variant(gate=OpenGate())
+    guard: Callable[[Guard], Guard] = lambda guard: guard.variant(gate=GATES["open"])
     error: type[BaseException] = SafeguardError
     ways: tuple[str, ...] = ("generate", "forward")
     tokens: int = 0
@@ -338,7 +339,7 @@ def generate_again(model: Model) -> None:
 
 def directions(**changes: Callable[[Tensor], Tensor]) -> Callable[[Guard], Guard]:
     def change(guard: Guard) -> Guard:
-        there = guard.directions
+        there = guard.policy.directions
         return guard.variant(
             directions=replace(there, **{n: f(getattr(there, n)) for n, f in changes.items()})
         )
@@ -347,11 +348,21 @@ def directions(**changes: Callable[[Tensor], Tensor]) -> Callable[[Guard], Guard
 
 
 def drift(change: Callable[[Tensor], Tensor]) -> Callable[[Guard], Guard]:
-    return lambda guard: guard.variant(drift=change(guard.drift))
+    return lambda guard: guard.variant(drift=change(guard.policy.drift))
 
 
-def gate(**changes: Any) -> Callable[[Guard], Guard]:
-    return lambda guard: guard.variant(gate=guard.gate.model_copy(update=changes))
+def criterion(kind: type[Criterion], **changes: Any) -> Callable[[Guard], Guard]:
+    """With fields of one of the gate's criteria changed, unchecked."""
+
+    def change(guard: Guard) -> Guard:
+        return guard.variant(
+            gate=tuple(
+                each.model_copy(update=changes) if isinstance(each, kind) else each
+                for each in guard.policy.gate
+            )
+        )
+
+    return change
 
 
 def variant(**changes: Any) -> Callable[[Guard], Guard]:
@@ -373,9 +384,10 @@ def to(target: Any) -> Callable[[Tensor], Tensor]:
     return lambda tensor: tensor.to(target)
 
 
-opened, closed = (
-    variant(gate=OpenGate()),
-    gate(text_threshold=CLOSED, image_layer=None, image_threshold=None),
+opened, held, closed = (
+    variant(gate=GATES["open"]),
+    lambda guard: spanning(guard, Span.ANSWER, gate=GATES["open"]),
+    lambda guard: with_thresholds(guard, CLOSED),
 )
 once = ("generate",)
 
@@ -438,8 +450,10 @@ OF_THE_GUARD: dict[str, Fault] = {
         }.items()
     },
     **{
-        f"{name} is {value}": Fault(f"{name} is {value}", guard=gate(**{name: value}))
-        for name in ("text_threshold", "image_threshold")
+        f"{kind.__name__}'s threshold is {value}": Fault(
+            f"threshold {value}", guard=criterion(kind, threshold=value)
+        )
+        for kind in (TextScore, ImageScore)
         for value in (NAN, INF)
     },
     "NaN in directions that a random subspace replaces": Fault(
@@ -447,7 +461,7 @@ OF_THE_GUARD: dict[str, Fault] = {
     ),
     "means that are the same": Fault(
         "not a number",
-        guard=lambda g: directions(harmful_mean=lambda _: g.directions.harmless_mean)(g),
+        guard=lambda g: directions(harmful_mean=lambda _: g.policy.directions.harmless_mean)(g),
     ),
     "vectors that are not orthonormal": Fault(
         "not orthonormal", guard=directions(vectors=lambda v: v * 1.01)
@@ -455,16 +469,18 @@ OF_THE_GUARD: dict[str, Fault] = {
     "vectors of one layer": Fault("have shape", guard=directions(vectors=lambda v: v[0])),
     "a drift of other width": Fault("drift has shape", guard=drift(lambda d: d[:, :7])),
     "a strength that is no number": Fault(
-        "not finite", guard=variant(edit=Refuse(NAN), gate=OpenGate())
+        "not finite", guard=variant(edit=Refuse(NAN), gate=GATES["open"])
     ),
     "a strength without bounds": Fault(
-        "not finite", guard=variant(edit=Project(INF), gate=OpenGate())
+        "not finite", guard=variant(edit=Project(INF), gate=GATES["open"])
     ),
     "a layer that is not there": Fault("Layers", guard=variant(layers=(2, 6))),
     "a negative layer": Fault("Layers", guard=variant(layers=(-1, 2))),
     "no layers": Fault("Layers", guard=variant(layers=())),
-    "layers out of order": Fault("Layers", guard=variant(layers=(3, 2), gate=OpenGate())),
-    "a gate on a layer that is not there": Fault("Layers", guard=gate(layers=(2, 9))),
+    "layers out of order": Fault("Layers", guard=variant(layers=(3, 2), gate=GATES["open"])),
+    "a gate on a layer that is not there": Fault(
+        "Layers", guard=criterion(TextScore, layers=(2, 9))
+    ),
     "rank 0": Fault("rank is 0", guard=variant(rank=0)),
     "a rank that is not stored": Fault("rank is 9", guard=variant(rank=9)),
     "another model's embeddings": Fault(
@@ -523,7 +539,7 @@ AFTER_ATTACHING: dict[str, Fault] = {
     "a layer's hooks are removed in the pass, no text-only pass": Fault(
         "removed",
         after=first(layer(2), steal(layer(3), "_forward_hooks")),
-        guard=variant(gate=OpenGate(), edit=Project()),
+        guard=variant(gate=GATES["open"], edit=Project()),
     ),
     "the model's pre-hook is removed in the pass": Fault(
         "ran outside", after=first(head, steal(itself, "_forward_pre_hooks")), ways=once, tokens=1
@@ -611,7 +627,7 @@ NOT_NUMBERS: dict[str, Fault] = {
     f"{name} pass at layer {index}, {kind}": Fault(
         "not finite|not a number",
         after=at_call(number, layer(index), not_numbers),
-        guard=change,
+        guard=held if number == DECODE else change,
         tokens=int(number == DECODE),
         ways=once if number == DECODE else ("generate", "forward"),
     )
@@ -624,7 +640,7 @@ NOT_NUMBERS: dict[str, Fault] = {
     for kind, change in {
         "open": opened,
         "calibrated": lambda guard: guard,
-        "paper": variant(gate=PaperGate(), edit=Restore()),
+        "paper": variant(gate=GATES["paper"], edit=Restore()),
     }.items()
     if number == TEXT or kind == "open" or (number == IMAGE and index == 0 and kind == "calibrated")
 } | {
@@ -699,7 +715,7 @@ def test_a_hook_that_prepends_changes_what_is_edited_not_the_edit(
 ) -> None:
     """Other code's change comes first, the edit last: the coordinates are the guard's."""
     guard = sound.guard.variant(edit=Project(), layers=(2,))
-    basis = guard.basis()[2, : guard.rank]
+    basis = guard.policy.basis()[2, : guard.policy.rank]
     seen: list[Tensor] = []
     with guard.attach(victim), ExitStack() as undo, torch.no_grad():
         hook(layer(2), lambda m, args, out: out + 1, prepend=True)(victim, undo)
@@ -743,7 +759,7 @@ def test_a_graph_compiled_before_attaching_is_guarded_or_refused(
     """A graph may hold no hooks: either the guard acts in it, or the canary finds it out."""
     model = make_model(processor)
     inputs = ask(processor, QUESTIONS[:1])
-    opened = guard.variant(gate=OpenGate())
+    opened = guard.variant(gate=GATES["open"])
 
     def logits() -> Tensor:
         with torch.no_grad():
@@ -874,7 +890,8 @@ def test_a_hook_lost_while_decoding_is_an_error(
 ) -> None:
     inputs = ask(processor, QUESTIONS[:1])
     state = hooks(victim)
-    with sound.guard.attach(victim), torch.no_grad(), ExitStack() as undo:
+    guard = spanning(sound.guard, Span.ANSWER)
+    with guard.attach(victim), torch.no_grad(), ExitStack() as undo:
         out = victim(**inputs, use_cache=True)
         first(layer(2), steal(layer(2), "_forward_hooks"))(victim, undo)
         with pytest.raises(SafeguardError, match="removed"):

@@ -1,84 +1,167 @@
-"""Gates against plain loops; the threshold against leave-one-out counting."""
+"""The gate's criteria against plain loops; the threshold against leave-one-out counting."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from vlm_safeguard.policy.directions import Directions, fit_directions
+from vlm_safeguard.policy.decision import decide
+from vlm_safeguard.policy.directions import fit_directions
 from vlm_safeguard.policy.gate import (
-    AnyGate,
-    CalibratedGate,
+    GATES,
+    AnyCriterion,
+    Criterion,
     Gate,
-    OpenGate,
-    PaperGate,
+    ImageScore,
+    OwnRefusal,
+    PaperSign,
+    TextScore,
     threshold_for,
 )
+from vlm_safeguard.policy.reading import Reading
 
 LAYERS, HIDDEN, ROWS = 5, 8, 6
+WINDOW = (2, 3, 4)
 
 
 @pytest.fixture
-def directions() -> Directions:
+def reading() -> Reading:
+    """Of six requests, three of which the model would decline."""
     torch.manual_seed(0)
     harmful, harmless = torch.randn(2, 10, LAYERS, HIDDEN)
-    return fit_directions(harmful + 1, harmless, 2)
+    directions = fit_directions(harmful + 1, harmless, 2)
+    states = {layer: torch.randn(ROWS, HIDDEN) + 0.5 for layer in range(LAYERS)}
+    margin = torch.tensor([-2.0, -0.1, 0.0, 0.5, 2.0, 3.0])
+    prefix = torch.tensor([-2.0, -0.1, 0.0, -0.5, -4.0, 1.0])
+    return Reading(states, directions, WINDOW, margin, prefix)
 
 
-@pytest.fixture
-def states() -> dict[int, torch.Tensor]:
-    torch.manual_seed(1)
-    return {layer: torch.randn(ROWS, HIDDEN) + 0.5 for layer in range(LAYERS)}
+def harm(reading: Reading, row: int, layers: tuple[int, ...]) -> float:
+    """The centred score, one layer at a time."""
+    total, made = 0.0, reading.directions
+    for layer in layers:
+        v = made.vectors[layer, 0]
+        high, low = (float(x[layer] @ v) for x in (made.harmful_mean, made.harmless_mean))
+        total += 2 * (float(reading.states[layer][row] @ v) - low) / (high - low) - 1
+    return total / len(layers)
 
 
-def test_calibrated_gate(directions: Directions, states: dict[int, torch.Tensor]) -> None:
-    expected = []
-    for row in range(ROWS):
-        total = 0.0
-        for layer in (1, 3):
-            v = directions.vectors[layer, 0]
-            high = float(directions.harmful_mean[layer] @ v)
-            low = float(directions.harmless_mean[layer] @ v)
-            total += 2 * (float(states[layer][row] @ v) - low) / (high - low) - 1
-        expected.append(total / 2)
+def test_the_texts_score_opens_above_its_threshold(reading: Reading) -> None:
+    criterion = TextScore(layers=(1, 3), threshold=0, budget=0.1, calibrated_on=9)
+    scores = criterion.score(reading)
+    assert scores[:, 0].tolist() == pytest.approx(
+        [harm(reading, row, (1, 3)) for row in range(ROWS)], abs=1e-4
+    )
     for row in range(ROWS):  # a threshold at each row's own score: above it only is open
-        gate = CalibratedGate(layers=(1, 3), text_threshold=0, budget=0.1, calibrated_on=9)
-        _, scores = gate.text_open(states, directions, (2, 3, 4))
-        threshold = float(scores[row])
-        gate = gate.model_copy(update={"text_threshold": threshold})
-        is_open, again = gate.text_open(states, directions, (2, 3, 4))
-        assert torch.equal(scores, again)
-        assert scores.tolist() == pytest.approx(expected, abs=1e-4)
-        assert is_open.shape == (ROWS, 3)
-        for other in range(ROWS):
-            assert is_open[other].tolist() == [float(scores[other]) > threshold] * 3
-        assert not is_open[row].any()
+        placed = criterion.model_copy(update={"threshold": float(scores[row])})
+        is_open = placed.opens(placed.score(reading), 3)
+        assert is_open.tolist() == [[bool(x > scores[row])] * 3 for x in scores]
 
 
-def test_paper_gate(directions: Directions, states: dict[int, torch.Tensor]) -> None:
-    layers = (0, 2, 3)
-    is_open, scores = PaperGate().text_open(states, directions, layers)
+def test_the_images_score_is_of_one_layer_of_the_multimodal_pass(reading: Reading) -> None:
+    criterion = ImageScore(layer=1, threshold=0.1, budget=0.1, calibrated_on=9)
+    assert (criterion.reads, criterion.watched) == ("image", (1,))
+    scores = criterion.score(reading)
+    expected = [harm(reading, row, (1,)) for row in range(ROWS)]
+    assert scores[:, 0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert criterion.opens(scores, 2).tolist() == [[x > 0.1] * 2 for x in expected]
+
+
+@pytest.mark.parametrize("slack", [0.0, 1.0])
+@pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
+def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harmful(
+    reading: Reading, slack: float, above: float
+) -> None:
+    criterion = OwnRefusal(tokens=(7,), slack=slack, layers=(1, 3), score_above=above)
+    scores = criterion.score(reading)
+    assert reading.margin is not None
+    assert reading.prefix_margin is not None
+    for row in range(ROWS):
+        margin, words = float(reading.margin[row]), float(reading.prefix_margin[row])
+        expected = margin > 0 and (words > -slack or harm(reading, row, (1, 3)) > above)
+        assert criterion.opens(scores, 3)[row].tolist() == [expected] * 3
+        sentence = criterion.says(scores[row].tolist(), expected)
+        assert (sentence is None) == (margin <= 0)
+        assert ("itself refuse" in (sentence or "")) == expected
+        assert ("own_opening" in criterion.shown(scores[row].tolist())) == (margin > 0)
+
+
+def test_the_papers_gate_is_a_sign_a_layer(reading: Reading) -> None:
+    criterion = PaperSign()
+    scores = criterion.score(reading)
+    is_open = criterion.opens(scores, len(WINDOW))
     for row in range(ROWS):
         expected = [
-            sum(float(a * b) for a, b in zip(states[n][row], directions.vectors[n, 0], strict=True))
+            sum(
+                float(a * b)
+                for a, b in zip(
+                    reading.states[n][row], reading.directions.vectors[n, 0], strict=True
+                )
+            )
             > 0
-            for n in layers
+            for n in WINDOW
         ]
         assert is_open[row].tolist() == expected
-        assert float(scores[row]) == pytest.approx(sum(expected) / 3)
+        assert criterion.shown(scores[row].tolist()) == {
+            "open_layers": pytest.approx(sum(expected) / 3)
+        }
+        assert f"{sum(expected)} of 3" in criterion.says(scores[row].tolist(), any(expected))
     assert is_open.any()
     assert not is_open.all()
 
 
-def test_open_gate_needs_nothing() -> None:
-    assert not OpenGate().needs_text
-    assert CalibratedGate.needs_text
-    assert PaperGate.needs_text
+# --- decisions ---
+
+
+def test_any_criterion_opens_and_each_says_its_own(reading: Reading) -> None:
+    scores = [harm(reading, row, (1, 3)) for row in range(ROWS)]
+    ranked = sorted(scores)
+    threshold = (ranked[2] + ranked[3]) / 2
+    gate: tuple[Criterion, ...] = (
+        OwnRefusal(tokens=(7,), slack=0.0, layers=(1, 3), score_above=99),
+        TextScore(layers=(1, 3), threshold=threshold, budget=0.1, calibrated_on=9),
+        ImageScore(layer=1, threshold=0.0, budget=0.1, calibrated_on=9),
+    )
+    asked = [5, 0, None, 4, 3]  # requests 0, 1, 3 and 4; the third is left alone
+    decision = decide(gate, "text", asked, reading, 3)
+    assert decision.awaits_image
+    for row, is_open, findings in zip(
+        asked, decision.is_open.tolist(), decision.findings, strict=True
+    ):
+        if row is None:
+            assert (is_open, findings) == ([False] * 3, ())
+            continue
+        own, text = row == 5, scores[row] > threshold
+        assert [f.criterion for f in findings] == ["own_refusal", "text_score"]
+        assert [f.opened for f in findings] == [own, text]
+        assert is_open == [own or text] * 3
+    more = decide(gate, "image", asked, reading, 3)
+    both = decision.merged(more)
+    assert not both.awaits_image
+    assert torch.equal(both.is_open, decision.is_open | more.is_open)
+    assert [len(f) for f in both.findings] == [3, 3, 0, 3, 3]
+
+
+def test_a_gate_that_is_always_open_reads_no_pass() -> None:
+    decision = decide(GATES["open"], "nothing", [0, None], None, 2)
+    assert decision.is_open.tolist() == [[True, True], [False, False]]
+    assert not decision.awaits_image
     with pytest.raises(AssertionError):
-        OpenGate().text_open({}, None, ())  # type: ignore[arg-type]
+        GATES["open"][0].score(None)  # type: ignore[arg-type]
+
+
+def test_a_score_that_is_no_number_is_an_error(reading: Reading) -> None:
+    broken = replace(reading, states={n: x * math.nan for n, x in reading.states.items()})
+    gate = (TextScore(layers=(1,), threshold=0, budget=0.1, calibrated_on=9),)
+    with pytest.raises(Exception, match=r"text-only pass .* not a number \(text_score\)"):
+        decide(gate, "text", [0], broken, 1)
+
+
+# --- thresholds ---
 
 
 @pytest.mark.parametrize("budget", [0.01, 0.05, 0.1, 0.29, 0.5])
@@ -105,47 +188,41 @@ def test_threshold_of_ties_and_small_samples() -> None:
         threshold_for(torch.arange(198.0), 0.005)
 
 
-@pytest.mark.parametrize(
-    "gate",
-    [
-        OpenGate(),
-        PaperGate(),
-        CalibratedGate(
-            layers=(1, 2),
-            text_threshold=0.25,
-            image_layer=1,
-            image_threshold=0.75,
-            budget=0.01,
-            calibrated_on=200,
-        ),
-        CalibratedGate(layers=(1,), text_threshold=0.25, budget=0.01, calibrated_on=200),
-    ],
-    ids=["open", "paper", "calibrated", "text only"],
-)
-def test_gates_come_back_from_json(gate: Gate) -> None:
-    assert TypeAdapter(AnyGate).validate_json(gate.model_dump_json()) == gate
+# --- keeping ---
+
+KEPT: list[Criterion] = [
+    *GATES["open"],
+    *GATES["paper"],
+    OwnRefusal(tokens=(3, 4), slack=0.5, layers=(1, 2), score_above=0.25),
+    TextScore(layers=(1, 2), threshold=0.25, budget=0.01, calibrated_on=200),
+    ImageScore(layer=1, threshold=0.75, budget=0.01, calibrated_on=200),
+]
 
 
-def test_gates_are_strict() -> None:
-    adapter: TypeAdapter[AnyGate] = TypeAdapter(AnyGate)
-    for bad in ({"name": "ajar"}, {}, {"name": "open", "width": 3}, {"name": "calibrated"}):
+@pytest.mark.parametrize("criterion", KEPT, ids=lambda criterion: criterion.name)
+def test_criteria_come_back_from_json(criterion: Criterion) -> None:
+    adapter: TypeAdapter[tuple[AnyCriterion, ...]] = TypeAdapter(Gate)
+    text = f"[{criterion.model_dump_json()}]"
+    assert adapter.validate_json(text) == (criterion,)
+
+
+def test_criteria_are_strict() -> None:
+    adapter: TypeAdapter[tuple[AnyCriterion, ...]] = TypeAdapter(Gate)
+    for bad in ({"name": "ajar"}, {}, {"name": "open", "width": 3}, {"name": "text_score"}):
         with pytest.raises(ValidationError):
-            adapter.validate_python(bad)
+            adapter.validate_python((bad,))
     with pytest.raises(ValidationError):
-        OpenGate().name = "paper"  # type: ignore[assignment,misc]
+        adapter.validate_python(())
+    with pytest.raises(ValidationError):
+        GATES["open"][0].name = "paper"  # type: ignore[assignment]
     for budget in (0.0, 1.0, -0.1):
         with pytest.raises(ValidationError):
-            CalibratedGate(layers=(1,), text_threshold=0, budget=budget, calibrated_on=1)
-
-
-@pytest.mark.parametrize("name", ["text_threshold", "image_threshold"])
-def test_a_threshold_that_is_not_a_number_is_refused(name: str) -> None:
-    values = {"text_threshold": 0.0, "image_threshold": 0.0, name: math.nan}
+            TextScore(layers=(1,), threshold=0, budget=budget, calibrated_on=1)
+    for layers in ((), ("a",)):
+        with pytest.raises(ValidationError):
+            TextScore(layers=layers, threshold=0, budget=0.1, calibrated_on=1)  # type: ignore[arg-type]
     with pytest.raises(ValidationError):
-        CalibratedGate(layers=(1,), image_layer=1, budget=0.1, calibrated_on=1, **values)
-
-
-def test_image_layer_and_threshold_go_together() -> None:
-    for half in ({"image_layer": 1}, {"image_threshold": 0.5}):
-        with pytest.raises(ValidationError, match="go together"):
-            CalibratedGate(layers=(1,), text_threshold=0, budget=0.1, calibrated_on=1, **half)
+        OwnRefusal(tokens=(), slack=1, layers=(1,))
+    for kind, fields in ((TextScore, {"layers": (1,)}), (ImageScore, {"layer": 1})):
+        with pytest.raises(ValidationError):
+            kind(threshold=math.nan, budget=0.1, calibrated_on=1, **fields)  # type: ignore[arg-type]

@@ -17,7 +17,14 @@ from transformers import (
     pipeline,
 )
 
-from support.reference import QUESTIONS, ask, edited_by_hand, opened_by_hand, reread_by_hand
+from support.reference import (
+    QUESTIONS,
+    ask,
+    edited_by_hand,
+    opened_by_hand,
+    reread_by_hand,
+    spanning,
+)
 from tiny import load_makers
 from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
@@ -25,6 +32,8 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.conversation import encode_batch
 from vlm_safeguard.policy.edits import Project
+from vlm_safeguard.policy.gate import TextScore
+from vlm_safeguard.policy.span import Span
 
 Model = LlavaForConditionalGeneration
 
@@ -39,7 +48,7 @@ def answer(model: Any, inputs: Any, **options: Any) -> Any:
 def texts_of(guard: Guard, inputs: Any) -> list[list[int]]:
     """The rows' text-only views, unpadded."""
     return [
-        guard.text_view(row[keep.bool()].tolist())
+        guard.policy.text_view(row[keep.bool()].tolist())
         for row, keep in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     ]
 
@@ -72,7 +81,7 @@ def test_a_way_of_generating_equals_plain_hooks(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, hold: bool
 ) -> None:
     model = exact_model  # lest rounding falls on two sides of a step of the quantized cache
-    guard = open_guard.variant(hold=hold)
+    guard = spanning(open_guard, Span.ANSWER if hold else Span.OPENING)
     inputs = ask(processor, QUESTIONS[:3])
     free = answer(model, inputs, **WAYS[way])
     with edited_by_hand(model, guard, texts_of(guard, inputs)):
@@ -87,8 +96,11 @@ def test_an_answers_opening_is_edited_as_plain_hooks_do_that_read_all_again(
     model: Model, processor: LlavaProcessor, open_guard: Guard, way: str
 ) -> None:
     """Two tokens to choose from at each step: answers and beams follow the opening or leave it."""
-    guard = opened_by_hand(model, processor, open_guard.variant(hold=False), QUESTIONS[0])
-    opening, others = guard.opening, [token % 50 + 5 for token in guard.opening]
+    guard = opened_by_hand(model, processor, spanning(open_guard, Span.OPENING), QUESTIONS[0])
+    opening, others = (
+        guard.policy.refusal_prefix,
+        [token % 50 + 5 for token in guard.policy.refusal_prefix],
+    )
     inputs = ask(processor, QUESTIONS[:3])
     prompt = inputs["input_ids"].shape[1]
 
@@ -98,7 +110,7 @@ def test_an_answers_opening_is_edited_as_plain_hooks_do_that_read_all_again(
 
     options = {**WAYS[way], "prefix_allowed_tokens_fn": allowed}
     cacheless = {k: v for k, v in options.items() if not k.startswith("cache")}
-    with guard.variant(opening=()).attach(model):
+    with guard.variant(refusal_prefix=()).attach(model):
         unopened = answer(model, inputs, **options)
     with reread_by_hand(model, guard, texts_of(guard, inputs)):
         expected = answer(model, inputs, **cacheless, use_cache=False)
@@ -137,7 +149,7 @@ def test_drafts_looked_up_in_the_prompt_change_nothing(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, hold: bool
 ) -> None:
     """Without images, whose placeholders LLaVA itself cannot draft."""
-    guard = open_guard.variant(edit=Project(), hold=hold)
+    guard = open_guard.variant(edit=Project(span=Span.ANSWER if hold else Span.LAST))
     inputs = ask(processor, ["Which colour? Which colour? Which colour?"], images=False)
     free = answer(exact_model, inputs)
     with guard.attach(exact_model):
@@ -164,7 +176,7 @@ def test_half_precision_equals_plain_hooks(
 def test_a_chat_that_keeps_its_cache_equals_plain_hooks(
     model: Model, processor: LlavaProcessor, open_guard: Guard, hold: bool
 ) -> None:
-    guard = open_guard.variant(hold=hold)
+    guard = spanning(open_guard, Span.ANSWER if hold else Span.OPENING)
     inputs = ask(processor, QUESTIONS[:2])
     more = torch.randint(5, 60, (2, 6), generator=torch.Generator().manual_seed(0))
 
@@ -192,7 +204,7 @@ def test_compiled_decoding_equals_plain_hooks(
 ) -> None:
     """Compiled by `generate` itself, as it does for static caches on a GPU."""
     hold = after == "everything"
-    guard = open_guard.variant(hold=hold)
+    guard = spanning(open_guard, Span.ANSWER if hold else Span.OPENING)
     model = make_model(processor)
     inputs = ask(processor, QUESTIONS[:2])
     if after == "the opening":
@@ -260,8 +272,8 @@ def test_offloaded_weights_give_the_same_guard_and_answer(
     assert all(map(torch.equal, found.logits, expected.logits))
     short = {"rank": 4, "budget": 0.2, "calibration": [f"How to count to {i}" for i in range(9)]}
     here, there = (Guard.fit(m, processor, **short) for m in (model, elsewhere))  # type: ignore[arg-type]
-    assert torch.equal(here.directions.vectors, there.directions.vectors)
-    assert here.gate == there.gate
+    assert torch.equal(here.policy.directions.vectors, there.policy.directions.vectors)
+    assert here.policy.gate == there.policy.gate
 
 
 class Packed(torch.nn.Module):
@@ -301,7 +313,7 @@ def test_weights_kept_packed_equal_plain_hooks(
     fitted = Guard.fit(
         model, processor, rank=4, budget=0.2, calibration=[f"How to count to {i}" for i in range(9)]
     )
-    assert fitted.gate.name == "calibrated"
+    assert fitted.policy.criterion(TextScore) is not None
 
 
 REFUSED: dict[str, dict[str, Any]] = {

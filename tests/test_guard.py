@@ -18,15 +18,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from support.reference import QUESTIONS, ask, centred, run_row, same_receipt, text_ids
+from support.reference import (
+    QUESTIONS,
+    ask,
+    centred,
+    run_row,
+    same_receipt,
+    text_ids,
+    with_thresholds,
+)
 from tiny.pocket import make_model, make_processor
 from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.guard import RANK, Guard
+from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.template import learn_text_view
-from vlm_safeguard.policy import directions
 from vlm_safeguard.policy.artifact import CONFIG_NAME, FORMAT, WEIGHTS_NAME
 from vlm_safeguard.policy.directions import (
     choose_layers,
@@ -35,7 +42,7 @@ from vlm_safeguard.policy.directions import (
     random_basis,
 )
 from vlm_safeguard.policy.edits import Project, Refuse, Restore
-from vlm_safeguard.policy.gate import CalibratedGate, OpenGate, PaperGate, threshold_for
+from vlm_safeguard.policy.gate import GATES, ImageScore, TextScore, threshold_for
 
 Model = LlavaForConditionalGeneration
 ANCHORS = shipped_anchors()[:12]
@@ -76,14 +83,15 @@ def test_fit_equals_its_definition(
     expected = fit_directions(harmful, harmless, len(ANCHORS))
     for name in ("vectors", "spectrum", "harmful_mean", "harmless_mean", "auroc"):
         torch.testing.assert_close(
-            getattr(small.directions, name), getattr(expected, name), rtol=1e-3, atol=1e-3
+            getattr(small.policy.directions, name), getattr(expected, name), rtol=1e-3, atol=1e-3
         )
-    assert small.layers == choose_layers(expected)
-    assert small.rank == min(RANK, len(ANCHORS))
-    assert not small.hold
-    assert small.edit == Refuse()
-    assert small.text_view == learn_text_view(processor, frozenset({processor.image_token_id}))
-    assert small.random_seed is None
+    assert small.policy.layers == choose_layers(len(expected.auroc), 0.27, 0.9)
+    assert small.policy.rank == len(ANCHORS)
+    assert small.policy.edit == Refuse()
+    assert small.policy.text_view == learn_text_view(
+        processor, frozenset({processor.image_token_id})
+    )
+    assert small.policy.random_seed is None
 
 
 def test_drift_is_the_mean_shift_by_a_blank_image(
@@ -94,41 +102,48 @@ def test_drift_is_the_mean_shift_by_a_blank_image(
         blank = image_last_states(exact_model, processor, text, blank_image())
         shifts.append(blank - last_states(exact_model, processor, text))
     expected = sum(shifts) / len(shifts)
-    torch.testing.assert_close(small.drift, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(small.policy.drift, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("legible", [True, False])
 def test_gate_is_calibrated_on_harmless_requests(
-    exact_model: Model, processor: LlavaProcessor, monkeypatch: pytest.MonkeyPatch, legible: bool
+    exact_model: Model, processor: LlavaProcessor, legible: bool
 ) -> None:
     """The multimodal pass is looked at only where harm is legible up to the first edited layer."""
-    monkeypatch.setattr(directions, "_LEGIBLE", 0.0 if legible else 1.1)
-    small = Guard.fit(exact_model, processor, anchors=ANCHORS, calibration=ORDINARY, budget=0.2)
-    gate, count = small.gate, len(ORDINARY)
-    assert isinstance(gate, CalibratedGate)
-    assert gate.layers == legible_layers(small.directions, small.layers)
-    assert (gate.budget, gate.calibrated_on) == (0.2, count)
+    small = Guard.fit(
+        exact_model,
+        processor,
+        anchors=ANCHORS,
+        calibration=ORDINARY,
+        budget=0.2,
+        legible=0.0 if legible else 1.1,
+    )
+    count = len(ORDINARY)
+    by_text, looks = small.policy.criterion(TextScore), small.policy.criterion(ImageScore)
+    assert small.policy.gate == ((by_text, looks) if legible else (by_text,))
+    assert by_text is not None
+    assert by_text.layers == legible_layers(small.policy.directions, small.policy.layers, 0.02)
+    share = 0.1 if legible else 0.2  # half the budget each, or all of it
+    assert (by_text.budget, by_text.calibrated_on) == (share, count)
     text, image = [], []
     for number, request in enumerate(ORDINARY):
         states = last_states(exact_model, processor, request)
-        text.append(sum(centred(small, states[n], n) for n in gate.layers) / len(gate.layers))
-        if gate.image_layer is not None:
+        text.append(sum(centred(small, states[n], n) for n in by_text.layers) / len(by_text.layers))
+        if looks is not None:
             picture = meaningless_image(number)
             states = image_last_states(exact_model, processor, request, picture)
-            image.append(centred(small, states[gate.image_layer], gate.image_layer))
+            image.append(centred(small, states[looks.layer], looks.layer))
     assert small.scores["calibration"].tolist() == pytest.approx(text, abs=1e-3)
-    share = 0.1 if legible else 0.2  # half the budget each, or all of it
-    assert gate.text_threshold == threshold_for(small.scores["calibration"], share)
-    assert sum(score > gate.text_threshold for score in small.scores["calibration"].tolist()) == (
+    assert by_text.threshold == threshold_for(small.scores["calibration"], share)
+    assert sum(score > by_text.threshold for score in small.scores["calibration"].tolist()) == (
         math.floor(share * (count + 1)) - 1
     )
-    if legible:
-        before = small.directions.auroc[: small.layers[0] + 1]
-        assert before[gate.image_layer] == before.max()
+    if looks is not None:
+        before = small.policy.directions.auroc[: small.policy.layers[0] + 1]
+        assert before[looks.layer] == before.max()
         assert small.scores["calibration_image"].tolist() == pytest.approx(image, abs=1e-3)
-        assert gate.image_threshold == threshold_for(small.scores["calibration_image"], share)
+        assert looks.threshold == threshold_for(small.scores["calibration_image"], share)
     else:
-        assert gate.image_layer is gate.image_threshold is None
         assert "calibration_image" not in small.scores
 
 
@@ -149,9 +164,11 @@ def test_what_is_asked_for_is_done(model: Model, processor: LlavaProcessor) -> N
         layers=[1, 4],
         rank=10,
     )
-    assert (guard.edit, guard.layers, guard.rank) == (Restore(0.5), (1, 4), 10)
-    assert guard.directions.rank == 10
-    assert guard.gate.layers == legible_layers(guard.directions, (1, 4))
+    assert (guard.policy.edit, guard.policy.layers, guard.policy.rank) == (Restore(0.5), (1, 4), 10)
+    assert guard.policy.directions.rank == 10
+    assert guard.policy.criterion(TextScore).layers == legible_layers(  # type: ignore[union-attr]
+        guard.policy.directions, (1, 4), 0.02
+    )
 
 
 def test_provenance(model: Model, processor: LlavaProcessor, small: Guard) -> None:
@@ -184,10 +201,11 @@ def test_fitting_leaves_the_model_alone(processor: LlavaProcessor) -> None:
     [
         ({"anchors": ANCHORS[:7]}, "7 anchor pairs are too few"),
         ({"rank": 13}, "12 anchor pairs are too few for 13"),
-        ({"rank": 0}, "rank is 0"),
-        ({"budget": 0.0}, "budget 0.0 is not between"),
-        ({"budget": 1.0}, "budget 1.0 is not between"),
+        ({"rank": 0}, "rank cannot be 0"),
+        ({"budget": 0.0}, "budget cannot be 0.0"),
+        ({"budget": 1.0}, "budget cannot be 1.0"),
         ({"budget": 0.04}, "cannot be calibrated: .* needs at least [24][49] harmless"),
+        ({"depth": 3}, "depth cannot be 3: extra inputs are not permitted"),
         ({"layers": []}, "Layers"),
         ({"layers": [2, 6]}, r"Layers \[2, 6\] are not all in 0–5"),
         ({"layers": [3, 2]}, "Layers"),
@@ -227,8 +245,8 @@ def generate(model: Model, guard: Guard, inputs: dict[str, Tensor]) -> tuple[Ten
     "changes",
     [
         {},
-        {"gate": OpenGate(), "edit": Restore(0.5, one_sided=False), "rank": 2},
-        {"gate": PaperGate(), "edit": Project(), "random_seed": 4, "layers": (1, 2, 3)},
+        {"gate": GATES["open"], "edit": Restore(0.5, one_sided=False), "rank": 2},
+        {"gate": GATES["paper"], "edit": Project(), "random_seed": 4, "layers": (1, 2, 3)},
     ],
     ids=["fitted", "restore", "control"],
 )
@@ -238,15 +256,16 @@ def test_what_is_loaded_is_what_was_saved(
     saved = guard.variant(**changes)
     saved.save_pretrained(tmp_path / "new" / "guard")
     loaded = Guard.from_pretrained(tmp_path / "new" / "guard")
-    for field in fields(saved.directions):
-        name, value = field.name, getattr(saved.directions, field.name)
-        assert torch.equal(getattr(loaded.directions, name), value)
+    for field in fields(saved.policy.directions):
+        name, value = field.name, getattr(saved.policy.directions, field.name)
+        assert torch.equal(getattr(loaded.policy.directions, name), value)
     assert loaded.scores.keys() == saved.scores.keys()
     assert all(torch.equal(loaded.scores[name], saved.scores[name]) for name in saved.scores)
-    assert torch.equal(loaded.drift, saved.drift)
+    assert torch.equal(loaded.policy.drift, saved.policy.drift)
     assert torch.equal(loaded.embedding_sample, saved.embedding_sample)
-    for name in ("layers", "rank", "edit", "gate", "text_view", "provenance", "random_seed"):
-        assert getattr(loaded, name) == getattr(saved, name)
+    for name in ("layers", "rank", "edit", "gate", "text_view", "random_seed", "refusal_prefix"):
+        assert getattr(loaded.policy, name) == getattr(saved.policy, name)
+    assert loaded.provenance == saved.provenance
     inputs = ask(processor, QUESTIONS)
     first, second = (generate(model, one, inputs) for one in (saved, loaded))
     assert torch.equal(first[0], second[0])
@@ -255,9 +274,9 @@ def test_what_is_loaded_is_what_was_saved(
 
 
 def test_a_gate_that_does_not_look_at_the_image_is_kept(guard: Guard, tmp_path: Path) -> None:
-    gate = CalibratedGate(layers=(2,), text_threshold=0.5, budget=0.01, calibrated_on=200)
+    gate = with_thresholds(guard, 0.5).policy.gate
     guard.variant(gate=gate).save_pretrained(tmp_path)
-    assert Guard.from_pretrained(tmp_path).gate == gate
+    assert Guard.from_pretrained(tmp_path).policy.gate == gate
 
 
 def test_the_folder_is_readable_and_has_no_pickle(guard: Guard, tmp_path: Path) -> None:
@@ -265,11 +284,15 @@ def test_the_folder_is_readable_and_has_no_pickle(guard: Guard, tmp_path: Path) 
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS_NAME, CONFIG_NAME, "README.md"}
     config = json.loads((tmp_path / CONFIG_NAME).read_text("utf-8"))
     assert config["format"] == FORMAT
-    assert config["edit"] == {"name": "refuse", "strength": 1.0, "span": "request"}
-    assert config["gate"]["text_threshold"] == guard.gate.text_threshold
-    assert config["layers"] == list(guard.layers)
+    assert config["edit"] == {"name": "refuse", "strength": 1.0, "span": "opening"}
+    assert [each["name"] for each in config["gate"]] == ["text_score", "image_score"]
+    assert config["gate"][0]["threshold"] == guard.policy.criterion(TextScore).threshold  # type: ignore[union-attr]
+    assert config["policy_sha256"] == guard.policy.sha256()
+    assert config["layers"] == list(guard.policy.layers)
     assert config["provenance"]["decoder_path"] == "model.language_model"
-    assert config["held_out_auroc"] == pytest.approx(guard.directions.auroc.tolist(), abs=1e-4)
+    assert config["held_out_auroc"] == pytest.approx(
+        guard.policy.directions.auroc.tolist(), abs=1e-4
+    )
     card = (tmp_path / "README.md").read_text("utf-8")
     assert card.startswith("---\nlibrary_name: vlm-safeguard\n")
     assert "base_model: LlavaForConditionalGeneration" in card
@@ -321,13 +344,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing field": (edit_config(lambda c: c.pop("layers")), "layers"),
     "edit": (edit_config(lambda c: c["edit"].update(name="remove")), "no edit 'remove'"),
     "parameter": (edit_config(lambda c: c["edit"].update(size=2)), "'refuse' does not take"),
-    "gate": (edit_config(lambda c: c["gate"].update(name="ajar")), "gate"),
+    "gate": (edit_config(lambda c: c["gate"][0].update(name="ajar")), "gate"),
     "layer": (edit_config(lambda c: c.update(layers=[2, 6])), r"\[2, 6\]"),
     "rank": (edit_config(lambda c: c.update(rank=9)), "rank is 9"),
     "no layers": (edit_config(lambda c: c.update(layers=[])), "Layers"),
-    "gate layer": (edit_config(lambda c: c["gate"].update(layers=[9])), "Layers"),
-    "no gate layers": (edit_config(lambda c: c["gate"].update(layers=[])), "layer"),
-    "threshold": (edit_config(lambda c: c["gate"].update(text_threshold=float("nan"))), "number"),
+    "gate layer": (edit_config(lambda c: c["gate"][0].update(layers=[9])), "Layers"),
+    "no gate layers": (edit_config(lambda c: c["gate"][0].update(layers=[])), "layer"),
+    "threshold": (edit_config(lambda c: c["gate"][0].update(threshold=float("nan"))), "number"),
+    "no criterion": (edit_config(lambda c: c.update(gate=[])), "gate"),
+    "another threshold": (
+        edit_config(lambda c: c["gate"][0].update(threshold=0.125)),
+        "changed after it was saved",
+    ),
     "strength": (edit_config(lambda c: c["edit"].update(strength="much")), "strength"),
     "tensor": (edit_tensors(lambda t: t.pop("drift")), "no tensor 'drift'"),
     "vectors": (edit_tensors(nan("vectors")), "not finite"),
@@ -352,7 +380,7 @@ def test_a_broken_folder_is_refused(guard: Guard, tmp_path: Path, name: str) -> 
 def test_saving_again_replaces(guard: Guard, tmp_path: Path) -> None:
     guard.save_pretrained(tmp_path)
     guard.variant(rank=2).save_pretrained(str(tmp_path))
-    assert Guard.from_pretrained(str(tmp_path)).rank == 2
+    assert Guard.from_pretrained(str(tmp_path)).policy.rank == 2
 
 
 # --- fitting a model ---
@@ -369,7 +397,7 @@ def test_each_mismatch_is_named(model: Model, guard: Guard, field: str) -> None:
 
 def test_image_tokens_and_embeddings_have_to_match(model: Model, guard: Guard) -> None:
     backbone = Backbone.of(model)
-    view = replace(guard.text_view, placeholder_ids=frozenset({9}))
+    view = replace(guard.policy.text_view, placeholder_ids=frozenset({9}))
     with pytest.raises(SafeguardError, match=r"image tokens \[9\]"):
         guard.variant(text_view=view).check_fits(backbone)
     sample = guard.embedding_sample
@@ -382,26 +410,27 @@ def test_image_tokens_and_embeddings_have_to_match(model: Model, guard: Guard) -
 def test_variants_do_not_share_what_they_change(
     model: Model, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    first = guard.variant(gate=OpenGate())
+    first = guard.variant(gate=GATES["open"])
     second = first.variant(rank=1)
-    assert (guard.gate.name, first.rank, second.rank) == ("calibrated", guard.rank, 1)
-    assert isinstance(second.gate, OpenGate)
+    assert (first.policy.rank, second.policy.rank) == (guard.policy.rank, 1)
+    assert (first.policy.gate, second.policy.gate) == (GATES["open"], GATES["open"])
+    assert guard.policy.gate != GATES["open"]
     generate(model, first, ask(processor, QUESTIONS))
     assert (len(first.receipts), second.receipts) == (len(QUESTIONS), [])
     assert first.variant().receipts == []
 
 
 def test_basis_is_the_directions_or_the_random_control(guard: Guard) -> None:
-    assert torch.equal(guard.basis(), guard.directions.vectors)
+    assert torch.equal(guard.policy.basis(), guard.policy.directions.vectors)
     control = guard.variant(random_seed=3)
-    assert torch.equal(control.basis(), random_basis(guard.directions, 3))
-    assert control.directions is guard.directions  # the gate keeps the true ones
+    assert torch.equal(control.policy.basis(), random_basis(guard.policy.directions, 3))
+    assert control.policy.directions is guard.policy.directions  # the gate keeps the true ones
 
 
 def test_the_controls_differ(model: Model, processor: LlavaProcessor, guard: Guard) -> None:
     """Literal projection, a random subspace, a flipped sign, and no guard: five results."""
     inputs = ask(processor, QUESTIONS)
-    opened = guard.variant(gate=OpenGate())
+    opened = guard.variant(gate=GATES["open"])
     with torch.no_grad():
         results = [model(**inputs).logits[:, -1]]
         for one in (
@@ -459,7 +488,7 @@ def test_to_the_hub_and_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gu
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     loaded = Guard.from_pretrained("someone/guard", revision="v1")
-    assert torch.equal(loaded.directions.vectors, guard.directions.vectors)
+    assert torch.equal(loaded.policy.directions.vectors, guard.policy.directions.vectors)
     assert {entry[1] for entry in asked} == {CONFIG_NAME, WEIGHTS_NAME}
     assert {(entry[0], entry[2]) for entry in asked} == {("someone/guard", "v1")}
 
@@ -488,5 +517,8 @@ def test_anchor_pairs_are_not_sorted_or_shuffled(
         budget=0.2,
     )
     torch.testing.assert_close(
-        swapped.directions.vectors[:, 0], -small.directions.vectors[:, 0], rtol=1e-2, atol=1e-2
+        swapped.policy.directions.vectors[:, 0],
+        -small.policy.directions.vectors[:, 0],
+        rtol=1e-2,
+        atol=1e-2,
     )

@@ -15,11 +15,26 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from support.observe import Model, answer
-from support.reference import counterparts, edit_by_hand, followed, run_row, same_receipt
+from support.reference import (
+    counterparts,
+    edit_by_hand,
+    followed,
+    run_row,
+    same_receipt,
+    with_thresholds,
+)
 from tiny.pocket import IMAGE_SIDE, LAYERS, PATCH
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Reference, Refuse, Restore
-from vlm_safeguard.policy.gate import AnyGate, CalibratedGate, OpenGate, PaperGate, threshold_for
+from vlm_safeguard.policy.gate import (
+    GATES,
+    AnyCriterion,
+    ImageScore,
+    OwnRefusal,
+    TextScore,
+    threshold_for,
+)
+from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.text_view import TextView
 
 IMAGE = [4] * (IMAGE_SIDE // PATCH) ** 2  # "<image>" as the processor expands it
@@ -43,7 +58,7 @@ def examples(count: int) -> Callable[[Any], Any]:
 
 words = st.lists(st.integers(5, 400), min_size=1, max_size=6)
 strength = st.floats(-1.5, 1.5).map(lambda value: round(value, 3))
-spans = st.sampled_from(["request", "last"])
+spans = st.sampled_from(list(Span))
 edits = st.one_of(
     st.builds(Restore, strength, spans, st.booleans()),
     *(st.builds(edit, strength, spans) for edit in (Refuse, Project, Drift, Add)),
@@ -99,7 +114,6 @@ def run(model: Model, inputs: dict[str, Tensor], tokens: int) -> list[Tensor]:
 @given(
     prompts=batches,
     edit=edits,
-    hold=st.booleans(),
     tokens=st.sampled_from([0, 0, 0, 1, 2, 3]),
     extra=st.integers(0, 2),
     data=st.data(),
@@ -110,7 +124,6 @@ def test_closed_rows_are_bit_identical_in_any_batch(
     attached: Any,
     prompts: list[list[int]],
     edit: Edit,
-    hold: bool,
     tokens: int,
     extra: int,
     data: st.DataObject,
@@ -120,8 +133,7 @@ def test_closed_rows_are_bit_identical_in_any_batch(
     free = run(model, inputs, tokens)
     threshold = data.draw(st.sampled_from([-2.0, -0.5, 0.0, 0.5, CLOSED]))
     looks = data.draw(st.sampled_from([-1.0, 0.0, CLOSED]))
-    gate = guard.gate.model_copy(update={"text_threshold": threshold, "image_threshold": looks})
-    placed = guard.variant(edit=edit, hold=hold, gate=gate)
+    placed = with_thresholds(guard, threshold, image=looks).variant(edit=edit)
     with placed.attach(model):
         guarded = run(model, inputs, tokens)
     assert len(placed.receipts) == len(prompts)
@@ -181,7 +193,7 @@ def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
 
     Its answer follows the opening of a refusal for `agree` tokens, and the others' do, too.
     """
-    opened = guard.variant(gate=OpenGate(), edit=edit, hold=False, opening=opening)
+    opened = guard.variant(gate=GATES["open"], edit=edit, refusal_prefix=opening)
     said = [*opening[:agree], 60]
     row = data.draw(st.integers(0, len(prompts) - 1))
     prompt = prompts[row]
@@ -220,8 +232,7 @@ def test_permuted_rows_have_permuted_results_and_receipts(
     exact_model: Model, guard: Guard, prompts: list[list[int]], edit: Edit, data: st.DataObject
 ) -> None:
     order = data.draw(st.permutations(range(len(prompts))))
-    gate = guard.gate.model_copy(update={"text_threshold": 0.0})
-    placed = guard.variant(edit=edit, gate=gate)
+    placed = with_thresholds(guard, 0.0, image=100.0).variant(edit=edit)
     found = []
     with placed.attach(exact_model):
         for batch in (prompts, [prompts[row] for row in order]):
@@ -300,7 +311,7 @@ def test_typed_placeholder_text_cannot_remain(
     processor: LlavaProcessor, guard: Guard, text: str, copies: int
 ) -> None:
     row = processor.tokenizer(text + "<image>" * copies + text)["input_ids"]
-    assert not guard.text_view.placeholder_ids & set(guard.text_view(row))
+    assert not guard.policy.text_view.placeholder_ids & set(guard.policy.text_view(row))
 
 
 # --- (e) the edits ---
@@ -392,26 +403,29 @@ layer_lists = st.sets(st.integers(0, LAYERS - 1), min_size=1).map(sorted).map(tu
 
 
 @st.composite
-def gates(draw: st.DrawFn, first_layer: int) -> AnyGate:
-    if draw(st.booleans()):
-        return draw(st.sampled_from([OpenGate(), PaperGate()]))
-    looks = draw(st.booleans())
-    return CalibratedGate(
-        refusal_tokens=draw(tokens),
-        layers=draw(layer_lists),
-        text_threshold=draw(finite),
-        image_layer=draw(st.integers(0, first_layer)) if looks else None,
-        image_threshold=draw(finite) if looks else None,
-        budget=draw(st.floats(0.001, 0.999)),
-        calibrated_on=draw(ids),
-    )
+def gates(draw: st.DrawFn, first_layer: int) -> tuple[AnyCriterion, ...]:
+    """Any subset of the criteria, in any order."""
+    made = {"budget": draw(st.floats(0.001, 0.999)), "calibrated_on": draw(ids)}
+    every = [
+        *GATES["open"],
+        *GATES["paper"],
+        OwnRefusal(
+            tokens=(draw(ids), *draw(tokens)),
+            slack=draw(finite),
+            layers=draw(layer_lists),
+            score_above=draw(finite),
+        ),
+        TextScore(layers=draw(layer_lists), threshold=draw(finite), **made),
+        ImageScore(layer=draw(st.integers(0, first_layer)), threshold=draw(finite), **made),
+    ]
+    order = draw(st.permutations(every))
+    return tuple(order[: draw(st.integers(1, len(order)))])
 
 
 @examples(100)
 @given(
     layers=layer_lists,
     rank=st.integers(1, 8),
-    hold=st.booleans(),
     opening=tokens,
     seed=st.none() | st.integers(0, 2**31),
     edit=edits,
@@ -425,7 +439,6 @@ def test_a_guard_that_is_saved_and_loaded_is_the_same(
     guard: Guard,
     layers: tuple[int, ...],
     rank: int,
-    hold: bool,
     opening: tuple[int, ...],
     seed: int | None,
     edit: Edit,
@@ -435,12 +448,11 @@ def test_a_guard_that_is_saved_and_loaded_is_the_same(
     noise: int,
     data: st.DataObject,
 ) -> None:
-    drift = torch.randn(guard.drift.shape, generator=torch.Generator().manual_seed(noise))
+    drift = torch.randn(guard.policy.drift.shape, generator=torch.Generator().manual_seed(noise))
     saved = guard.variant(
         layers=layers,
         rank=rank,
-        hold=hold,
-        opening=opening,
+        refusal_prefix=opening,
         random_seed=seed,
         edit=edit,
         text_view=view,
@@ -455,15 +467,15 @@ def test_a_guard_that_is_saved_and_loaded_is_the_same(
     for field in (
         "layers",
         "rank",
-        "hold",
-        "opening",
+        "refusal_prefix",
         "random_seed",
         "edit",
         "gate",
         "text_view",
-        "provenance",
     ):
-        assert getattr(loaded, field) == getattr(saved, field)
-    assert torch.equal(loaded.drift, saved.drift)
+        assert getattr(loaded.policy, field) == getattr(saved.policy, field)
+    assert loaded.provenance == saved.provenance
+    assert loaded.policy.sha256() == saved.policy.sha256()
+    assert torch.equal(loaded.policy.drift, saved.policy.drift)
     assert torch.equal(loaded.scores["calibration"], saved.scores["calibration"])
-    assert torch.equal(loaded.basis(), saved.basis())
+    assert torch.equal(loaded.policy.basis(), saved.policy.basis())

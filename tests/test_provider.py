@@ -43,7 +43,7 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.backbone import chat_inputs
 from vlm_safeguard.model.conversation import Turn, chat_of
-from vlm_safeguard.policy.gate import OpenGate
+from vlm_safeguard.policy.gate import GATES
 
 GREEDY = GenerateConfig(max_tokens=5)
 
@@ -59,7 +59,7 @@ def folder(
     folder = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    guard.variant(gate=OpenGate()).save_pretrained(folder / "guard")
+    guard.variant(gate=GATES["open"]).save_pretrained(folder / "guard")
     yield folder
     release()
 

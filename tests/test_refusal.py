@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from support.reference import ask, text_ids
+from support.reference import ask, text_ids, with_thresholds
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.policy.gate import CalibratedGate
-from vlm_safeguard.refusal import (
-    opening_margin,
-    opening_tokens,
-    refusal_margin,
-    refusal_opening,
+from vlm_safeguard.model.refusal import (
+    prefix_margins,
+    refusal_margins,
+    refusal_prefix,
+    refusal_tokens,
 )
+from vlm_safeguard.policy.gate import OwnRefusal
 
 QUESTIONS = ["How to swim", "How to rob a bank", "How to bake bread for a very large family"]
 
@@ -31,7 +31,7 @@ def fake_backbone(logits: dict[int, list[float]]) -> Backbone:
 
 def test_margin_is_the_lead_of_the_likeliest_opening() -> None:
     rows = {0: [1.0, 2.0, 0.5], 1: [-3.0, 0.0, 4.0]}
-    margin = refusal_margin(fake_backbone(rows), torch.tensor([[0.0], [1.0]]), (0, 2))
+    margin = refusal_margins(fake_backbone(rows), torch.tensor([[0.0], [1.0]]), (0, 2))
     assert margin.tolist() == [-1.0, 4.0]
 
 
@@ -40,9 +40,9 @@ def test_openings_are_the_tokens_that_harm_makes_likelier() -> None:
     rows = {0: [big, 0.0, 0.0], 1: [0.0, big, 0.0], 2: [0.0, 0.0, big]}
     harmful = torch.tensor([[0.0]] * 9 + [[2.0]])
     harmless = torch.tensor([[1.0]] * 9 + [[2.0]])
-    assert opening_tokens(fake_backbone(rows), harmful, harmless) == (0,)
-    assert opening_tokens(fake_backbone(rows), harmless, harmful) == (1,)
-    assert opening_tokens(fake_backbone(rows), harmful, harmful) == ()
+    assert refusal_tokens(fake_backbone(rows), harmful, harmless, 0.05) == (0,)
+    assert refusal_tokens(fake_backbone(rows), harmless, harmful, 0.05) == (1,)
+    assert refusal_tokens(fake_backbone(rows), harmful, harmful, 0.05) == ()
 
 
 def saying(answers: dict[int, list[int]]) -> Backbone:
@@ -72,7 +72,7 @@ def test_the_opening_is_what_half_of_the_refusals_share() -> None:
         ([], ()),
     ):
         prompts = dict(enumerate(answers, 11))
-        assert refusal_opening(saying(prompts), [[p] for p in prompts]) == expected
+        assert refusal_prefix(saying(prompts), [[p] for p in prompts], 12) == expected
 
 
 def test_the_opening_is_what_the_model_says_to_its_anchors(
@@ -82,7 +82,7 @@ def test_the_opening_is_what_the_model_says_to_its_anchors(
     backbone = Backbone.of(model)
     prompt = text_ids(processor, QUESTIONS[0])
     said = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
-    assert refusal_opening(backbone, [prompt] * 3) == tuple(said[0, len(prompt) :].tolist())
+    assert refusal_prefix(backbone, [prompt] * 3, 12) == tuple(said[0, len(prompt) :].tolist())
 
 
 def test_the_gate_opens_where_the_model_would_refuse_without_the_image(
@@ -95,16 +95,12 @@ def test_the_gate_opens_where_the_model_would_refuse_without_the_image(
     ]
     final = backbone.run_text([text_ids(processor, q) for q in QUESTIONS])[:, 0]
     for refused in set(first):
-        gate = guard.gate.model_copy(
-            update={"refusal_tokens": (refused,), "text_threshold": 1e9, "image_threshold": 1e9}
-        )
-        assert isinstance(gate, CalibratedGate)
-        asked = guard.variant(gate=gate)
+        asked = with_thresholds(guard, 1e9, image=1e9, tokens=(refused,))
         with asked.attach(model):
             model.generate(**ask(processor, QUESTIONS), max_new_tokens=1, do_sample=False)
-        odds = refusal_margin(backbone, final, (refused,))
+        odds = refusal_margins(backbone, final, (refused,))
         for receipt, value in zip(asked.receipts, odds.tolist(), strict=True):
-            assert receipt.own_refusal == pytest.approx(value, abs=1e-3)
+            assert receipt.scores.get("own_refusal") == pytest.approx(value, abs=1e-3)
             assert receipt.guarded == (value > 0)
             assert receipt.guarded == ("would itself refuse" in receipt.reason)
 
@@ -123,9 +119,7 @@ def test_a_refusal_counts_in_the_usual_words_or_where_the_text_scores_harmful(
     nearly = int(leads[2].where(leads[2] < 0.9, 0.0).argmax())  # … and one that it might
     assert float(leads[2][unlikely]) > 1
     assert 0 < float(leads[2][nearly]) < 1
-    gate = guard.gate.model_copy(
-        update={"refusal_tokens": (said[0],), "text_threshold": 1e9, "image_threshold": 1e9}
-    )
+    gate = with_thresholds(guard, 1e9, image=1e9, tokens=(said[0],)).policy.gate
     for opening, usual in (
         ([], True),
         (said[:1], True),
@@ -134,22 +128,22 @@ def test_a_refusal_counts_in_the_usual_words_or_where_the_text_scores_harmful(
         ([*said[:2], unlikely], False),
     ):
         for harmful in (True, False):
-            moved = guard.directions.harmful_mean - guard.directions.harmless_mean
+            moved = guard.policy.directions.harmful_mean - guard.policy.directions.harmless_mean
             shift = (-50.0 if harmful else 50.0) * moved
             directions = replace(
-                guard.directions,
-                harmful_mean=guard.directions.harmful_mean + shift,
-                harmless_mean=guard.directions.harmless_mean + shift,
+                guard.policy.directions,
+                harmful_mean=guard.policy.directions.harmful_mean + shift,
+                harmless_mean=guard.policy.directions.harmless_mean + shift,
             )
-            asked = guard.variant(gate=gate, opening=tuple(opening), directions=directions)
+            asked = guard.variant(gate=gate, refusal_prefix=tuple(opening), directions=directions)
             with asked.attach(model):
                 model.generate(**ask(processor, QUESTIONS[:1]), max_new_tokens=1, do_sample=False)
             (receipt,) = asked.receipts
-            assert receipt.text_score is not None
-            assert (receipt.text_score > 0) is harmful
-            assert receipt.own_opening is not None
-            assert (receipt.own_opening > -1) is usual
-            assert (receipt.own_opening > 0) is (opening == said[: len(opening)])
+            assert "text_score" in receipt.scores
+            assert (receipt.scores["text_score"] > 0) is harmful
+            assert "own_opening" in receipt.scores
+            assert (receipt.scores["own_opening"] > -1) is usual
+            assert (receipt.scores["own_opening"] > 0) is (opening == said[: len(opening)])
             assert receipt.guarded is (usual or harmful)
             assert ("decline, but not for harm" in receipt.reason) is not receipt.guarded
 
@@ -158,10 +152,14 @@ def test_the_openings_margin_is_its_weakest_tokens_lead() -> None:
     rows = {0: [5.0, 1.0, 0.0], 1: [0.0, 3.0, 1.0], 2: [2.0, 2.5, 0.0]}
     backbone = fake_backbone(rows)
     states = torch.tensor([[[0.0], [1.0], [2.0]], [[0.0], [2.0], [2.0]], [[1.0], [1.0], [1.0]]])
-    assert opening_margin(backbone, states, (0, 1)).tolist() == [2.0, 0.5, -3.0]
+    declined = torch.ones(3)
+    assert prefix_margins(backbone, states, (0, 1), declined).tolist() == [2.0, 0.5, -3.0]
+    declined[1] = -0.25  # its first token does not lead, so its words are not read
+    assert prefix_margins(backbone, states, (0, 1), declined).tolist() == [2.0, -0.25, -3.0]
+    assert prefix_margins(backbone, states, (), declined).tolist() == declined.tolist()
 
 
 def test_a_model_that_does_not_refuse_is_not_asked(guard: Guard) -> None:
-    assert isinstance(guard.gate, CalibratedGate)  # fitted on random weights
-    assert guard.gate.refusal_tokens == ()
-    assert guard.opening == ()
+    """It was fitted on random weights."""
+    assert guard.policy.criterion(OwnRefusal) is None
+    assert guard.policy.refusal_prefix == ()

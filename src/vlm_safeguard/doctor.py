@@ -30,7 +30,9 @@ from vlm_safeguard.model.conversation import (
 from vlm_safeguard.model.families import FAMILIES, PLACEHOLDERS, Family
 from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.policy.edits import Restore
-from vlm_safeguard.policy.gate import CalibratedGate, OpenGate
+from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
+from vlm_safeguard.policy.soundness import check_sound
+from vlm_safeguard.policy.span import Span
 from vlm_safeguard.timing import Ratio, generation_ratio
 
 if TYPE_CHECKING:
@@ -141,10 +143,10 @@ class Examination:
             made = self.given.provenance
             facts["guard"] = {
                 "fitted on": made.model_name,
-                "layers": list(self.given.layers),
-                "rank": self.given.rank,
-                "edit": self.given.edit.name,
-                "gate": self.given.gate.name,
+                "layers": list(self.given.policy.layers),
+                "rank": self.given.policy.rank,
+                "edit": self.given.policy.edit.name,
+                "gate": [criterion.name for criterion in self.given.policy.gate],
                 "chat template": made.chat_template_sha256,
                 "versions": made.versions,
             }
@@ -154,7 +156,7 @@ class Examination:
         """Guarded over unguarded seconds of a short answer, gate open, on this machine."""
         inputs = self.inputs(_QUESTIONS, 1)
         with _on_trial(self.model):
-            return generation_ratio(self.model, inputs, self.guard.variant(gate=OpenGate()))
+            return generation_ratio(self.model, inputs, self.guard.variant(gate=GATES["open"]))
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -242,7 +244,7 @@ class Examination:
     def guard_fits(self) -> str:
         """The given guard was fitted on this model, with this chat template."""
         self.guard.check_fits(self.backbone)
-        self.guard.check_sound()
+        check_sound(self.guard.policy)
         made = self.guard.provenance
         _require(
             made.chat_template_sha256 == template_sha256(self.processor),
@@ -252,25 +254,25 @@ class Examination:
 
     def hooks_act(self) -> str:
         """Attaching pushes each guarded layer's state in turn; the logits have to move."""
-        guard = self.guard.variant(gate=OpenGate())
+        guard = self.guard.variant(gate=GATES["open"])
         with guard.attach(self.model):
             pass
-        return f"each of layers {guard.layers[0]}-{guard.layers[-1]} moves the logits when pushed"
+        first, *_, last = guard.policy.layers * 2
+        return f"each of layers {first}-{last} moves the logits when pushed"
 
     def closed_gate_identical(self) -> str:
         """Where no gate opens, the tokens and logits are the unguarded model's."""
-        image_layer = getattr(self.guard.gate, "image_layer", None)
-        closed = CalibratedGate(
-            layers=self.guard.layers,
-            text_threshold=_CLOSED,
-            image_layer=image_layer,
-            image_threshold=None if image_layer is None else _CLOSED,
-            budget=_BUDGET,
-            calibrated_on=_REQUESTS,
-        )
+        policy = self.guard.policy
+        closed: list[AnyCriterion] = [
+            TextScore(
+                layers=policy.layers, threshold=_CLOSED, budget=_BUDGET, calibrated_on=_REQUESTS
+            )
+        ]
+        if (looks := policy.criterion(ImageScore)) is not None:
+            closed.append(looks.model_copy(update={"threshold": _CLOSED}))
         inputs = self.inputs(_QUESTIONS, 1)
         free = self.logits(inputs, _TOKENS)
-        with self.guard.variant(gate=closed).attach(self.model):
+        with self.guard.variant(gate=tuple(closed)).attach(self.model):
             guarded = self.logits(inputs, _TOKENS)
         _require(
             torch.equal(free, guarded), "with every gate closed, logits differ from the model's own"
@@ -279,15 +281,17 @@ class Examination:
 
     def restore_equals_two_passes(self) -> str:
         """`restore` gives the logits of two passes by hand, and moves them, at every token."""
-        opening = tuple(tokenizer_of(self.processor)(_REFUSAL, add_special_tokens=False).input_ids)
+        prefix = tuple(tokenizer_of(self.processor)(_REFUSAL, add_special_tokens=False).input_ids)
         guard = self.guard.variant(
-            gate=OpenGate(), edit=Restore(one_sided=False), hold=False, opening=opening
+            gate=GATES["open"],
+            edit=Restore(one_sided=False, span=Span.OPENING),
+            refusal_prefix=prefix,
         )
         inputs = self.inputs(_QUESTIONS[:1], 1)
         expected = self.restored_by_hand(guard, inputs)
         with guard.attach(self.model):
-            found = self.logits(inputs, said=opening)
-        free = self.logits(inputs, said=opening)
+            found = self.logits(inputs, said=prefix)
+        free = self.logits(inputs, said=prefix)
         spread = float(expected.std())
         error = float((found - expected).abs().max()) / spread
         moved = float((free - expected).abs().amax((1, 2)).min()) / spread
@@ -322,27 +326,27 @@ class Examination:
     def restored_by_hand(self, guard: Guard, inputs: BatchFeature) -> torch.Tensor:
         """`logits` of one request and an opening: its text through the whole model, then edits."""
         layers, streams_at = self.backbone.layers, self.backbone.streams_at
-        text: dict[int, list[torch.Tensor]] = {n: [] for n in guard.layers}  # a pass each
+        text: dict[int, list[torch.Tensor]] = {n: [] for n in guard.policy.layers}  # a pass each
         handles = [
             layers[n].register_forward_hook(
                 lambda m, a, out, n=n: text[n].append(hidden_states(out, streams_at)[0].double())
             )
-            for n in guard.layers
+            for n in guard.policy.layers
         ]
         row = inputs["input_ids"][0].tolist()
-        if guard.text_view.exact:
+        if guard.policy.text_view.exact:
             alone: Mapping[str, Any] = self.inputs(_QUESTIONS[:1], 0)
         else:  # the template's own text differs in white space
-            words = torch.tensor([guard.text_view(row)], device=self.backbone.device)
+            words = torch.tensor([guard.policy.text_view(row)], device=self.backbone.device)
             alone = {"input_ids": words}
-        self.logits(alone, said=guard.opening)
+        self.logits(alone, said=guard.policy.refusal_prefix)
         words = alone["input_ids"][0].tolist()
         for handle in handles:
             handle.remove()
         pairs = _pairs_behind_the_image(row, words, self.backbone.placeholder_ids)
 
         def restore(n: int) -> Any:
-            V = guard.basis()[n, : guard.rank].double()
+            V = guard.policy.basis()[n, : guard.policy.rank].double()
             passes = iter(text[n])
 
             def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
@@ -359,9 +363,9 @@ class Examination:
 
             return hook
 
-        handles = [layers[n].register_forward_hook(restore(n)) for n in guard.layers]
+        handles = [layers[n].register_forward_hook(restore(n)) for n in guard.policy.layers]
         try:
-            return self.logits(inputs, said=guard.opening)
+            return self.logits(inputs, said=guard.policy.refusal_prefix)
         finally:
             for handle in handles:
                 handle.remove()

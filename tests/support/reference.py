@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.activations import hidden_states, with_hidden_states
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.gate import ImageScore, OwnRefusal, TextScore
 from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.span import Span
 
 #: (layer, position, state of the token there) → the state to go on with
 Change = Callable[[int, int, Tensor], Tensor]
@@ -154,9 +157,11 @@ def counterparts(
         shown: whether an image stands before `prompt`, which is then the rest of a longer one.
     """
     ends = {len(prompt) - 1: len(words) - 1}
-    if guard.edit.span == "last":
+    if guard.policy.edit.span is Span.LAST:
         return ends
-    images = [i for i, token in enumerate(prompt) if token in guard.text_view.placeholder_ids]
+    images = [
+        i for i, token in enumerate(prompt) if token in guard.policy.text_view.placeholder_ids
+    ]
     first = 0 if shown else min(images, default=len(prompt))
     shared = 0
     while shared < min(first, len(words)) and prompt[shared] == words[shared]:
@@ -172,10 +177,13 @@ def counterparts(
 
 def followed(guard: Guard, answer: Sequence[int]) -> int:
     """How many tokens at an answer's start are edited as the opening of a refusal."""
-    if guard.hold or guard.edit.span == "last":
+    if guard.policy.edit.span is not Span.OPENING:
         return 0
     count = 0
-    while count < min(len(answer), len(guard.opening)) and answer[count] == guard.opening[count]:
+    while (
+        count < min(len(answer), len(guard.policy.refusal_prefix))
+        and answer[count] == guard.policy.refusal_prefix[count]
+    ):
         count += 1
     return count
 
@@ -192,37 +200,40 @@ def edit_by_hand(
         last: the prompt's last token, where `spanned` holds some of the answer's, too.
     """
     last = max(spanned) if last is None else last
-    dtype = text[guard.layers[0]].dtype
-    basis = guard.basis().to(dtype)
+    dtype = text[guard.policy.layers[0]].dtype
+    basis = guard.policy.basis().to(dtype)
 
     def along(x: Tensor, layer: int) -> list[float]:
         """One coordinate after the other."""
-        return [float((x.to(dtype) * basis[layer, k]).sum()) for k in range(guard.rank)]
+        return [float((x.to(dtype) * basis[layer, k]).sum()) for k in range(guard.policy.rank)]
 
-    harmful = {layer: along(guard.directions.harmful_mean[layer], layer) for layer in guard.layers}
-    drift = {layer: along(guard.drift[layer], layer) for layer in guard.layers}
+    harmful = {
+        layer: along(guard.policy.directions.harmful_mean[layer], layer)
+        for layer in guard.policy.layers
+    }
+    drift = {layer: along(guard.policy.drift[layer], layer) for layer in guard.policy.layers}
     wanted = {
         (layer, place): along(text[layer][place], layer)
-        for layer in guard.layers
+        for layer in guard.policy.layers
         for place in spanned.values()
     }
 
     def change(layer: int, position: int, state: Tensor) -> Tensor:
         place = spanned.get(position, spanned[last] if position > last else None)
-        if layer not in guard.layers or place is None:
+        if layer not in guard.policy.layers or place is None:
             return state
         result = state.clone()
         for k, now in enumerate(along(state, layer)):
             goal = target(
-                guard.edit.name,
+                guard.policy.edit.name,
                 k,
                 now,
                 wanted[layer, place][k],
                 -math.inf if position < last or last < position in spanned else harmful[layer][k],
                 drift[layer][k],
-                getattr(guard.edit, "one_sided", True),
+                getattr(guard.policy.edit, "one_sided", True),
             )
-            result = result + guard.edit.strength * (goal - now) * basis[layer, k]
+            result = result + guard.policy.edit.strength * (goal - now) * basis[layer, k]
         return result
 
     return change
@@ -239,11 +250,10 @@ def guarded_by_hand(
     """Greedy tokens and logits of a guarded answer: both passes by hand, nothing kept between.
 
     The text-only pass runs once, on the prompt and the opening of a refusal; the edit acts on the
-    tokens it spans, where the guard holds also on every token after the prompt, and on no other
-    one.
+    tokens it spans, with `Span.ANSWER` also on every token after the prompt, and on no other one.
     """
     words = text_ids(processor, question)
-    text = run_row(model, [*words, *guard.opening])[0]
+    text = run_row(model, [*words, *guard.policy.refusal_prefix])[0]
     inputs = ask(processor, [question], dtype=model.dtype)
     row = inputs["input_ids"][0].tolist()
     spanned = counterparts(guard, row, words)
@@ -256,7 +266,7 @@ def guarded_by_hand(
             row,
             inputs["pixel_values"],
             change=edit_by_hand(guard, dict(enumerate(text)), spanned | behind, prompt - 1),
-            stop=None if guard.hold else prompt + opened,
+            stop=None if guard.policy.edit.span is Span.ANSWER else prompt + opened,
         )[1][-1]
         logits.append(last)
         row.append(int(last.argmax()))
@@ -274,17 +284,43 @@ def opened_by_hand(
     """The guard with an opening that its own answer to this question follows."""
     opening: tuple[int, ...] = ()
     for step in range(1, length + 1):
-        guard = guard.variant(opening=opening)
+        guard = guard.variant(refusal_prefix=opening)
         opening = tuple(guarded_by_hand(model, processor, guard, question, steps=step)[0])
-    return guard.variant(opening=opening)
+    return guard.variant(refusal_prefix=opening)
+
+
+def spanning(guard: Guard, span: Span, **changes: Any) -> Guard:
+    """The guard whose edit spans these tokens."""
+    return guard.variant(edit=replace(guard.policy.edit, span=span), **changes)
+
+
+def with_thresholds(
+    guard: Guard, text: float, image: float | None = None, tokens: tuple[int, ...] = ()
+) -> Guard:
+    """The guard with these thresholds.
+
+    Args:
+        image: None where the multimodal pass is not to be looked at.
+        tokens: that open refusals; where empty, the model's own decision is not asked for.
+    """
+    layers = guard.policy.criterion(TextScore).layers
+    looks = guard.policy.criterion(ImageScore)
+    made = {"budget": 0.1, "calibrated_on": 20}
+    gate = [TextScore(layers=layers, threshold=text, **made)]
+    if tokens:
+        gate.insert(0, OwnRefusal(tokens=tokens, slack=1.0, layers=layers))
+    if image is not None:
+        layer = guard.policy.layers[0] if looks is None else looks.layer
+        gate.append(ImageScore(layer=layer, threshold=image, **made))
+    return guard.variant(gate=tuple(gate))
 
 
 def centred(guard: Guard, state: Tensor, layer: int) -> float:
     """Harm score of one state: +1 at the harmful anchors' mean, −1 at the harmless anchors'."""
-    v = guard.directions.vectors[layer, 0].double()
+    v = guard.policy.directions.vectors[layer, 0].double()
     at = float((state.double() * v).sum())
-    high = float((guard.directions.harmful_mean[layer].double() * v).sum())
-    low = float((guard.directions.harmless_mean[layer].double() * v).sum())
+    high = float((guard.policy.directions.harmful_mean[layer].double() * v).sum())
+    low = float((guard.policy.directions.harmless_mean[layer].double() * v).sum())
     return 2 * (at - low) / (high - low) - 1
 
 
@@ -292,6 +328,11 @@ def same_receipt(left: Receipt, right: Receipt) -> None:
     """Equal but for rounding."""
     for name in type(left).model_fields:
         ours, theirs = getattr(left, name), getattr(right, name)
+        if name == "policy":
+            continue  # the same may be done by another
+        if name == "findings":
+            assert left.scores == pytest.approx(right.scores, rel=1e-4, abs=1e-3)
+            ours, theirs = ([(f.criterion, f.opened) for f in each] for each in (ours, theirs))
         assert ours == (
             pytest.approx(theirs, rel=1e-4, abs=1e-3) if isinstance(theirs, float) else theirs
         )
@@ -339,7 +380,7 @@ def reread_by_hand(
     That is without a cache: the prompt's tokens that the edit spans, and the answer's for as long
     as it follows the guard's opening. `texts` are the rows' text-only views.
     """
-    readings = [text_reading(model, [*text, *guard.opening]) for text in texts]
+    readings = [text_reading(model, [*text, *guard.policy.refusal_prefix]) for text in texts]
     changes: list[tuple[Change, int]] = []  # of each row, and where its edits end
     prompt = 0
 
@@ -386,7 +427,7 @@ def edited_by_hand(
     """Plain hooks that do the guard's edit of every row, for one `generate` without chunks.
 
     The first pass is the prompts', or of what a cache does not hold of them; the tokens that the
-    edit spans are edited, and where the guard holds, every token of the later passes. `texts` are
+    edit spans are edited, and with `Span.ANSWER` every token of the later passes. `texts` are
     the rows' text-only views, read one at a time.
     """
     readings = [text_reading(model, text) for text in texts]
@@ -407,7 +448,7 @@ def edited_by_hand(
             changes.append(edit_by_hand(guard, readings[number // copies], spanned))
 
     def edit(n: int, row: int, place: int, state: Tensor) -> Tensor:
-        if calls > 1 and not guard.hold:
+        if calls > 1 and guard.policy.edit.span is not Span.ANSWER:
             return state
         return changes[row](n, place if calls == 1 else prompt + place, state)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,13 +33,14 @@ def fit(
     ] = "calibrated",
     rank: Annotated[int | None, typer.Option(min=1, help="Directions a layer.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-23.")] = None,
-    hold: Annotated[
-        bool,
-        typer.Option("--hold", help="Edit every token of the answer, too, not its start alone."),
-    ] = False,
+    span: Annotated[
+        str | None,
+        typer.Option(help="Tokens that are edited: last, request, opening or answer."),
+    ] = None,
     budget: Annotated[
-        float, typer.Option(help="Share of harmless requests that may open the gate.")
-    ] = 0.01,
+        float | None,
+        typer.Option(help="Share of harmless requests that may open the gate; 0.01 by default."),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -56,7 +57,8 @@ def fit(
 
     pairs = None if anchors is None else read_anchors(anchors)
     requests = None if calibration is None else read_requests(calibration)
-    chosen = edit_from_config({"name": edit})
+    chosen = edit_from_config({"name": edit} | ({} if span is None else {"span": span}))
+    options: dict[str, Any] = {"rank": rank, "budget": budget}
     loaded, processor = load_model(model, dtype, device)
     guard = Guard.fit(
         loaded,
@@ -65,10 +67,8 @@ def fit(
         calibration=requests,
         edit=chosen,
         gate=gate,
-        rank=rank,
         layers=window,
-        hold=hold,
-        budget=budget,
+        **{name: value for name, value in options.items() if value is not None},
     )
     guard.save_pretrained(out)
     guard_figure(guard, out / "guard.png")

@@ -12,6 +12,8 @@ from vlm_safeguard.cli.loading import AsJson, console
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.policy.gate import Criterion
+    from vlm_safeguard.policy.policy import Policy
 
 
 def inspect(
@@ -34,9 +36,9 @@ def inspect(
             raise SafeguardError(f"The figure cannot be written to {figure}: {error}") from error
     facts = summary(loaded)
     if as_json:
-        facts["held_out_auroc"] = [round(float(x), 4) for x in loaded.directions.auroc]
+        facts["held_out_auroc"] = [round(float(x), 4) for x in loaded.policy.directions.auroc]
         facts["singular_values"] = [
-            [round(float(x), 4) for x in row[:8]] for row in loaded.directions.spectrum
+            [round(float(x), 4) for x in row[:8]] for row in loaded.policy.directions.spectrum
         ]
         print(json.dumps(facts))
         return
@@ -47,44 +49,58 @@ def inspect(
 
 def summary(guard: Guard) -> dict[str, Any]:
     """The facts of a guard that a person asks for first."""
-    made, gate = guard.provenance, guard.gate
-    window = [float(guard.directions.auroc[layer]) for layer in guard.layers]
+    from vlm_safeguard.policy.gate import TextScore
+
+    made, policy = guard.provenance, guard.policy
+    window = [float(policy.directions.auroc[layer]) for layer in policy.layers]
     facts: dict[str, Any] = {
         "model": made.model_name,
         "architecture": f"{made.architecture}, {made.num_layers} layers of {made.hidden_size}",
         "decoder": made.decoder_path,
-        "edit": guard.edit.name,
-        "layers": f"{guard.layers[0]}–{guard.layers[-1]}",
-        "rank": guard.rank,
-        "edited tokens": _edited_tokens(guard),
+        "edit": policy.edit.name,
+        "layers": f"{policy.layers[0]}–{policy.layers[-1]}",
+        "rank": policy.rank,
+        "edited tokens": _edited_tokens(policy),
         "held-out AUROC in them": f"{min(window):.3f}–{max(window):.3f}",
-        "gate": gate.name,
+        "gate opens by": " or ".join(criterion.name for criterion in policy.gate),
         "anchor pairs": made.anchor_pairs,
         "calibration requests": made.calibration_requests,
-        "text-only view": "exact" if guard.text_view.exact else "approximate",
+        "text-only view": "exact" if policy.text_view.exact else "approximate",
         "fitted with": ", ".join(f"{name} {number}" for name, number in made.versions.items()),
     }
-    if gate.name == "calibrated":
-        caught = (guard.scores["harmful"] > gate.text_threshold).float().mean()
-        facts["false-positive budget"] = f"{gate.budget:.1%}"
-        facts["text threshold"] = round(gate.text_threshold, 3)
-        if gate.image_threshold is not None:
-            facts["image threshold"] = round(gate.image_threshold, 3)
-        facts["the model's own refusal"] = (
-            "not asked for: it refuses too little"
-            if not gate.refusal_tokens
-            else f"in its usual {len(guard.opening)} first tokens, or where the text scores above 0"
-        )
-        facts["harmful anchors above it, held out"] = f"{float(caught):.1%}"
+    facts |= {f"· {criterion.name}": _numbers(criterion) for criterion in policy.gate}
+    if (score := policy.criterion(TextScore)) is not None:
+        caught = (guard.scores["harmful"] > score.threshold).float().mean()
+        facts["harmful anchors above text_score, held out"] = f"{float(caught):.1%}"
     return facts
 
 
-def _edited_tokens(guard: Guard) -> str:
+def _numbers(criterion: Criterion) -> str:
+    """All that a criterion decides by, in words."""
+    shown = []
+    for name, value in criterion:
+        if isinstance(value, float):
+            shown.append(f"{name} {value:.3g}")
+        elif isinstance(value, tuple):
+            shown.append(f"{name} {', '.join(map(str, value))}")
+        elif name != "name":
+            shown.append(f"{name} {value}")
+    return "; ".join(shown) or "without conditions"
+
+
+def _edited_tokens(policy: Policy) -> str:
     """Which tokens of an open request are edited."""
-    if guard.hold:
-        answer = ", and the answer's"
-    elif guard.opening and guard.edit.span == "request":
-        answer = f", and an answer's first {len(guard.opening)} while it opens as a refusal"
-    else:
-        answer = ""
-    return ("the request's" if guard.edit.span == "request" else "the last of the prompt") + answer
+    from vlm_safeguard.policy.span import Span
+
+    words = {
+        Span.LAST: "the last of the prompt",
+        Span.REQUEST: "the request's",
+        Span.OPENING: "the request's"
+        + (
+            f", and an answer's first {len(policy.refusal_prefix)} while it opens as a refusal"
+            if policy.refusal_prefix
+            else ""
+        ),
+        Span.ANSWER: "the request's, and the answer's",
+    }
+    return words[policy.edit.span]

@@ -47,7 +47,7 @@ class CMRM:
     @classmethod
     def of(cls, guard: Guard, *, strength: float = STRENGTH) -> Self:
         """With a fitted guard's drift and layers."""
-        return cls(guard.drift, guard.layers, strength)
+        return cls(guard.policy.drift, guard.policy.layers, strength)
 
     @torch.no_grad()
     def generate(

@@ -50,10 +50,13 @@ class InferAligner:
     @classmethod
     def of(cls, guard: Guard, *, strength: float = STRENGTH) -> Self:
         """With a fitted guard's means and layers; thresholds halfway between the means."""
-        harmful, harmless = guard.directions.harmful_mean, guard.directions.harmless_mean
+        harmful, harmless = (
+            guard.policy.directions.harmful_mean,
+            guard.policy.directions.harmless_mean,
+        )
         direction = harmful - harmless
         middle = (harmful + harmless) / 2
-        return cls(direction, (direction * middle).sum(1), guard.layers, strength)
+        return cls(direction, (direction * middle).sum(1), guard.policy.layers, strength)
 
     @torch.no_grad()
     def generate(

@@ -57,8 +57,8 @@ class ShiftDC:
     @classmethod
     def of(cls, guard: Guard, *, caption_tokens: int = 64) -> Self:
         """With a fitted guard's means and layers."""
-        means = guard.directions
-        return cls(means.harmful_mean - means.harmless_mean, guard.layers, caption_tokens)
+        means = guard.policy.directions
+        return cls(means.harmful_mean - means.harmless_mean, guard.policy.layers, caption_tokens)
 
     @torch.no_grad()
     def generate(

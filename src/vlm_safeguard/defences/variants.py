@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.edits import Add, Project, Refuse, Restore
-from vlm_safeguard.policy.gate import OpenGate, PaperGate
+from vlm_safeguard.policy.gate import GATES
 
 _SEED = 0
 
@@ -23,11 +23,13 @@ VARIANTS: dict[str, Callable[[Guard], Guard]] = {
     "default": lambda guard: guard,
     "restore": lambda guard: guard.variant(edit=Restore()),
     "refuse": lambda guard: guard.variant(edit=Refuse()),
-    "project": lambda guard: guard.variant(edit=Project(), gate=OpenGate()),
-    "vlm-guard-project": lambda guard: guard.variant(edit=Project(), gate=PaperGate()),
-    "vlm-guard-add": lambda guard: guard.variant(edit=Add(), gate=PaperGate()),
+    "project": lambda guard: guard.variant(edit=Project(), gate=GATES["open"]),
+    "vlm-guard-project": lambda guard: guard.variant(edit=Project(), gate=GATES["paper"]),
+    "vlm-guard-add": lambda guard: guard.variant(edit=Add(), gate=GATES["paper"]),
     "random": lambda guard: guard.variant(random_seed=_SEED),
-    "flipped": lambda guard: guard.variant(edit=replace(guard.edit, strength=-guard.edit.strength)),
+    "flipped": lambda guard: guard.variant(
+        edit=replace(guard.policy.edit, strength=-guard.policy.edit.strength)
+    ),
 }
 #: Those that the demo shows.
 SHOWN = ("default", "restore", "project", "random", "flipped")

@@ -178,7 +178,7 @@ def _gap(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> Gap
         "text": text_states(backbone, processor, requests)[0],
         "blank": image_states(backbone, processor, requests, [blank_image()] * len(requests)),
     }
-    scores = {name: guard.directions.harm_scores(each) for name, each in states.items()}
+    scores = {name: guard.policy.directions.harm_scores(each) for name, each in states.items()}
     return GapRecord.of(
         gap_states(model, processor, guard, harmful[:_GAP], harmless[:_GAP]),
         "blank",

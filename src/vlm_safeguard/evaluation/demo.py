@@ -187,7 +187,7 @@ def gap_states(
 ) -> Gap:
     """States at the last edited layer: text only, with a blank image, and guarded with it."""
     backbone = Backbone.of(model)
-    layer = guard.layers[-1]
+    layer = guard.policy.layers[-1]
     requests = [prompt.text for prompt in (*harmful, *harmless)]
     blanks = [blank_image()] * len(requests)
 

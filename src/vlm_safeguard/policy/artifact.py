@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.policy.gate import AnyGate
+from vlm_safeguard.policy.format3 import from_format_3
+from vlm_safeguard.policy.gate import Gate
+from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.text_view import TextView
 
-FORMAT = 3
+FORMAT = 4
 WEIGHTS_NAME = "guard.safetensors"
 CONFIG_NAME = "guard_config.json"
 
 
 class Provenance(BaseModel):
-    """Where a guard comes from: the model and the data it was fitted on, and with what."""
+    """Where a guard comes from: the model and the data it was fitted on, and with what.
+
+    Attributes:
+        options: what was chosen at fitting; None where that was not written down (format 3).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,6 +44,7 @@ class Provenance(BaseModel):
     anchors_sha256: str
     calibration_requests: int
     calibration_sha256: str
+    options: FitOptions | None
     versions: dict[str, str]
 
 
@@ -47,14 +55,14 @@ class Config(BaseModel):
 
     format: int
     provenance: Provenance
+    policy_sha256: str | None
     text_view: TextView
     layers: list[int]
     rank: int
-    hold: bool
-    opening: list[int]
+    refusal_prefix: list[int]
     random_seed: int | None
     edit: dict[str, Any]
-    gate: AnyGate
+    gate: Gate
     held_out_auroc: list[float]
 
 
@@ -79,33 +87,50 @@ def read(source: str | Path, revision: str | None) -> tuple[Config, dict[str, to
         if not (folder / name).is_file():
             raise SafeguardError(f"{source} is not a guard: it has no {name}.")
     try:
-        config = Config.model_validate_json((folder / CONFIG_NAME).read_text("utf-8"))
+        config = _config(source, (folder / CONFIG_NAME).read_text("utf-8"))
         tensors = load_file(folder / WEIGHTS_NAME)
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
         first = str(error).splitlines()[1:3] or [str(error)]
         raise SafeguardError(
             f"{source}/{CONFIG_NAME} cannot be read: {' '.join(map(str.strip, first))}"
         ) from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SafeguardError(f"{source}/{CONFIG_NAME} cannot be read: {error}") from error
     except (SafetensorError, OSError) as error:
         raise SafeguardError(f"{source}/{WEIGHTS_NAME} is corrupt: {error}") from error
-    if config.format != FORMAT:
-        raise SafeguardError(
-            f"{source} has guard format {config.format}; this version reads {FORMAT}."
-        )
     return config, tensors
+
+
+def _config(source: str | Path, text: str) -> Config:
+    """A config of this format, or of the one before.
+
+    Raises:
+        SafeguardError: of any other.
+    """
+    fields = json.loads(text)
+    number = fields.get("format") if isinstance(fields, dict) else None
+    if number == 3:
+        fields = from_format_3(fields)
+    elif isinstance(number, int) and number != FORMAT:
+        raise SafeguardError(
+            f"{source} has guard format {number}; this version reads 3 and {FORMAT}. Fit the "
+            "guard again, or install the version of vlm-safeguard that wrote it."
+        )
+    return Config.model_validate_json(json.dumps(fields))
 
 
 def _card(config: Config) -> str:
     """The model card of a guard."""
     made = config.provenance
     window = f"{config.layers[0]}–{config.layers[-1]} of {made.num_layers}"
+    criteria = ", ".join(f"`{criterion.name}`" for criterion in config.gate)
     return (
         f"---\nlibrary_name: vlm-safeguard\nbase_model: {made.model_name}\n"
         "tags: [vlm-safeguard, safety, activation-steering]\n---\n\n"
         f"# Safety guard for {made.model_name}\n\n"
         "Keeps the model as safe with an image as it is without one. Edit "
         f"`{config.edit['name']}` on layers {window}, rank {config.rank}, behind a "
-        f"`{config.gate.name}` gate; fitted on {made.anchor_pairs} anchor pairs and "
+        f"gate ({criteria}); fitted on {made.anchor_pairs} anchor pairs and "
         f"{made.calibration_requests} calibration requests, text only.\n\n"
         "```python\nfrom vlm_safeguard import Guard\n\n"
         'guard = Guard.from_pretrained("THIS_REPOSITORY")\n'

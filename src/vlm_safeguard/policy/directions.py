@@ -12,9 +12,6 @@ from functools import cached_property
 
 import torch
 
-FOLDS = 5
-_LEGIBLE = 0.9  # AUROC
-
 
 @dataclass(frozen=True)
 class Directions:
@@ -105,20 +102,21 @@ def fit_directions(
 
 
 def held_out_scores(
-    harmful: torch.Tensor, harmless: torch.Tensor
+    harmful: torch.Tensor, harmless: torch.Tensor, folds: int = 5
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Harm scores of every anchor under directions fitted on the other folds' anchors.
 
     Args:
         harmful: (pairs, layers, hidden) states of the harmful anchors.
         harmless: (pairs, layers, hidden) states of their partners.
+        folds: that the anchors are dealt into, in turn.
 
     Returns:
         Two (pairs, layers) tensors, harmful and harmless.
     """
     positive, negative = torch.empty(harmful.shape[:2]), torch.empty(harmful.shape[:2])
-    fold_of = torch.arange(len(harmful)) % FOLDS
-    for fold in range(min(FOLDS, len(harmful))):
+    fold_of = torch.arange(len(harmful)) % folds
+    for fold in range(min(folds, len(harmful))):
         out = fold_of == fold
         fitted = _fit(harmful[~out], harmless[~out], 1, torch.empty(0))
         positive[out] = fitted.harm_scores(harmful[out])
@@ -141,34 +139,39 @@ def auroc(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     return shares
 
 
-def choose_layers(directions: Directions) -> tuple[int, ...]:
-    """The layers to edit: a contiguous block from 27 % to 90 % of the depth.
+def choose_layers(count: int, first: float, last: float) -> tuple[int, ...]:
+    """The layers to edit: a contiguous block, by default from 27 % to 90 % of the depth.
 
     Measured on the Pocket VLM's development requests with a blank image (30 layers, n = 45; 93 %
     refused without an image, 27 % unguarded), the last prompt token restored: layers 8–27 with
     rank 32 gave 87 %, rank 5 73 %, rank 2 62 %; in all dimensions, 8–27 gave 91 %, 12–27 89 %,
     15–27 80 %, 20–27 71 %. Early layers count although harm is not yet legible in them.
+
+    Args:
+        count: of the model's layers; at least the last one is left alone where there are several.
+        first: share of the depth, 0–1, where the block begins; `last` likewise.
     """
-    count = len(directions.auroc)
-    first = round(0.27 * count)
-    last = max(first, min(count - 2, round(0.9 * count)))
-    return tuple(range(first, last + 1))
+    start = round(first * count)
+    stop = max(start, min(count - 2, round(last * count)))
+    return tuple(range(start, stop + 1))
 
 
-def legible_layers(directions: Directions, layers: Sequence[int]) -> tuple[int, ...]:
-    """Those of `layers` whose held-out AUROC is within 0.02 of the best: the gate reads these."""
+def legible_layers(
+    directions: Directions, layers: Sequence[int], near_best: float
+) -> tuple[int, ...]:
+    """Those of `layers` whose held-out AUROC is that near to the best: the gate reads these."""
     best = max(float(directions.auroc[layer]) for layer in layers)
-    return tuple(layer for layer in layers if float(directions.auroc[layer]) >= best - 0.02)
+    return tuple(layer for layer in layers if float(directions.auroc[layer]) >= best - near_best)
 
 
-def legible_before(directions: Directions, first: int) -> int | None:
-    """The layer up to `first` that tells harm best, if its held-out AUROC is at least 0.9.
+def legible_before(directions: Directions, first: int, legible: float) -> int | None:
+    """The layer up to `first` that tells harm best, if its held-out AUROC is at least `legible`.
 
     A gate that reads a layer before the edit is no use, and costs false positives, where harm is
     not yet legible there: None then.
     """
     layer = int(directions.auroc[: first + 1].argmax())
-    return layer if float(directions.auroc[layer]) >= _LEGIBLE else None
+    return layer if float(directions.auroc[layer]) >= legible else None
 
 
 def random_basis(directions: Directions, seed: int) -> torch.Tensor:

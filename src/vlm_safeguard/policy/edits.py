@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from vlm_safeguard.errors import SafeguardError
-
-Span = Literal["request", "last"]
+from vlm_safeguard.policy.span import Span
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,11 @@ class Edit(ABC):
 
     Attributes:
         strength: λ; negative values push the other way.
-        span: which tokens are edited: a prompt's last one; or those of the request, that is all
-            text from its first image on, and of the answer for as long as it opens as the model's
-            refusals do (`Guard.opening`). What follows attends to all of them.
+        span: which tokens are edited.
     """
 
     strength: float = 1.0
-    span: Span = "last"
+    span: Span = Span.LAST
 
     name: ClassVar[str]
     needs_text: ClassVar[bool] = True  # the reference is taken from the text-only pass
@@ -56,8 +53,8 @@ class Edit(ABC):
     edits_text: ClassVar[bool] = False  # acts on a request that has no image, too
 
     def __post_init__(self) -> None:
-        if self.span not in get_args(Span):
-            raise SafeguardError(f"An edit spans one of {get_args(Span)}, not {self.span!r}.")
+        if not isinstance(self.span, Span):
+            raise SafeguardError(f"An edit's span is a Span, e.g. Span.LAST, not {self.span!r}.")
 
     @abstractmethod
     def reference(self, z: torch.Tensor, at: Reference) -> torch.Tensor:
@@ -77,7 +74,7 @@ class Edit(ABC):
 
     def to_config(self) -> dict[str, Any]:
         """The name and the parameters, as they stand in a guard's config."""
-        return {"name": self.name, **asdict(self)}
+        return {"name": self.name, **asdict(self), "span": str(self.span)}
 
 
 def _text(at: Reference) -> torch.Tensor:
@@ -103,7 +100,7 @@ class Restore(Edit):
             alone looks harmless, and putting its coordinate back would hide the harm.
     """
 
-    span: Span = "request"
+    span: Span = Span.OPENING
     one_sided: bool = True
 
     name: ClassVar[str] = "restore"
@@ -122,7 +119,7 @@ class Refuse(Edit):
     behind a gate also ACE with α = 1 (arXiv 2411.09003).
     """
 
-    span: Span = "request"
+    span: Span = Span.OPENING
 
     name: ClassVar[str] = "refuse"
 
@@ -193,6 +190,11 @@ def edit_from_config(config: dict[str, Any]) -> Edit:
     name = parameters.pop("name", None)
     if name not in EDITS:
         raise SafeguardError(f"There is no edit '{name}'; there are {', '.join(EDITS)}.")
+    if "span" in parameters:
+        try:
+            parameters["span"] = Span.named(parameters["span"])
+        except ValueError as error:
+            raise SafeguardError(f"The edit '{name}' cannot be read: {error}.") from error
     try:
         return TypeAdapter(EDITS[name]).validate_python(parameters)
     except ValidationError as error:

@@ -1,32 +1,41 @@
-"""The gate: which requests are edited.
+"""The gate: which requests are edited. It is a tuple of criteria, any of which opens it.
 
-A request is scored by where its last-token state lies between the harmless and the harmful
+A request's harm score is where its last-token state lies between the harmless and the harmful
 anchors, centred, so that it does not matter where the origin happens to be. The thresholds are
 calibrated on harmless requests that the directions have not seen.
+
+To add a criterion, write its class here and name it in `AnyCriterion`.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal, Self
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from vlm_safeguard.policy.directions import Directions
+from vlm_safeguard.policy.reading import Reading
 
-#: Logits by which a word of the usual refusal may be less likely than the likeliest: development
-#: prompts that the Coder VLM refuses stay within 0.4, pictures that it cannot see begin at 1.5.
-_NEARLY = 1.0
+Layers = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
-class Gate(BaseModel):
-    """Decides on a request from its states; one subclass for each rule."""
+class Criterion(BaseModel, ABC):
+    """One thing that can speak for harm. What decides is its fields, which are saved.
+
+    Attributes:
+        name: in saved guards and receipts.
+        reads: the pass that it decides on.
+        measures: what the columns of its scores are called in receipts; unique among criteria.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    needs_text: ClassVar[bool] = True  # decides on the text-only pass
+    reads: ClassVar[Literal["text", "image", "nothing"]] = "text"
+    measures: ClassVar[tuple[str, ...]] = ()
+    name: str
 
     @property
     def watched(self) -> tuple[int, ...]:
@@ -34,117 +43,218 @@ class Gate(BaseModel):
         return ()
 
     @abstractmethod
-    def text_open(
-        self, states: dict[int, torch.Tensor], directions: Directions, layers: tuple[int, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The decision that the text-only pass gives.
+    def score(self, reading: Reading) -> torch.Tensor:
+        """(n, measures) what it measures of each request of the pass that it reads."""
 
-        Args:
-            states: layer → (rows, hidden) last-token states of the text-only pass.
-            directions: on the states' device.
-            layers: the layers to be edited.
+    @abstractmethod
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """(n, window) bool: where each request's gate opens, a column for each edited layer."""
 
-        Returns:
-            (rows, layers) bool, where the gate is open, and (rows,) scores.
-        """
+    @abstractmethod
+    def says(self, score: Sequence[float], opened: bool) -> str | None:
+        """One request's sentence; None where another criterion's says more."""
+
+    def shown(self, score: Sequence[float]) -> dict[str, float]:
+        """One request's measures by name, and what they were compared with."""
+        return dict(zip(self.measures, score, strict=True))
 
 
-class CalibratedGate(Gate):
-    """Open for all edited layers at once, where any of three things speaks for harm.
+class OwnRefusal(Criterion):
+    """The language model would itself refuse, asked without the image.
 
-    The language model would itself refuse, asked without the image; or the text's centred score
-    passes its threshold; or the multimodal pass's does. The first is the model's own decision. A
-    model also declines a question about a picture that it does not see: what it declines counts
+    A model also declines a question about an image that it does not see. What it declines counts
     where it would do so about in the words of most of its refusals, or where the text scores
-    nearer to the harmful anchors than to the harmless ones. The budget bounds what the other two
-    add to it.
+    nearer to the harmful anchors than to the harmless ones.
 
     Attributes:
-        refusal_tokens: tokens that open the model's refusals; where empty, its own decision is
-            not asked for.
-        layers: layers whose scores are averaged in the text-only pass.
-        text_threshold: score above which the text opens the gate.
-        image_layer: layer of the multimodal pass that is scored, no later than the first edited
-            one, for harm that the image carries; None where the image is not looked at.
-        image_threshold: score above which the multimodal pass opens the gate; None likewise.
-        budget: share of harmless requests that may open the gate though the model would answer
-            them, 0–1.
-        calibrated_on: harmless requests that the thresholds were chosen on.
+        tokens: that open the model's refusals.
+        slack: logits by which a token of the refusal prefix may be less likely than the likeliest,
+            for the refusal to be in about those words.
+        layers: whose harm scores are averaged.
+        score_above: that average, above which a refusal in other words counts, too.
     """
 
-    name: Literal["calibrated"] = "calibrated"
-    refusal_tokens: tuple[int, ...] = ()
-    layers: Annotated[tuple[int, ...], Field(min_length=1)]
-    text_threshold: FiniteFloat
-    image_layer: int | None = None
-    image_threshold: FiniteFloat | None = None
+    measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening", "own_text_score")
+
+    name: Literal["own_refusal"] = "own_refusal"
+    tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    slack: FiniteFloat
+    layers: Layers
+    score_above: FiniteFloat = 0.0
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The layers of its harm score."""
+        return self.layers
+
+    def score(self, reading: Reading) -> torch.Tensor:
+        """Both margins, in logits, and the harm score."""
+        assert reading.margin is not None
+        assert reading.prefix_margin is not None
+        harm = reading.harm(self.layers).cpu()
+        return torch.stack([reading.margin, reading.prefix_margin, harm], dim=1)
+
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Where a refusal's first token leads, and its words or the text's score speak for harm."""
+        margin, prefix, harm = score.unbind(1)
+        refuses = (margin > 0) & ((prefix > -self.slack) | (harm > self.score_above))
+        return refuses[:, None].expand(-1, window)
+
+    def says(self, score: Sequence[float], opened: bool) -> str | None:
+        """What the language model would do, where it would decline."""
+        if opened:
+            return "asked without an image, the language model would itself refuse"
+        if score[0] > 0:
+            return (
+                "asked without an image, the language model would decline, but not for harm: the "
+                f"text scores {score[2]:+.2f}"
+            )
+        return None
+
+    def shown(self, score: Sequence[float]) -> dict[str, float]:
+        """The margins; the prefix's where it was read, behind a first token that leads."""
+        margin, prefix, _ = score
+        return {"own_refusal": margin} | ({"own_opening": prefix} if margin > 0 else {})
+
+
+class TextScore(Criterion):
+    """The text's harm score passes a threshold.
+
+    Attributes:
+        layers: whose harm scores are averaged in the text-only pass.
+        threshold: the average above which it opens.
+        budget: share of harmless requests that it may open though the model would answer them,
+            0–1.
+        calibrated_on: harmless requests that the threshold was chosen on.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("text_score",)
+
+    name: Literal["text_score"] = "text_score"
+    layers: Layers
+    threshold: FiniteFloat
     budget: float = Field(gt=0, lt=1)
     calibrated_on: int
 
     @property
     def watched(self) -> tuple[int, ...]:
-        """The layers of both scores."""
-        return self.layers if self.image_layer is None else (*self.layers, self.image_layer)
+        """The layers that are averaged."""
+        return self.layers
 
-    @model_validator(mode="after")
-    def _image_or_not(self) -> Self:
-        if (self.image_layer is None) != (self.image_threshold is None):
-            raise ValueError("image_layer and image_threshold go together")
-        return self
+    def score(self, reading: Reading) -> torch.Tensor:
+        """The mean harm score."""
+        return reading.harm(self.layers)[:, None]
 
-    @staticmethod
-    def heeds(margin: float, opening: float, score: float) -> bool:
-        """Whether the model's own decision opens the gate.
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Where it is above the threshold, in all layers at once."""
+        return (score > self.threshold).expand(-1, window)
 
-        Args:
-            margin: the refusal's, as `refusal.refusal_margin` gives it.
-            opening: the whole opening's, as `refusal.words_margin` gives it.
-            score: the text's.
-        """
-        return margin > 0 and (opening > -_NEARLY or score > 0)
+    def says(self, score: Sequence[float], opened: bool) -> str:
+        """The score beside the threshold."""
+        side = "above" if opened else "not above"
+        return f"the text scores {score[0]:+.2f}, {side} {self.threshold:+.2f}"
 
-    def text_open(
-        self, states: dict[int, torch.Tensor], directions: Directions, layers: tuple[int, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean centred score over `self.layers` against the threshold."""
-        scores = torch.stack(
-            [directions.harm_score(states[layer], layer) for layer in self.layers]
-        ).mean(0)
-        return (scores > self.text_threshold)[:, None].expand(-1, len(layers)), scores
+    def shown(self, score: Sequence[float]) -> dict[str, float]:
+        """The score and the threshold."""
+        return {"text_score": score[0], "text_threshold": self.threshold}
 
 
-class PaperGate(Gate):
+class ImageScore(Criterion):
+    """The multimodal pass's own harm score passes a threshold: harm that the image carries.
+
+    Attributes:
+        layer: that is scored, no later than the first edited one.
+        threshold: above which it opens.
+        budget: as for `TextScore`.
+        calibrated_on: likewise.
+    """
+
+    reads: ClassVar[Literal["text", "image", "nothing"]] = "image"
+    measures: ClassVar[tuple[str, ...]] = ("image_score",)
+
+    name: Literal["image_score"] = "image_score"
+    layer: int
+    threshold: FiniteFloat
+    budget: float = Field(gt=0, lt=1)
+    calibrated_on: int
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The one layer."""
+        return (self.layer,)
+
+    def score(self, reading: Reading) -> torch.Tensor:
+        """The harm score at the layer."""
+        return reading.harm((self.layer,))[:, None]
+
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Where it is above the threshold, in all layers at once."""
+        return (score > self.threshold).expand(-1, window)
+
+    def says(self, score: Sequence[float], opened: bool) -> str:
+        """The score beside the threshold."""
+        side = "above" if opened else "not above"
+        return f"with its image it scores {score[0]:+.2f}, {side} {self.threshold:+.2f}"
+
+    def shown(self, score: Sequence[float]) -> dict[str, float]:
+        """The score and the threshold."""
+        return {"image_score": score[0], "image_threshold": self.threshold}
+
+
+class PaperSign(Criterion):
     """The paper's gate, for each layer by itself: g_l = 1 where V_{1,l}·h_l(q) > 0, uncentred."""
 
     name: Literal["paper"] = "paper"
 
-    def text_open(
-        self, states: dict[int, torch.Tensor], directions: Directions, layers: tuple[int, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sign of the first coordinate; the score is the share of layers that are open."""
-        coordinates = torch.stack(
-            [states[layer].float() @ directions.vectors[layer, 0] for layer in layers], dim=1
-        )
-        is_open = coordinates > 0
-        return is_open, is_open.float().mean(1)
+    def score(self, reading: Reading) -> torch.Tensor:
+        """(n, window) the first coordinate in each edited layer."""
+        first = [
+            reading.states[layer].float() @ reading.directions.vectors[layer, 0]
+            for layer in reading.window
+        ]
+        return torch.stack(first, dim=1)
+
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Its sign."""
+        return score > 0
+
+    def says(self, score: Sequence[float], opened: bool) -> str:
+        """In how many layers it opened."""
+        count = sum(value > 0 for value in score)
+        return f"the paper's gate is open in {count} of {len(score)} layers"
+
+    def shown(self, score: Sequence[float]) -> dict[str, float]:
+        """The share of layers in which it opened."""
+        return {"open_layers": sum(value > 0 for value in score) / len(score)}
 
 
-class OpenGate(Gate):
-    """Always open: every request is edited. For controls."""
+class Always(Criterion):
+    """Opens for every request. For controls."""
+
+    reads: ClassVar[Literal["text", "image", "nothing"]] = "nothing"
 
     name: Literal["open"] = "open"
-    needs_text: ClassVar[bool] = False
 
-    def text_open(
-        self, states: dict[int, torch.Tensor], directions: Directions, layers: tuple[int, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(self, reading: Reading) -> torch.Tensor:
         """Not used: nothing needs to be known of the request."""
-        raise AssertionError("an open gate has no text-only pass")
+        raise AssertionError("this criterion reads no pass")
 
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Everywhere."""
+        return torch.ones(len(score), window, dtype=torch.bool)
+
+    def says(self, score: Sequence[float], opened: bool) -> str:
+        """That it is so."""
+        return "the gate is always open"
+
+
+AnyCriterion = Annotated[
+    OwnRefusal | TextScore | ImageScore | PaperSign | Always, Field(discriminator="name")
+]
+Gate = Annotated[tuple[AnyCriterion, ...], Field(min_length=1)]
 
 #: Gates that need no calibration, by name.
-GATES: dict[str, type[PaperGate | OpenGate]] = {"paper": PaperGate, "open": OpenGate}
-AnyGate = Annotated[CalibratedGate | PaperGate | OpenGate, Field(discriminator="name")]
+GATES: dict[str, tuple[PaperSign | Always]] = {"paper": (PaperSign(),), "open": (Always(),)}
 
 
 def threshold_for(harmless: torch.Tensor, budget: float) -> float:

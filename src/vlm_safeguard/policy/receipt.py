@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from vlm_safeguard.policy.edits import Edit
-from vlm_safeguard.policy.gate import AnyGate, CalibratedGate
+from vlm_safeguard.policy.decision import Finding
+from vlm_safeguard.policy.request import Request
 
 
 class Receipt(BaseModel):
@@ -22,16 +21,10 @@ class Receipt(BaseModel):
         text_tokens: tokens of the text-only view.
         edit: name of the edit that was applied; None where the gate was closed.
         layers: the layers that were edited.
-        own_refusal: by how many logits a refusal's opening leads the language model's other next
-            tokens, asked without the image; None where that was not asked for.
-        own_opening: where it leads, by how many logits each token of what most refusals open with
-            does, at the least; above 0 the model would say just that, above −1 nearly.
-        text_score: the gate's score of the text-only pass; None where it was not run.
-        text_threshold: what it was compared with.
-        image_score: the gate's score of the multimodal pass; None where it was not looked at.
-        image_threshold: what it was compared with.
+        findings: what each of the gate's criteria made of the request.
         harm_before: harm score of the last prompt token at the first edited layer, as it came.
         harm_after: the same after the edit.
+        policy: sha256 of the policy that decided, in hex.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,72 +34,49 @@ class Receipt(BaseModel):
     images: int
     image_tokens: int
     text_tokens: int
-    edit: str | None = None
-    layers: tuple[int, ...] = ()
-    own_refusal: float | None = None
-    own_opening: float | None = None
-    text_score: float | None = None
-    text_threshold: float | None = None
-    image_score: float | None = None
-    image_threshold: float | None = None
-    harm_before: float | None = None
-    harm_after: float | None = None
+    edit: str | None
+    layers: tuple[int, ...]
+    findings: tuple[Finding, ...]
+    harm_before: float | None
+    harm_after: float | None
+    policy: str
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """All criteria's measures, by name."""
+        return {name: x for finding in self.findings for name, x in finding.measures.items()}
 
     @classmethod
     def of(
         cls,
-        facts: Mapping[str, Any],
-        gate: AnyGate,
-        edit: Edit,
+        request: Request,
+        findings: tuple[Finding, ...],
         *,
-        window: tuple[int, ...],
         layers: tuple[int, ...],
-        editable: bool,
+        edit: str,
+        harm: tuple[float, float] | None,
+        policy: str,
     ) -> Self:
-        """The receipt of a row, from what was counted and scored in it.
+        """Written down from what was decided and done; nothing is decided here.
 
         Args:
-            facts: values of the fields that were measured, by name.
-            window: the layers that the guard may edit, of which `layers` were.
-            editable: whether the edit acts on such requests at all.
+            layers: that were edited.
+            edit: the name of the policy's edit.
+            harm: scores before and after it; None where the row was not edited.
         """
-        limits: dict[str, Any] = {}
-        if isinstance(gate, CalibratedGate):
-            if "text_score" in facts:
-                limits["text_threshold"] = gate.text_threshold
-            if "image_score" in facts:
-                limits["image_threshold"] = gate.image_threshold
-        if editable:
-            reason = _why(facts, gate, f"{len(layers)} of {len(window)} layers")
-        else:
-            reason = f"no image in the request, and '{edit.name}' only mends what an image does"
+        guarded = bool(layers)
+        sentences = [f.sentence for f in findings if f.opened == guarded and f.sentence]
+        unasked = f"no image in the request, and '{edit}' only mends what an image does"
         return cls(
-            **facts,
-            **limits,
-            guarded=bool(layers),
-            reason=reason,
-            edit=edit.name if layers else None,
+            guarded=guarded,
+            reason=sentences[0] if findings else unasked,
+            images=request.images,
+            image_tokens=request.image_tokens,
+            text_tokens=len(request.text),
+            edit=edit if guarded else None,
             layers=layers,
+            findings=findings,
+            harm_before=harm[0] if harm else None,
+            harm_after=harm[1] if harm else None,
+            policy=policy,
         )
-
-
-def _why(facts: Mapping[str, Any], gate: AnyGate, where: str) -> str:
-    """Why the gate decided as it did."""
-    if isinstance(gate, CalibratedGate):
-        text, image = facts["text_score"], facts.get("image_score")
-        own = facts.get("own_refusal", -1.0)
-        if gate.heeds(own, facts.get("own_opening", own), text):
-            return "asked without an image, the language model would itself refuse"
-        if own > 0 and text <= gate.text_threshold:
-            return (
-                "asked without an image, the language model would decline, but not for harm: the "
-                f"text scores {text:+.2f}"
-            )
-        if text > gate.text_threshold:
-            return f"the text scores {text:+.2f}, above {gate.text_threshold:+.2f}"
-        if image is not None and image > gate.image_threshold:
-            return f"with its image it scores {image:+.2f}, above {gate.image_threshold:+.2f}"
-        return f"the text scores {text:+.2f}, not above {gate.text_threshold:+.2f}"
-    if gate.name == "open":
-        return "the gate is always open"
-    return f"the paper's gate is open in {where}"

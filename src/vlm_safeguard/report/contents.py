@@ -224,8 +224,8 @@ def _gap(source: Source) -> Section:
             )
         )
     if guard is not None:
-        window = f"{guard.layers[0]}–{guard.layers[-1]}"
-        auroc = guard.directions.auroc[list(guard.layers)]
+        window = f"{guard.policy.layers[0]}–{guard.policy.layers[-1]}"
+        auroc = guard.policy.directions.auroc[list(guard.policy.layers)]
         pictures += [
             Picture(
                 "auroc",
@@ -278,9 +278,10 @@ def _provenance(source: Source) -> Section:
         **made.get("machine", {}),
     }
     if source.guard is not None:
+        policy = source.guard.policy
         facts["guard"] = (
-            f"{source.guard.edit.name}, layers {source.guard.layers[0]}–{source.guard.layers[-1]}, "
-            f"rank {source.guard.rank}, gate {source.guard.gate.name}"
+            f"{policy.edit.name}, layers {policy.layers[0]}–{policy.layers[-1]}, "
+            f"rank {policy.rank}, gate {', '.join(criterion.name for criterion in policy.gate)}"
         )
         facts["anchors"] = source.guard.provenance.anchors_sha256
     shown = {"mcnemar", "frontier", "agreement", "provenance"}

@@ -13,6 +13,7 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import MaxNLocator
 
 from vlm_safeguard.evaluation.probes.gap import principal_plane
+from vlm_safeguard.policy.gate import TextScore
 from vlm_safeguard.report.names import condition_name
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ def guard_figure(guard: Guard, path: Path) -> None:
     quality, spectrum, scores = figure.subplots(1, 3)
     _quality(quality, guard, {})
     quality.set_title("How well harm is told apart (shaded: edited)")
-    _spectrum(spectrum, guard, (guard.layers[0], guard.layers[-1]))
+    _spectrum(spectrum, guard, (guard.policy.layers[0], guard.policy.layers[-1]))
     spectrum.set_title("Spectrum of A")
     _scores(scores, guard)
     scores.set_title("Gate")
@@ -324,7 +325,7 @@ def spectra_figure(guard: Guard, path: Path) -> None:
     """Singular spectra of the first, the middle and the last edited layer."""
     figure = Figure(figsize=(5.2, 3.7), layout="constrained")
     axes = figure.subplots()
-    layers = guard.layers
+    layers = guard.policy.layers
     _spectrum(axes, guard, dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])))
     axes.grid(axis="y", alpha=0.25)
     _save(figure, path)
@@ -340,15 +341,15 @@ def gate_figure(guard: Guard, path: Path) -> None:
 
 def _quality(axes: Axes, guard: Guard, measured: Mapping[str, Sequence[float]]) -> None:
     axes.axvspan(
-        guard.layers[0] - 0.5,
-        guard.layers[-1] + 0.5,
+        guard.policy.layers[0] - 0.5,
+        guard.policy.layers[-1] + 0.5,
         color=GREEN,
         alpha=0.12,
         label="edited layers",
     )
     axes.plot(
-        range(len(guard.directions.auroc)),
-        guard.directions.auroc,
+        range(len(guard.policy.directions.auroc)),
+        guard.policy.directions.auroc,
         marker="o",
         markersize=3,
         color=RED,
@@ -370,8 +371,8 @@ def _quality(axes: Axes, guard: Guard, measured: Mapping[str, Sequence[float]]) 
 
 def _spectrum(axes: Axes, guard: Guard, layers: Sequence[int] | Mapping[int, Any]) -> None:
     for layer, shade, mark in zip(layers, (BLUE, RED, GREEN), "osv", strict=False):
-        values = guard.directions.spectrum[layer]
-        energy = (values.square() / values.square().sum())[: max(20, guard.rank + 8)]
+        values = guard.policy.directions.spectrum[layer]
+        energy = (values.square() / values.square().sum())[: max(20, guard.policy.rank + 8)]
         axes.plot(
             range(1, len(energy) + 1),
             energy,
@@ -380,7 +381,9 @@ def _spectrum(axes: Axes, guard: Guard, layers: Sequence[int] | Mapping[int, Any
             color=shade,
             label=f"layer {layer}",
         )
-    axes.axvline(guard.rank + 0.5, color="grey", linestyle=":", label=f"rank {guard.rank}")
+    axes.axvline(
+        guard.policy.rank + 0.5, color="grey", linestyle=":", label=f"rank {guard.policy.rank}"
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="singular value", ylabel="share of the energy")
     axes.legend(frameon=False)
@@ -394,7 +397,7 @@ def _scores(axes: Axes, guard: Guard) -> None:
     ):
         if name in guard.scores:
             axes.hist(guard.scores[name].numpy(), bins=30, color=shade, alpha=0.55, label=label)
-    threshold = getattr(guard.gate, "text_threshold", None)
-    if threshold is not None:
-        axes.axvline(threshold, color=_ink(), linestyle="--", label="threshold")
+    score = guard.policy.criterion(TextScore)
+    if score is not None:
+        axes.axvline(score.threshold, color=_ink(), linestyle="--", label="threshold")
     axes.set(xlabel="gate's text score", ylabel="requests")

@@ -46,9 +46,9 @@ def guard_table(guard: Guard) -> Table:
         "in gate",
     ):
         table.add_column(name, justify="right")
-    gate_layers = getattr(guard.gate, "layers", ())
+    gate_layers = {layer for criterion in guard.policy.gate for layer in criterion.watched}
     for layer, (values, auroc) in enumerate(
-        zip(guard.directions.spectrum, guard.directions.auroc, strict=True)
+        zip(guard.policy.directions.spectrum, guard.policy.directions.auroc, strict=True)
     ):
         energy = values.square() / values.square().sum()
         table.add_row(
@@ -56,7 +56,7 @@ def guard_table(guard: Guard) -> Table:
             f"{float(auroc):.3f}",
             " ".join(f"{float(value):.3g}" for value in values[:4]) + " …",
             f"{float(energy[0]):.0%}",
-            "yes" if layer in guard.layers else "",
+            "yes" if layer in guard.policy.layers else "",
             "yes" if layer in gate_layers else "",
         )
     return table
@@ -82,10 +82,11 @@ def receipt_table(receipt: Receipt) -> Table:
         facts["edit"] = f"{receipt.edit}, layers {receipt.layers[0]}–{receipt.layers[-1]}"
     if receipt.harm_before is not None and receipt.harm_after is not None:
         facts["harm score"] = f"{receipt.harm_before:+.2f} → {receipt.harm_after:+.2f}"
-    if receipt.own_refusal is not None:
-        facts["the model's own refusal"] = f"{receipt.own_refusal:+.2f} logits (text only)"
-    if receipt.image_score is not None:
-        facts["score with image"] = f"{receipt.image_score:+.2f}"
+    scores = receipt.scores
+    if "own_refusal" in scores:
+        facts["the model's own refusal"] = f"{scores['own_refusal']:+.2f} logits (text only)"
+    if "image_score" in scores:
+        facts["score with image"] = f"{scores['image_score']:+.2f}"
     facts["request"] = (
         f"{receipt.images} image(s) in {receipt.image_tokens} tokens, {receipt.text_tokens} "
         "tokens of text"

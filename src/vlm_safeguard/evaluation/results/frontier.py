@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.policy.gate import CalibratedGate
+from vlm_safeguard.policy.gate import ImageScore, TextScore
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
@@ -24,13 +24,17 @@ def tuned(guard: Guard, *, strength: float | None = None, threshold: float | Non
         SafeguardError: the gate has no thresholds.
     """
     if strength is not None:
-        guard = guard.variant(edit=replace(guard.edit, strength=strength))
+        guard = guard.variant(edit=replace(guard.policy.edit, strength=strength))
     if threshold is not None:
-        gate = guard.gate
-        if not isinstance(gate, CalibratedGate):
-            raise SafeguardError(f"The gate '{gate.name}' has no threshold to move.")
-        moved: dict[str, float] = {"text_threshold": gate.text_threshold + threshold}
-        if gate.image_threshold is not None:
-            moved["image_threshold"] = gate.image_threshold + threshold
-        guard = guard.variant(gate=gate.model_copy(update=moved))
+        criteria = guard.policy.gate
+        if not any(isinstance(criterion, TextScore) for criterion in criteria):
+            names = ", ".join(criterion.name for criterion in criteria)
+            raise SafeguardError(f"The gate ({names}) has no threshold to move.")
+        moved = [
+            criterion.model_copy(update={"threshold": criterion.threshold + threshold})
+            if isinstance(criterion, TextScore | ImageScore)
+            else criterion
+            for criterion in criteria
+        ]
+        guard = guard.variant(gate=tuple(moved))
     return guard

@@ -11,10 +11,10 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.defences.defence import until_end
+from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.evaluation.statistics import Estimate, wilson
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.policy.receipt import Receipt
-from vlm_safeguard.request_batch import TextReadings
 
 if TYPE_CHECKING:
     from PIL.Image import Image

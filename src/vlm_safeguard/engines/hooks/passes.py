@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.request_batch import Places, RequestBatch
+from vlm_safeguard.policy.rows import Rows
 
 #: Reads a batch of whole prompts, (rows, tokens) ids and mask, before the first pass over them.
-Reader = Callable[[torch.Tensor, torch.Tensor | None], RequestBatch]
+ReadBatch = Callable[[torch.Tensor, torch.Tensor | None], Batch]
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,15 @@ class Pass:
     """One forward pass, as far as a guard is concerned.
 
     Attributes:
-        requests: whose tokens it reads.
-        places: those that may be edited, counted from the pass's first.
+        batch: whose tokens it reads.
+        rows: those that may be edited, positions counted from the pass's first.
         start: where its tokens start in their rows.
         width: tokens in a row.
         reads_end: whether the prompts' ends are among them.
     """
 
-    requests: RequestBatch
-    places: Places
+    batch: Batch
+    rows: Rows
     start: int
     width: int
     reads_end: bool
@@ -42,20 +43,18 @@ class Prompt:
     """What `generate` was given to continue: (rows, tokens) ids and mask, and what came of it.
 
     Attributes:
-        hold: whether every token after the prompt is edited.
-        requests: what the prompts ask; None until they are read.
+        batch: what the prompts ask; None until they are read.
         answering: whether the prompts' ends are read and cached: what follows is the answer.
         written: (rows, tokens) all ids up to the end of the pass that comes next.
-        opening: what that pass edits in the answers' openings, if anything; while answering.
+        opening: what that pass edits of the answers' openings, if anything; while answering.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor | None
-    hold: bool
-    requests: RequestBatch | None = None
+    batch: Batch | None = None
     answering: bool = False
     written: torch.Tensor | None = None
-    opening: Places | None = None
+    opening: Rows | None = None
 
     def prepare(self, written: torch.Tensor, new: int | None) -> None:
         """Take note of all that is written, before the pass over its last `new` tokens.
@@ -64,8 +63,8 @@ class Prompt:
         """
         self.written = written
         if self.answering and new is not None:
-            assert self.requests is not None, "an answer follows a prompt"
-            opening = self.requests.opening_places(written[:, self.ids.shape[1] :], new)
+            assert self.batch is not None, "an answer follows a prompt"
+            opening = self.batch.opening_rows(written[:, self.ids.shape[1] :], new)
             self.opening = opening if len(opening) else None
 
     def answer(self, ids: torch.Tensor) -> Pass | None:
@@ -76,17 +75,17 @@ class Prompt:
         Raises:
             SafeguardError: there are not as many rows as before.
         """
-        if self.opening is None and not self.hold:
-            return None
-        requests = self.requests
-        assert requests is not None, "an answer follows a prompt"
-        _check_rows(requests, ids)
+        batch = self.batch
+        assert batch is not None, "an answer follows a prompt"
         width = ids.shape[1]
-        places = self.opening or requests.places.following(0, width)
-        return Pass(requests, places, start=0, width=width, reads_end=False)
+        rows = self.opening or batch.answer_rows(0, width)
+        if not len(rows):
+            return None
+        _check_rows(batch, ids)
+        return Pass(batch, rows, start=0, width=width, reads_end=False)
 
     def locate(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, cached: int, read: Reader
+        self, ids: torch.Tensor, mask: torch.Tensor | None, cached: int, read: ReadBatch
     ) -> Pass | None:
         """A pass over tokens from position `cached` on; None where there is nothing to do.
 
@@ -108,26 +107,26 @@ class Prompt:
                 "generate runs other tokens than the prompt it was given (a cache of another "
                 "length?), so the request cannot be judged and nothing is generated."
             )
-        if self.requests is None:
+        if self.batch is None:
             if cached >= length:
                 raise SafeguardError(
                     "The cache already holds the whole prompt, so its end cannot be guarded. "
                     "Drop its last token, or pass a new cache."
                 )
-            self.requests = self._read(mask, copies, read)
-        requests = self.requests
-        _check_rows(requests, ids)
-        places = requests.places.between(cached, cached + new)
-        if self.hold and cached + new > length:
-            places += requests.places.following(max(length - cached, 0), new)
+            self.batch = self._read(mask, copies, read)
+        batch = self.batch
+        _check_rows(batch, ids)
+        rows = batch.rows.between(cached, cached + new)
+        if cached + new > length:
+            rows += batch.answer_rows(max(length - cached, 0), new)
         if self.written is not None:
-            places += requests.opening_places(self.written[:, length:], new)
+            rows += batch.opening_rows(self.written[:, length:], new)
         reads_end = cached < length <= cached + new
-        if not (len(places) or reads_end):
+        if not (len(rows) or reads_end):
             return None
-        return Pass(requests, places, start=cached, width=new, reads_end=reads_end)
+        return Pass(batch, rows, start=cached, width=new, reads_end=reads_end)
 
-    def _read(self, mask: torch.Tensor | None, copies: int, read: Reader) -> RequestBatch:
+    def _read(self, mask: torch.Tensor | None, copies: int, read: ReadBatch) -> Batch:
         length = self.ids.shape[1]
         known = self.mask
         if known is not None:
@@ -136,16 +135,16 @@ class Prompt:
             known = mask[:, :length]
         elif mask is not None:
             raise SafeguardError("Pass attention_mask to generate: the guard needs it.")
-        requests = read(self.ids.repeat_interleave(copies, dim=0), known)
-        if bool((requests.last != length - 1).any()):
+        batch = read(self.ids.repeat_interleave(copies, dim=0), known)
+        if bool((batch.ends != length - 1).any()):
             raise SafeguardError(
                 "The prompts are padded on the right; generate would continue the padding. "
                 "Pad on the left."
             )
-        return requests
+        return batch
 
 
-def whole_prompt(ids: torch.Tensor, mask: torch.Tensor | None, read: Reader) -> Pass:
+def whole_prompt(ids: torch.Tensor, mask: torch.Tensor | None, read: ReadBatch) -> Pass:
     """A plain `forward` over whole prompts.
 
     Raises:
@@ -156,20 +155,20 @@ def whole_prompt(ids: torch.Tensor, mask: torch.Tensor | None, read: Reader) -> 
             f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}: "
             "the text-only view cannot be made from other masks than one per token."
         )
-    requests = read(ids, mask)
-    return Pass(requests, requests.places, start=0, width=ids.shape[1], reads_end=True)
+    batch = read(ids, mask)
+    return Pass(batch, batch.rows, start=0, width=ids.shape[1], reads_end=True)
 
 
-def one_more_token(requests: RequestBatch | None, ids: torch.Tensor, *, hold: bool) -> Pass | None:
+def one_more_token(batch: Batch | None, ids: torch.Tensor) -> Pass | None:
     """A plain `forward` that goes on in a cache; None where nothing is edited.
 
     Args:
-        requests: those that filled the cache, if known.
+        batch: the requests that filled the cache, if known.
 
     Raises:
         SafeguardError: the requests are not known, or it is not one token a row.
     """
-    if requests is None or not requests.finished:
+    if batch is None or not batch.finished:
         raise SafeguardError(
             "This pass continues a cache that was not filled under this guard, so it cannot "
             "be guarded. Pass the whole conversation with a new cache, or use generate."
@@ -180,18 +179,16 @@ def one_more_token(requests: RequestBatch | None, ids: torch.Tensor, *, hold: bo
             "request ends there cannot be known. Use generate, with the whole conversation, "
             "or a new cache."
         )
-    _check_rows(requests, ids)
-    said = [ids] if requests.answers is None else [requests.answers, ids]
-    requests.answers = torch.cat(said, dim=1)
-    places = (
-        requests.places.following(0, 1) if hold else requests.opening_places(requests.answers, 1)
-    )
-    return Pass(requests, places, start=0, width=1, reads_end=False) if len(places) else None
+    _check_rows(batch, ids)
+    answers = [ids] if batch.answers is None else [batch.answers, ids]
+    batch.answers = torch.cat(answers, dim=1)
+    rows = batch.answer_rows(0, 1) + batch.opening_rows(batch.answers, 1)
+    return Pass(batch, rows, start=0, width=1, reads_end=False) if len(rows) else None
 
 
-def _check_rows(requests: RequestBatch, ids: torch.Tensor) -> None:
-    if len(requests) != len(ids):
+def _check_rows(batch: Batch, ids: torch.Tensor) -> None:
+    if len(batch) != len(ids):
         raise SafeguardError(
-            f"The batch changed from {len(requests)} to {len(ids)} rows within one generation, so "
+            f"The batch changed from {len(batch)} to {len(ids)} rows within one generation, so "
             "rows cannot be told apart."
         )

@@ -1,0 +1,1 @@
+"""Engines: what runs a model under a policy. One folder each."""

@@ -1,0 +1,1 @@
+"""The engine that guards transformers models, by forward hooks."""

@@ -1,0 +1,139 @@
+"""A batch of padded prompts: its requests, what was decided on them, and which rows are edited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.policy.decision import Decision, decide
+from vlm_safeguard.policy.policy import Policy
+from vlm_safeguard.policy.reading import Reading
+from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.request import Request, read_request
+from vlm_safeguard.policy.rows import Rows
+from vlm_safeguard.policy.span import Span
+
+
+@dataclass
+class Batch:
+    """Requests whose prompts have been or are being read.
+
+    Attributes:
+        policy: that decides on them.
+        requests: one a row of the batch.
+        rows: the prompts' tokens that the edit spans; positions are those of the padded rows.
+        editable: (requests,) bool, those that the edit acts on at all.
+        decision: so far.
+        coordinates: layer → (tokens, m) of the text-only pass, text after text; empty where it was
+            not run.
+        harm: request → its scores before and after the edit that reached it first.
+        finished: whether the pass that read the prompts' ends is over, receipts and all.
+        answers: (requests, tokens) ids that followed one by one, where not `generate` makes the
+            passes.
+    """
+
+    policy: Policy
+    requests: tuple[Request, ...]
+    rows: Rows
+    editable: torch.Tensor
+    decision: Decision
+    coordinates: dict[int, torch.Tensor] = field(default_factory=dict)
+    harm: dict[int, tuple[float, float]] = field(default_factory=dict)
+    finished: bool = False
+    answers: torch.Tensor | None = None
+
+    @classmethod
+    def read(cls, policy: Policy, ids: torch.Tensor, mask: torch.Tensor | None) -> Batch:
+        """Read prompts; only criteria that need no pass have been asked yet.
+
+        Args:
+            ids: (rows, tokens) whole prompts.
+            mask: (rows, tokens), zero where there is padding; None for none.
+
+        Raises:
+            SafeguardError: a row holds no text.
+        """
+        tokens = ids.tolist()
+        kept = [[True] * len(row) for row in tokens] if mask is None else mask.bool().tolist()
+        requests, places = [], []
+        for number, (row, keep) in enumerate(zip(tokens, kept, strict=True)):
+            standing = [position for position, k in enumerate(keep) if k]
+            try:
+                request = read_request(
+                    policy.text_view, policy.edit.span, [row[position] for position in standing]
+                )
+            except ValueError as error:
+                raise SafeguardError(f"Row {number} of the batch: {error}.") from error
+            requests.append(request)
+            places += [standing[position] for position, _ in request.spanned]
+        rows = Rows.of(requests, len(policy.refusal_prefix))
+        rows = Rows(rows.owner, torch.tensor(places), rows.token, rows.last)
+        editable = torch.tensor([policy.edit.edits_text or r.images > 0 for r in requests])
+        asked = [0 if e else None for e in editable.tolist()]
+        decision = decide(policy.gate, "nothing", asked, None, len(policy.layers))
+        return cls(policy, tuple(requests), rows, editable, decision)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def ends(self) -> torch.Tensor:
+        """(requests,) position of each prompt's last token."""
+        return self.rows.position[self.rows.last]
+
+    @property
+    def texts(self) -> list[tuple[int, ...]]:
+        """Each request's text."""
+        return [request.text for request in self.requests]
+
+    def decide_image(self, reading: Reading) -> None:
+        """Let the multimodal pass open the gate, too, of requests that have an image.
+
+        Args:
+            reading: a row for each request.
+        """
+        seeing = [i if request.images else None for i, request in enumerate(self.requests)]
+        more = decide(self.policy.gate, "image", seeing, reading, len(self.policy.layers))
+        self.decision = self.decision.merged(more)
+
+    def answer_rows(self, start: int, stop: int) -> Rows:
+        """The answers' tokens at these positions of a pass, where all of them are edited."""
+        if self.policy.edit.span is not Span.ANSWER:
+            return self.rows.between(0, 0)
+        return self.rows.answers(start, stop)
+
+    def opening_rows(self, answers: torch.Tensor, new: int) -> Rows:
+        """The answers' tokens for as long as they follow the refusal prefix, where that counts.
+
+        Of requests that are open, or, while their prompts are being read, can be opened yet.
+
+        Args:
+            answers: (requests, tokens) ids of the answers so far.
+            new: how many tokens, and their prompts' before them, the current pass reads.
+        """
+        prefix = self.policy.refusal_prefix if self.policy.follows_refusals else ()
+        among = self.decision.is_open.any(1) if self.finished else self.editable
+        return self.rows.openings(answers, prefix, new, among)
+
+    def receipts(self, policy_sha256: str) -> list[Receipt]:
+        """What was done to each request, and why."""
+        return [
+            Receipt.of(
+                request,
+                findings,
+                layers=tuple(n for n, x in zip(self.policy.layers, is_open, strict=True) if x),
+                edit=self.policy.edit.name,
+                harm=self.harm.get(number),
+                policy=policy_sha256,
+            )
+            for number, (request, findings, is_open) in enumerate(
+                zip(
+                    self.requests,
+                    self.decision.findings,
+                    self.decision.is_open.tolist(),
+                    strict=True,
+                )
+            )
+        ]

@@ -1,0 +1,123 @@
+"""The door: what of `generate` is let in, and the other doors, which stay shut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Never
+
+import torch
+
+from vlm_safeguard.engines.hooks.passes import Prompt
+from vlm_safeguard.errors import SafeguardError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FROM_THE_HUB = "a way of decoding that transformers takes from a Hub repository"
+#: Options of `generate` whose passes cannot be located in the prompt, and what they are.
+_UNSUPPORTED = {
+    "custom_generate": "a decoding loop of your own",
+    "assistant_early_exit": "drafting with a part of the guarded model itself",
+    "guidance_scale": "guidance by a second prompt, which is not the request",
+    "penalty_alpha": _FROM_THE_HUB,
+    "dola_layers": _FROM_THE_HUB,
+    "num_beam_groups": _FROM_THE_HUB,
+    "constraints": _FROM_THE_HUB,
+    "force_words_ids": _FROM_THE_HUB,
+}
+#: Other doors to generation, which do not pass through `generate`.
+OTHER_DOORS = (
+    "generate_batch",
+    "init_continuous_batching",
+    "continuous_batching_context_manager",
+)
+
+
+class Door:
+    """Attributes of a model that a guard replaces, and brings back as they were."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Nothing is replaced yet."""
+        self._model = model
+        self._before: dict[str, Any] = {}
+
+    def replace(self, name: str, function: Callable[..., Any]) -> None:
+        """Set an attribute of the model itself."""
+        self._before[name] = vars(self._model).get(name)
+        setattr(self._model, name, function)
+
+    def restore(self) -> None:
+        """Bring back what was there."""
+        for name, before in self._before.items():
+            vars(self._model).pop(name, None)
+            if before is not None:
+                setattr(self._model, name, before)
+        self._before = {}
+
+
+def open_prompt(model: PreTrainedModel, args: tuple[Any, ...], options: dict[str, Any]) -> Prompt:
+    """What `generate` was given to continue.
+
+    Raises:
+        SafeguardError: an option, or a way of giving the prompt, that cannot be guarded.
+    """
+    config = options.get("generation_config") or model.generation_config
+    for name, what in _UNSUPPORTED.items():
+        if options.get(name, getattr(config, name, None)) not in (None, 0, 1):
+            raise SafeguardError(
+                f"generate({name}=…) is {what}, which the guard does not support. Leave it "
+                "out; nothing was generated."
+            )
+    ids = options.get("input_ids", options.get("inputs", args[0] if args else None))
+    if options.get("inputs_embeds") is not None or not isinstance(ids, torch.Tensor):
+        raise SafeguardError(
+            "generate was called without input_ids, or with inputs_embeds: the text-only "
+            "view of the request cannot be known, so nothing is generated."
+        )
+    mask = options.get("attention_mask")
+    if mask is not None and mask.shape != ids.shape:
+        raise SafeguardError(
+            f"generate was given {ids.shape[-1]} tokens and an attention_mask for "
+            f"{mask.shape[-1]}. Give it the whole conversation's tokens, also where a cache "
+            "already holds some: the guard judges the whole."
+        )
+    return Prompt(ids, mask)
+
+
+def reads_in_chunks(model: PreTrainedModel, options: dict[str, Any]) -> bool:
+    """Whether `generate` reads the prompt in several passes."""
+    config = options.get("generation_config") or model.generation_config
+    return (
+        options.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None)) is not None
+    )
+
+
+def preparing(prepare: Callable[..., Any], prompt: Callable[[], Prompt | None]) -> Any:
+    """A model's preparation of a pass of `generate`, by which the prompt is told what is written.
+
+    Args:
+        prompt: gives the one that `generate` is running on.
+    """
+
+    @wraps(prepare)  # generate reads its signature
+    def prepare_inputs(input_ids: torch.Tensor, *args: Any, **options: Any) -> Any:
+        inputs = prepare(input_ids, *args, **options)
+        if (current := prompt()) is not None:
+            ids = inputs.get("input_ids")
+            current.prepare(input_ids, None if ids is None else ids.shape[1])
+        return inputs
+
+    return prepare_inputs
+
+
+def refuse_door(*args: Any, **options: Any) -> Never:
+    """In the place of the other doors.
+
+    Raises:
+        SafeguardError: always.
+    """
+    raise SafeguardError(
+        "Continuous batching does not pass through the model's own forward, so the guard "
+        "cannot act there. Use generate; nothing was generated."
+    )

@@ -1,0 +1,231 @@
+"""Fitting a guard's policy: measure the model, choose by what was measured, assemble.
+
+The model is descended to twice: for the states of texts, by which the layers are chosen; then for
+what depends on that choice: states beside images, and the words of the model's own refusals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm_safeguard.anchors import MINIMUM_PAIRS, Anchor
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.images import blank_image, meaningless_image
+from vlm_safeguard.model.activations import image_states, text_states
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.model.refusal import (
+    prefix_margins,
+    refusal_margins,
+    refusal_prefix,
+    refusal_tokens,
+)
+from vlm_safeguard.model.template import learn_text_view
+from vlm_safeguard.policy.choice import (
+    Choice,
+    OwnDecision,
+    TextStates,
+    calibrate,
+    choose,
+    slack_of,
+)
+from vlm_safeguard.policy.edits import Edit
+from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.options import FitOptions
+from vlm_safeguard.policy.policy import Policy
+from vlm_safeguard.policy.soundness import check_layers
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+CALIBRATED = "calibrated"
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What a guard is fitted on: anchor pairs, and harmless requests that choose its thresholds."""
+
+    anchors: Sequence[Anchor]
+    calibration: Sequence[str]
+
+    @property
+    def harmful(self) -> list[str]:
+        """The harmful anchors' texts."""
+        return [anchor.harmful for anchor in self.anchors]
+
+    @property
+    def requests(self) -> list[str]:
+        """All texts: harmful anchors, harmless ones, calibration requests."""
+        return [*self.harmful, *(a.harmless for a in self.anchors), *self.calibration]
+
+
+def fit_policy(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    data: FitData,
+    options: FitOptions,
+    *,
+    edit: Edit,
+    gate: str,
+    layers: Sequence[int] | None,
+    batch_size: int,
+) -> tuple[Policy, dict[str, torch.Tensor]]:
+    """A policy for a model, and the scores of what it was fitted on.
+
+    Raises:
+        SafeguardError: the model, the processor, the data or the options cannot be used, and why.
+    """
+    rank = _rank(options, len(data.anchors), backbone.hidden_size)
+    if gate != CALIBRATED and gate not in GATES:
+        raise SafeguardError(
+            f"There is no gate '{gate}'; there are {', '.join([CALIBRATED, *GATES])}."
+        )
+    if layers is not None:
+        check_layers(layers, len(backbone.layers))
+    view = learn_text_view(processor, backbone.placeholder_ids)
+
+    texts = _measure_texts(backbone, processor, data, batch_size)
+    choice = choose(texts, rank, layers, options)
+    shift = _measure_drift(backbone, processor, data, texts, options, batch_size)
+    own = _measure_own_decision(backbone, processor, data, texts, options)
+    scores = dict(choice.scores)
+    if gate == CALIBRATED and choice.image_layer is not None:
+        scores["calibration_image"] = _measure_image_scores(
+            backbone, processor, data, choice, batch_size
+        )
+    policy = Policy(
+        directions=choice.directions,
+        drift=shift,
+        layers=choice.layers,
+        rank=rank,
+        edit=edit,
+        gate=GATES[gate] if gate in GATES else calibrate(choice, own, scores, options),
+        text_view=view,
+        refusal_prefix=() if own is None else own.prefix,
+    )
+    return policy, scores
+
+
+# --- measuring ---
+
+
+def _measure_texts(
+    backbone: Backbone, processor: ProcessorMixin, data: FitData, batch_size: int
+) -> TextStates:
+    states, final = text_states(backbone, processor, data.requests, batch_size=batch_size)
+    if not torch.isfinite(states).all():
+        raise SafeguardError(
+            f"The model's hidden states are not finite in {backbone.model.dtype}; load it in "
+            "bfloat16 or float32."
+        )
+    sizes = [len(data.anchors), len(data.anchors), len(data.calibration)]
+    harmful, harmless, calibration = torch.split(states, sizes)
+    return TextStates(harmful, harmless, calibration, final=torch.split(final, sizes))
+
+
+def _measure_drift(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    data: FitData,
+    texts: TextStates,
+    options: FitOptions,
+    batch_size: int,
+) -> torch.Tensor:
+    """(layers, hidden) mean shift of the first anchors' states by a blank image."""
+    shown = data.anchors[: options.drift_pairs]
+    asked = [a.harmful for a in shown] + [a.harmless for a in shown]
+    blanks = image_states(
+        backbone,
+        processor,
+        asked,
+        [blank_image()] * len(asked),
+        batch_size=batch_size,
+        label="blank image",
+    )
+    plain = torch.cat([texts.harmful[: len(shown)], texts.harmless[: len(shown)]])
+    return (blanks - plain).mean(0)
+
+
+def _measure_image_scores(
+    backbone: Backbone, processor: ProcessorMixin, data: FitData, choice: Choice, batch_size: int
+) -> torch.Tensor:
+    """(requests,) harm scores of the calibration requests, each beside an image without meaning."""
+    assert choice.image_layer is not None
+    states = image_states(
+        backbone,
+        processor,
+        data.calibration,
+        [meaningless_image(i) for i in range(len(data.calibration))],
+        upto=choice.image_layer,
+        batch_size=batch_size,
+        label="meaningless images",
+    )
+    return choice.directions.harm_score(states[:, choice.image_layer], choice.image_layer)
+
+
+def _measure_own_decision(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    data: FitData,
+    texts: TextStates,
+    options: FitOptions,
+) -> OwnDecision | None:
+    """None where its first token says too little.
+
+    The model must refuse far more of the harmful anchors than of the calibration requests.
+    """
+    harmful, harmless, ordinary = texts.final
+    tokens = refusal_tokens(backbone, harmful, harmless, options.refusal_likelier)
+    if not tokens:
+        return None
+    refused = refusal_margins(backbone, harmful, tokens) > 0
+    margins = refusal_margins(backbone, ordinary, tokens)
+    contrast = refused.float().mean() - (margins > 0).float().mean()
+    if contrast < options.refusal_contrast:
+        return None
+    places = refused.nonzero()[: options.refusal_anchors, 0].tolist()
+    prompts = [encode_chat(processor, data.harmful[i]) for i in places]
+    prefix = refusal_prefix(backbone, prompts, options.prefix_tokens)
+    states = backbone.run_text(prompts, prefix)
+    shown = prefix_margins(backbone, states, prefix, torch.ones(len(prompts)))
+    return OwnDecision(
+        tokens=tokens,
+        prefix=prefix,
+        slack=slack_of(shown, options.prefix_fence),
+        margins=margins,
+        prefix_margins=_calibration_prefix_margins(backbone, processor, data, prefix, margins),
+    )
+
+
+def _calibration_prefix_margins(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    data: FitData,
+    prefix: tuple[int, ...],
+    margins: torch.Tensor,
+) -> torch.Tensor:
+    """(requests,) `prefix_margins` of the calibration requests; only declined ones are read."""
+    words = margins.clone()
+    declined = (margins > 0).nonzero()[:, 0]
+    if len(declined):
+        prompts = [encode_chat(processor, data.calibration[i]) for i in declined.tolist()]
+        states = backbone.run_text(prompts, prefix)
+        words[declined] = prefix_margins(backbone, states, prefix, margins[declined])
+    return words
+
+
+def _rank(options: FitOptions, pairs: int, hidden: int) -> int:
+    """As many directions as were asked for; of the default, as many as there can be."""
+    rank = options.rank
+    if "rank" not in options.model_fields_set:
+        rank = min(rank, pairs, hidden)
+    if pairs < max(MINIMUM_PAIRS, rank):
+        raise SafeguardError(
+            f"{pairs} anchor pairs are too few for {rank} directions; give at least "
+            f"{max(MINIMUM_PAIRS, rank)}, better 100."
+        )
+    return rank

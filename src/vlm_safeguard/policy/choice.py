@@ -1,0 +1,168 @@
+"""What follows from a model's measurements: layers, the gate's criteria, and their thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.policy.directions import (
+    Directions,
+    choose_layers,
+    fit_directions,
+    held_out_scores,
+    legible_before,
+    legible_layers,
+)
+from vlm_safeguard.policy.gate import (
+    AnyCriterion,
+    ImageScore,
+    OwnRefusal,
+    TextScore,
+    threshold_for,
+)
+from vlm_safeguard.policy.options import FitOptions
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Of each group of texts that a guard is fitted on, its last tokens' states.
+
+    Attributes:
+        harmful: (pairs, layers, hidden) of the harmful anchors; `harmless` likewise.
+        calibration: (requests, layers, hidden).
+        final: of the three groups, (n, hidden) states that predict the next token.
+    """
+
+    harmful: torch.Tensor
+    harmless: torch.Tensor
+    calibration: torch.Tensor
+    final: tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What follows from the states of texts.
+
+    Attributes:
+        layers: that are edited.
+        legible: those of them that the gate reads.
+        image_layer: of the multimodal pass that the gate reads; None where none is worth it.
+        scores: (n,) harm scores over the legible layers: `harmful` and `harmless` anchors, held
+            out, and `calibration` requests.
+    """
+
+    directions: Directions
+    rank: int
+    layers: tuple[int, ...]
+    legible: tuple[int, ...]
+    image_layer: int | None
+    scores: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class OwnDecision:
+    """How the model itself refuses; no tokens where its first token says too little.
+
+    Attributes:
+        tokens: that its refusals open with.
+        prefix: what most of them begin with.
+        slack: logits by which a token of that may lag, as the anchors that it refuses show.
+        margins: (requests,) refusal margins of the calibration requests, and `prefix_margins`.
+    """
+
+    tokens: tuple[int, ...]
+    prefix: tuple[int, ...]
+    slack: float
+    margins: torch.Tensor
+    prefix_margins: torch.Tensor
+
+
+def choose(
+    texts: TextStates, rank: int, layers: Sequence[int] | None, options: FitOptions
+) -> Choice:
+    """Directions of every layer, and which layers are edited and read."""
+    pairs, count = texts.harmful.shape[:2]
+    held_out = held_out_scores(texts.harmful, texts.harmless, options.folds)
+    stored = min(max(options.stored_rank, rank), pairs)
+    directions = fit_directions(texts.harmful, texts.harmless, stored, held_out=held_out)
+    if layers is None:
+        layers = choose_layers(count, options.first_layer, options.last_layer)
+    legible = legible_layers(directions, layers, options.near_best)
+    columns = list(legible)
+    return Choice(
+        directions=directions,
+        rank=rank,
+        layers=tuple(layers),
+        legible=legible,
+        image_layer=legible_before(directions, layers[0], options.legible),
+        scores={
+            "harmful": held_out[0][:, columns].mean(1),
+            "harmless": held_out[1][:, columns].mean(1),
+            "calibration": directions.harm_scores(texts.calibration)[:, columns].mean(1),
+        },
+    )
+
+
+def calibrate(
+    choice: Choice, own: OwnDecision | None, scores: dict[str, torch.Tensor], options: FitOptions
+) -> tuple[AnyCriterion, ...]:
+    """The gate: the model's own decision, and thresholds on what that does not open.
+
+    Raises:
+        SafeguardError: too few calibration requests for the budget.
+    """
+    text, image = scores["calibration"], scores.get("calibration_image")
+    opened = torch.zeros(len(text), dtype=torch.bool)
+    gate: list[AnyCriterion] = []
+    if own is not None:
+        refusal = OwnRefusal(tokens=own.tokens, slack=own.slack, layers=choice.legible)
+        measures = torch.stack([own.margins, own.prefix_margins, text], dim=1)
+        opened = refusal.opens(measures, 1)[:, 0]
+        gate.append(refusal)
+    share = options.budget if image is None else options.budget / 2
+
+    def threshold(scores: torch.Tensor) -> float:
+        return threshold_for(scores.masked_fill(opened, -torch.inf), share)
+
+    try:
+        gate.append(
+            TextScore(
+                layers=choice.legible,
+                threshold=threshold(text),
+                budget=share,
+                calibrated_on=len(text),
+            )
+        )
+        if image is not None:
+            assert choice.image_layer is not None
+            gate.append(
+                ImageScore(
+                    layer=choice.image_layer,
+                    threshold=threshold(image),
+                    budget=share,
+                    calibrated_on=len(text),
+                )
+            )
+    except ValueError as error:
+        raise SafeguardError(f"The gate cannot be calibrated: {error}.") from error
+    return tuple(gate)
+
+
+def slack_of(margins: torch.Tensor, fence: float) -> float:
+    """By how many logits a token of the refusal prefix may lag, for a refusal in about those words.
+
+    The lower outer fence (Tukey 1977) of the margins with which the model says the prefix to the
+    anchors, where that is below 0.
+
+    Args:
+        margins: (n,) `prefix_margins` of anchors that the model refuses, in whatever words.
+        fence: in interquartile ranges below the first quartile.
+    """
+    spoken = margins[margins > 0]
+    if not len(spoken):
+        return 0.0
+    first, third = map(float, torch.quantile(spoken, torch.tensor([0.25, 0.75])))
+    return max(0.0, fence * (third - first) - first)

@@ -1,0 +1,129 @@
+"""The policy: all that decides and acts, as frozen data that any engine can run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from vlm_safeguard.policy.directions import Directions, random_basis
+from vlm_safeguard.policy.edits import Edit
+from vlm_safeguard.policy.gate import AnyCriterion, Criterion, OwnRefusal
+from vlm_safeguard.policy.span import Span
+from vlm_safeguard.policy.subspace import Subspace
+from vlm_safeguard.policy.text_view import TextView
+
+C = TypeVar("C", bound=Criterion)
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """Which requests are edited, how, and where.
+
+    Attributes:
+        directions: of every layer, at least `rank` of them.
+        drift: (layers, hidden) mean shift of the last token's state by a blank image.
+        layers: indices of the layers that are edited, 0 being the first decoder layer.
+        rank: directions of each layer that are used, m.
+        edit: what is done to a request whose gate is open.
+        gate: criteria, any of which opens it.
+        text_view: how a request loses its images.
+        refusal_prefix: token ids that most of the model's own refusals start with. By them a
+            refusal is told from "I can't see an image"; and behind an open gate an answer that
+            starts so is edited there as well (`Span.OPENING`), or it turns to the image in its
+            middle ("I'm … looking at").
+        random_seed: where set, a random subspace takes the directions' place in the edit (a
+            control); the gate keeps the true ones.
+    """
+
+    directions: Directions
+    drift: torch.Tensor
+    layers: tuple[int, ...]
+    rank: int
+    edit: Edit
+    gate: tuple[AnyCriterion, ...]
+    text_view: TextView
+    refusal_prefix: tuple[int, ...] = ()
+    random_seed: int | None = None
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The layers whose states are read or edited, in order."""
+        return tuple(sorted({*self.layers, *(n for c in self.gate for n in c.watched)}))
+
+    @property
+    def image_layers(self) -> tuple[int, ...]:
+        """The layers of the multimodal pass that criteria read."""
+        return tuple(sorted({n for c in self.gate if c.reads == "image" for n in c.watched}))
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether the text-only pass is needed, to decide or to edit."""
+        return self.edit.needs_text or any(c.reads == "text" for c in self.gate)
+
+    def criterion(self, kind: type[C]) -> C | None:
+        """The gate's criterion of this class, if it has one."""
+        return next((c for c in self.gate if isinstance(c, kind)), None)
+
+    def with_criterion(self, criterion: AnyCriterion) -> Policy:
+        """The same with this one in the place of the gate's criterion of its class."""
+        kept = [criterion if type(c) is type(criterion) else c for c in self.gate]
+        return replace(self, gate=tuple(kept))
+
+    @property
+    def refusal_tokens(self) -> tuple[int, ...]:
+        """Tokens that open the model's refusals; none where its own decision is not asked for."""
+        own = self.criterion(OwnRefusal)
+        return () if own is None else own.tokens
+
+    @property
+    def follows_refusals(self) -> bool:
+        """Whether an answer is edited for as long as it follows the refusal prefix."""
+        return self.edit.span is Span.OPENING and bool(self.refusal_prefix)
+
+    def basis(self) -> torch.Tensor:
+        """(layers, stored rank, hidden) orthonormal rows that the edit works in."""
+        if self.random_seed is None:
+            return self.directions.vectors
+        return random_basis(self.directions, self.random_seed)
+
+    def sha256(self) -> str:
+        """Of every number that decides, in hex: the same for the same decisions and edits."""
+        numbers = {
+            "layers": self.layers,
+            "rank": self.rank,
+            "edit": self.edit.to_config(),
+            "gate": [criterion.model_dump(mode="json") for criterion in self.gate],
+            "text_view": asdict(self.text_view),
+            "refusal_prefix": self.refusal_prefix,
+            "random_seed": self.random_seed,
+        }
+        digest = hashlib.sha256(json.dumps(numbers, sort_keys=True, default=sorted).encode())
+        for tensor in self.tensors().values():
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors that decide, by name."""
+        made = self.directions
+        return {
+            "vectors": made.vectors,
+            "harmful_mean": made.harmful_mean,
+            "harmless_mean": made.harmless_mean,
+            "drift": self.drift,
+        }
+
+    def subspaces(self, device: torch.device, dtype: torch.dtype) -> dict[int, Subspace]:
+        """Edited layer → what its edit works with, in float32, or float64 where the model is."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        basis = self.basis().to(device, wide)
+        harmful, drift = (x.to(device, wide) for x in (self.directions.harmful_mean, self.drift))
+        return {
+            n: Subspace(V, V @ harmful[n], V @ drift[n])
+            for n in self.layers
+            for V in [basis[n, : self.rank]]
+        }

@@ -1,0 +1,110 @@
+"""The text-only pass: what it reads, once, and that it lets nothing through it could not read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from support.reference import QUESTIONS, ask, run_row, text_ids, with_thresholds
+from vlm_safeguard.engines.hooks.batch import Batch
+from vlm_safeguard.engines.hooks.layers import LayerHooks
+from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.policy import Policy
+
+Model = LlavaForConditionalGeneration
+
+
+def text_reader(
+    model: Model, policy: Policy, readings: TextReadings | None = None
+) -> tuple[TextReader, LayerHooks]:
+    backbone = Backbone.of(model)
+    hooks = LayerHooks(backbone)
+    subspaces = policy.subspaces(backbone.device, model.dtype)
+    return TextReader(policy, backbone, hooks, policy.directions, subspaces, readings), hooks
+
+
+def read(policy: Policy, processor: LlavaProcessor, images: list[bool]) -> Batch:
+    inputs = ask(processor, QUESTIONS, images=images)
+    return Batch.read(policy, inputs["input_ids"], inputs["attention_mask"])
+
+
+@torch.no_grad()
+def test_coordinates_and_scores_are_those_of_the_text_alone(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    """Of requests with an image; one without is not read, and its coordinates are zero."""
+    images = [True, False, True, True]
+    prefix = (17, 23)
+    policy = with_thresholds(guard, 0.0, image=9.0, tokens=(17,)).variant(refusal_prefix=prefix)
+    batch = read(policy.policy, processor, images)
+    reader, _ = text_reader(exact_model, policy.policy)
+    reader.ask(batch)
+    assert batch.decision.awaits_image
+    start = 0
+    for row, question in enumerate(QUESTIONS):
+        words = text_ids(processor, question)
+        states, logits = run_row(exact_model, [*words, *prefix])
+        for layer, subspace in reader.subspaces.items():
+            found = batch.coordinates[layer][start : start + len(words) + len(prefix)]
+            wanted = states[layer].to(subspace.V.dtype) @ subspace.V.mT
+            if not images[row]:
+                wanted = torch.zeros_like(wanted)
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+        start += len(words) + len(prefix)
+        findings = batch.decision.findings[row]
+        assert bool(findings) == images[row]
+        if images[row]:
+            last = logits[len(words) - 1]
+            others = torch.cat([last[:17], last[18:]])
+            margin = float(last[17] - others.max())
+            assert findings[0].measures["own_refusal"] == pytest.approx(margin, abs=1e-4)
+
+
+def test_a_text_is_read_once_and_kept(
+    model: Model, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[list[tuple[int, ...]]] = []
+    run_text = Backbone.run_text
+
+    def counted(self: Backbone, rows: list[tuple[int, ...]], answer: tuple[int, ...]) -> object:
+        passes.append(list(rows))
+        return run_text(self, rows, answer)
+
+    monkeypatch.setattr(Backbone, "run_text", counted)
+    kept = TextReadings()
+    reader, hooks = text_reader(model, guard.policy, kept)
+    for _ in range(2):
+        reader.ask(read(guard.policy, processor, [True] * 4))
+    assert [len(rows) for rows in passes] == [4]
+    assert not hooks.in_pass
+    wide = replace(guard.policy, layers=(1, 2, 3))
+    wider, _ = text_reader(model, wide, kept)
+    wider.ask(read(wide, processor, [True] * 4))  # a layer that was not watched before
+    assert [len(rows) for rows in passes] == [4, 4]
+
+
+def test_a_hook_that_does_not_fire_is_an_error_and_leaves_no_hooks(
+    model: Model, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, hooks = text_reader(model, guard.policy)
+    batch = read(guard.policy, processor, [True] * 4)
+    layer = reader.backbone.layers[3]
+    before = dict(layer._forward_hooks)
+    monkeypatch.setattr(layer, "register_forward_hook", lambda *a, **k: _Gone())
+    with pytest.raises(SafeguardError, match=r"only \[2\] took part in the text-only pass"):
+        reader.ask(batch)
+    assert not hooks.in_pass
+    assert dict(layer._forward_hooks) == before
+
+
+class _Gone:
+    """A handle of a hook that was never put on."""
+
+    def remove(self) -> None:
+        """Nothing to remove."""
