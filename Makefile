@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 OUT ?= demo-output
 PIP := python -m pip --disable-pip-version-check
 
-.PHONY: help demo eval test bench lint lock clean
+.PHONY: help demo eval test wheel test-oldest bench lint lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   the guard on a real small VLM, with tables and figures (in $(OUT)/)"
 	@echo "make eval   every defence on that model, with the report (in results/pocket/)"
 	@echo "make test   lint, types and tests"
+	@echo "make wheel  the wheel, built and tried in an environment that holds nothing else"
+	@echo "make test-oldest  the tests marked 'versions' on the oldest and the newest dependencies"
 	@echo "make bench  what the guard costs: time and memory (in bench-output/)"
 	@echo "make lock   constraints.txt anew, after a change of pyproject.toml (UPGRADE=--upgrade: newest)"
 	@echo "make clean  remove the environment and what demo and bench wrote"
@@ -40,6 +42,23 @@ lint: $(VENV)/.installed
 test: lint
 	$(BIN)/pytest
 
+# An environment without the extras: torch by pip, as above, then what $(1) asks uv for.
+core = rm -rf $(VENV)-core && $(PYTHON) -m venv $(VENV)-core \
+	&& $(VENV)-core/bin/$(PIP) install --quiet --no-compile torch --constraint constraints.txt \
+	&& $(BIN)/uv pip install --quiet --python $(VENV)-core/bin/python $(1)
+
+wheel: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/hatchling build --target wheel
+	$(call core,--constraint constraints.txt dist/*.whl)
+	$(VENV)-core/bin/python tests/installed.py
+
+test-oldest: $(VENV)/.installed
+	$(call core,--resolution lowest-direct --editable . --group versions)
+	$(VENV)-core/bin/python -m pytest -m versions
+	$(call core,--editable . --group versions)
+	$(VENV)-core/bin/python -m pytest -m versions
+
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py pocket
 	$(BIN)/python benchmarks/cost.py pocket
@@ -50,4 +69,4 @@ lock: $(VENV)/.installed
 		--custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(OUT) bench-output
+	rm -rf $(VENV) $(VENV)-core $(OUT) bench-output dist

@@ -84,7 +84,7 @@ def calls_of_require() -> Iterator[tuple[str, tuple[str, ...]]]:
 def test_a_named_extra_brings_what_is_missing() -> None:
     distributions = metadata.packages_distributions()
     calls = set(calls_of_require())
-    assert {extra for extra, _ in calls} <= EXTRAS.keys() - {"all", "dev"}
+    assert {extra for extra, _ in calls} == EXTRAS.keys() - {"all", "dev"}
     for extra, modules in calls:
         brings = {canonicalize_name(Requirement(text).name) for text in EXTRAS[extra]}
         for module in modules:

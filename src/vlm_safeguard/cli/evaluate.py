@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 
 from vlm_safeguard.cli.loading import AsJson, console
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.extras import require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,9 +72,7 @@ def evaluate(
     The same command goes on where it stopped. Writes results.json, samples.jsonl, gap.json and
     guard/ into the output's folder, and inspect-ai's logs into its logs/ (inspect view).
     """
-    for package in ("inspect_ai", "yaml"):
-        if find_spec(package) is None:
-            raise SafeguardError("Evaluating needs inspect-ai: pip install 'vlm-safeguard[eval]'.")
+    require("eval", "inspect_ai", "yaml")
     given: dict[str, Any] = {
         "model": model,
         "guard": guard,
