@@ -158,7 +158,7 @@ def test_corrupt_and_missing_guards(run: Run, tmp_path: Path, guard: Guard) -> N
         (["--layers", "ten"], "does not name layers"),
         (["--layers", "3-99"], "not all in 0–5"),
         (["--edit", "magic"], "There is no edit 'magic'"),
-        (["--budget", "0"], "not between 0 and 1"),
+        (["--budget", "0"], "budget cannot be 0"),
         (["--anchors", "/nowhere.csv"], "There is no file /nowhere.csv"),
         (["--dtype", "float4"], "There is no dtype"),
         (["--device", "nowhere"], "cannot be used"),

@@ -124,23 +124,24 @@ class Editing:
     ) -> None:
         """Keep the harm scores of the requests that are edited here first, for their receipts."""
         batch = self.current.batch
-        new = [i for i, owner in enumerate(owners.tolist()) if owner not in batch.harm]
+        numbered = list(enumerate(owners.tolist()))
+        # a prompt's last token comes before its answer's, which may be read in the same pass
+        new = {owner: i for i, owner in reversed(numbered) if owner not in batch.harm}
         if not new:
             return
         device = self._directions.vectors.device
+        chosen = index[list(new.values())]
         before, after = (
-            self._directions.harm_score(x[index[new]].to(device), layer).tolist()
+            self._directions.harm_score(x[chosen].to(device), layer).tolist()
             for x in (states, edited)
         )
-        for owner, scores in zip(
-            owners[new].tolist(), zip(before, after, strict=True), strict=True
-        ):
+        for owner, *scores in zip(new, before, after, strict=True):
             if not all(map(isfinite, scores)):
                 raise SafeguardError(
                     f"Row {owner}: the edit at layer {layer} gave a state that is not finite; "
                     "nothing is generated."
                 )
-            batch.harm[owner] = scores
+            batch.harm[owner] = (scores[0], scores[1])
 
 
 def _places_in(
