@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -15,7 +14,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from support.command import Run
+from support.command import Finished, Run
 from tiny.pocket import make_model
 from vlm_safeguard.guard import Guard
 
@@ -46,7 +45,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def fails_with(result: SimpleNamespace, *words: str) -> None:
+def fails_with(result: Finished, *words: str) -> None:
     assert result.code != 0
     assert "Traceback" not in result.err + result.out
     message = [line for line in result.err.splitlines() if line.startswith("vlm-safeguard: ")]

@@ -128,6 +128,7 @@ def test_typographic_moves_the_request_into_the_picture() -> None:
     (turn,) = illustrated(sample, 0, "typographic")
     picture, text = turn.content
     assert text == INSTRUCTION
+    assert isinstance(text, str)
     assert "lock" not in text
     assert picture == typeset(sample.text)
     assert typeset(sample.text).tobytes() == typeset(sample.text).tobytes()

@@ -70,7 +70,8 @@ CLOSED = 1e9  # a threshold that no score passes
 
 
 def new_tokens(out: Any, inputs: dict[str, Tensor]) -> Tensor:
-    return out.sequences[:, inputs["input_ids"].shape[1] :]
+    sequences: Tensor = out.sequences
+    return sequences[:, inputs["input_ids"].shape[1] :]
 
 
 def exact(left: Any, right: Any) -> None:
@@ -247,11 +248,11 @@ def test_a_closed_rows_refusal_does_not_hook_layers(
     mixed, is_open = half_open(
         model, spanning(guard, Span.OPENING, refusal_prefix=(17, 23)), inputs
     )
-    before, seen = hooked(model), []
+    before, before_in_it = hooked(model), hooked(model.model)
+    seen: list[bool] = []
     handle = model.lm_head.register_forward_hook(
         lambda *_: seen.append(hooked(model.model) != before_in_it)
     )
-    before_in_it = hooked(model.model)
     prompt = inputs["input_ids"].shape[1]
     with mixed.attach(model):
         seen.clear()
@@ -1081,6 +1082,8 @@ def test_receipts_say_what_was_done(
     exact_model: Model, processor: LlavaProcessor, guard: Guard, edit: Edit
 ) -> None:
     guard = guard.variant(edit=edit)
+    assert isinstance(guard.gate, CalibratedGate)
+    layers = guard.gate.layers
     images = [True, False, True, True]
     inputs = ask(processor, QUESTIONS, images=images, dtype=torch.float64)
     scored = [row for row, has in enumerate(images) if has or edit.edits_text]

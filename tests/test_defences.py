@@ -398,7 +398,7 @@ def test_the_guard_model_refuses_what_it_calls_unsafe(monkeypatch: pytest.Monkey
 
 def corrected(state: Tensor, text: Tensor, s: Tensor) -> Tensor:
     """ĥ = h − proj_s(h − t), one number at a time, in float64."""
-    h, t, s = (x.double().tolist() for x in (state, text, s))
+    h, t, s = (x.double().tolist() for x in (state, text, s))  # type: ignore[assignment]
     length = sum(x * x for x in s)
     along = sum((a - b) * c for a, b, c in zip(h, t, s, strict=True)) / length
     return torch.tensor([a - along * c for a, c in zip(h, s, strict=True)], dtype=torch.float64)
@@ -606,7 +606,7 @@ def test_the_literal_method_is_two_passes_by_hand(
     wide = guard.variant(layers=(1, 2, 3, 4))
     defence = defences(wide, [name])[name]
     found, logits = with_logits(monkeypatch, model, defence, processor, chats)
-    decisions = set()
+    decisions: set[tuple[int, ...]] = set()
     for i, chat in enumerate(chats):
         text = run_row(model, *by_hand(model, processor, unseen(chat)))[0]
         V = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from PIL.Image import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.reference import (
@@ -21,7 +22,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.probes.divergence import divergences
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
-from vlm_safeguard.model.conversation import chat_of
+from vlm_safeguard.model.conversation import Chat, chat_of
 from vlm_safeguard.policy.edits import Span
 from vlm_safeguard.policy.gate import GATES
 
@@ -29,13 +30,13 @@ QUESTIONS = ("How to kill a man", "How to bake a very good cake for a birthday",
 STEPS = 5
 
 
-def shown(question: str) -> object:
+def shown(question: str) -> Image:
     """The picture that `reference.ask` shows with a question."""
     return noise_image(len(question)) if len(question) % 2 else blank_image()
 
 
-def chats(questions: Sequence[str] = QUESTIONS) -> list[object]:
-    return [chat_of(question, shown(question)) for question in questions]  # type: ignore[arg-type]
+def chats(questions: Sequence[str] = QUESTIONS) -> list[Chat]:
+    return [chat_of(question, shown(question)) for question in questions]
 
 
 def by_hand(

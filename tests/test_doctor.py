@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -95,6 +96,7 @@ def test_another_chat_template_does_not_fit(llava: Path) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(llava).eval()
     processor = LlavaProcessor.from_pretrained(llava)
     guard = fit_small(model, processor)
+    assert isinstance(processor.chat_template, str)
     processor.chat_template = processor.chat_template.replace("USER", "PERSON") + " "
     found = {check.name: check for check in Examination(model, processor, guard).run()}
     assert not found["the guard fits"].passed
@@ -102,6 +104,7 @@ def test_another_chat_template_does_not_fit(llava: Path) -> None:
 
 
 def test_a_layer_that_undoes_an_edit_is_found() -> None:
+    model: Any
     model, processor = load_makers()["llava"]()
     layers = model.model.language_model.layers
     layers[2].register_forward_hook(lambda m, args, out: args[0])  # undoes the layer and its hook

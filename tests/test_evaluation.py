@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_replies_come_back_in_the_order_of_the_requests(
 ) -> None:
     requests = ["How to bake a very large loaf of rye bread", "How to swim", "How to write a poem"]
     images = [noise_image(i) for i in range(3)]
-    settings = {"max_new_tokens": 4, "batch_size": 2}
+    settings: dict[str, Any] = {"max_new_tokens": 4, "batch_size": 2}
     found = generate_replies(model, processor, requests, images, {"plain": None}, **settings)
     replies = found["plain"]
     assert replies.receipts == []
@@ -115,7 +116,7 @@ def test_guards_that_share_a_reading_answer_as_if_alone(
     requests = ["How to bake a very large loaf of rye bread", "How to swim", "How to swim"]
     images = [noise_image(1), blank_image(), None]
     guards = {"none": None, **variants(guard.variant(gate=GATES["open"]))}
-    settings = {"max_new_tokens": 4, "batch_size": 3}
+    settings: dict[str, Any] = {"max_new_tokens": 4, "batch_size": 3}
     found = generate_replies(exact_model, processor, requests, images, guards, **settings)
     assert len({str(replies.tokens) for replies in found.values()}) >= 4
     for name, used in guards.items():

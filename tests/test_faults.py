@@ -249,7 +249,7 @@ def undone(model: Model, undo: ExitStack) -> None:
 
 
 def tower_for_a_decoder(model: Model, undo: ExitStack) -> None:
-    model.get_decoder = lambda *args, **kwargs: model.model.vision_tower
+    model.get_decoder = lambda *args, **kwargs: model.model.vision_tower  # type: ignore[method-assign]
     undo.callback(delattr, model, "get_decoder")
 
 
@@ -258,7 +258,7 @@ def layers_of_the_tower(model: Model, undo: ExitStack) -> None:
     real = vars(Backbone)["of"]
     wrong = replace(Backbone.of(model), layers=tuple(model.model.vision_tower.encoder.layers))
     undo.callback(setattr, Backbone, "of", real)
-    Backbone.of = classmethod(lambda cls, model: wrong)  # type: ignore[method-assign]
+    Backbone.of = classmethod(lambda cls, model: wrong)  # type: ignore[method-assign,assignment]
 
 
 def swapped(name: str, make: Callable[[nn.Module], nn.Module]) -> Spoil:
@@ -271,6 +271,11 @@ def swapped(name: str, make: Callable[[nn.Module], nn.Module]) -> Spoil:
         setattr(owner, child, make(real))
 
     return spoil
+
+
+def first_five(layers: nn.Module) -> nn.Module:
+    assert isinstance(layers, nn.ModuleList)
+    return layers[:5]
 
 
 def fresh(module: nn.Module) -> nn.Module:
@@ -410,7 +415,7 @@ BEFORE_ATTACHING: dict[str, Fault] = {
     "the layers are those of the vision tower": Fault("took part", before=layers_of_the_tower),
     "the decoder has lost a layer": Fault(
         "6 decoder layers",
-        before=swapped("model.language_model.layers", lambda old: nn.ModuleList(list(old)[:5])),
+        before=swapped("model.language_model.layers", first_five),
     ),
     "the model is in training": Fault("training mode", before=training(itself)),
     "the layers put out no numbers": Fault(
@@ -515,7 +520,7 @@ AFTER_ATTACHING: dict[str, Fault] = {
     ),
     "the decoder loses a layer": Fault(
         "decoder or a layer was replaced",
-        after=swapped("model.language_model.layers", lambda old: nn.ModuleList(list(old)[:5])),
+        after=swapped("model.language_model.layers", first_five),
     ),
     "training mode": Fault("training mode", after=training(itself)),
     "training mode of the decoder": Fault("training mode", after=training(decoder)),
@@ -683,7 +688,7 @@ def test_nothing_comes_of_a_fault(
 
 def seal(model: Model, undo: ExitStack) -> None:
     """`generate` as the class has it, which does not know the guard."""
-    model.generate = type(model).generate.__get__(model)
+    model.generate = type(model).generate.__get__(model)  # type: ignore[method-assign]
     undo.callback(lambda: vars(model).pop("generate", None))
 
 

@@ -215,7 +215,7 @@ def test_compiled_decoding_equals_plain_hooks(
         graphs.append(len(graph.graph.nodes))
         return graph.forward
 
-    config = CompileConfig(backend=backend, mode=None)  # type: ignore[arg-type]
+    config = CompileConfig(backend=backend, mode=None)
     config._compile_all_devices = True
     options = {"cache_implementation": "static", "compile_config": config}
     by_hand = edited_by_hand if hold else reread_by_hand
@@ -302,7 +302,7 @@ def test_weights_kept_packed_equal_plain_hooks(
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.Linear | torch.nn.Embedding):
                 setattr(parent, name, Packed(child))
-    model.lm_head = Packed(model.lm_head)
+    model.lm_head = Packed(model.lm_head)  # type: ignore[assignment]
     inputs = ask(processor, QUESTIONS[:2])
     free = answer(model, inputs)
     with edited_by_hand(model, open_guard, texts_of(open_guard, inputs)):

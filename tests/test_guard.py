@@ -215,9 +215,9 @@ def test_fitting_leaves_the_model_alone(processor: LlavaProcessor) -> None:
 def test_what_cannot_be_fitted_is_refused(
     model: Model, processor: LlavaProcessor, options: dict[str, Any], message: str
 ) -> None:
-    settings = {"anchors": ANCHORS, "calibration": ORDINARY, "budget": 0.2} | options
+    settings: dict[str, Any] = {"anchors": ANCHORS, "calibration": ORDINARY, "budget": 0.2}
     with pytest.raises(SafeguardError, match=message):
-        Guard.fit(model, processor, **settings)
+        Guard.fit(model, processor, **settings | options)
 
 
 def test_models_and_processors_that_cannot_be_used_are_refused(processor: LlavaProcessor) -> None:
@@ -325,7 +325,7 @@ def cut(name: str) -> Callable[[Path], None]:
     return apply
 
 
-def nan(name: str) -> Callable[[dict[str, Tensor]], None]:
+def nan(name: str) -> Callable[[dict[str, Tensor]], object]:
     return lambda tensors: tensors[name].view(-1)[5:6].fill_(float("nan"))
 
 

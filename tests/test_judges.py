@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -268,7 +268,7 @@ def raw(judge: Judge) -> Judge:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_is_judged_as_each_alone_is(side: str) -> None:
+def test_a_batch_is_judged_as_each_alone_is(side: Literal["left", "right"]) -> None:
     tokenizer = tokenizer_with(AS_STRING)
     tokenizer.padding_side = side
     tokenizer.pad_token = None  # as Llama 2's

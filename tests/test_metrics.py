@@ -81,7 +81,13 @@ def test_judges_agree_on_what_both_can_read() -> None:
     }
     first, second, third, fourth = agreements(verdicts)
     assert first == Agreement(
-        "succeeded", "phrases", "guard", 6, 0, pytest.approx(0.4), [[2, 0], [2, 2]]
+        "succeeded",
+        "phrases",
+        "guard",
+        6,
+        0,
+        pytest.approx(0.4),  # type: ignore[arg-type]
+        [[2, 0], [2, 2]],
     )
     assert (second.question, second.judge_a, second.judge_b) == ("succeeded", "phrases", "grader")
     assert (second.n, second.left_out, second.table) == (3, 3, [[1, 0], [2, 0]])
@@ -105,7 +111,8 @@ def share_below(values: list[float], at: float) -> tuple[float, float]:
 def test_bootstrap_interval_of_a_mean_by_trying_every_resample() -> None:
     values = [0.3, 1.1, 2.9, 4.2, 9.7]
     found = mean(values)
-    assert (found.n, found.value) == (5, pytest.approx(sum(values) / 5))
+    assert found.n == 5
+    assert found.value == pytest.approx(sum(values) / 5)
     for end, share in ((found.low, 0.025), (found.high, 0.975)):
         below, up_to = share_below(values, end)
         assert below - 0.006 < share < up_to + 0.006

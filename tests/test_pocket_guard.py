@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -35,7 +37,7 @@ def pocket_guard(pocket: Pocket) -> Guard:
 def refused(pocket: Pocket, kind: str, condition: str, guard: Guard | None) -> int:
     texts = [prompt.text for prompt in read_prompts(kind)[:N]]
     images = [condition_image(condition, number) for number in range(N)]
-    settings = {"max_new_tokens": 8, "batch_size": N}
+    settings: dict[str, Any] = {"max_new_tokens": 8, "batch_size": N}
     found = generate_replies(*pocket, texts, images, {"asked": guard}, **settings)
     return sum(map(is_refusal, found["asked"].texts))
 
@@ -59,7 +61,7 @@ def test_harmless_requests_are_answered_as_before(pocket: Pocket, pocket_guard: 
 def test_image_questions_keep_their_answers(pocket: Pocket, pocket_guard: Guard) -> None:
     asked = scene_questions(N)
     texts, pictures = [sample.text for sample in asked], [opened(s.image) for s in asked if s.image]
-    settings = {"max_new_tokens": 14, "batch_size": N}
+    settings: dict[str, Any] = {"max_new_tokens": 14, "batch_size": N}
     guards = {"none": None, "default": pocket_guard}
     found = generate_replies(*pocket, texts, pictures, guards, **settings)
     plain, guarded = found["none"], found["default"]

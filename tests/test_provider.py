@@ -14,6 +14,7 @@ import pytest
 import torch
 from inspect_ai.model import (
     CachePolicy,
+    ChatMessage,
     ChatMessageAssistant,
     ChatMessageSystem,
     ChatMessageTool,
@@ -41,6 +42,7 @@ from vlm_safeguard.evaluation.answers.messages import chat_of_messages, messages
 from vlm_safeguard.evaluation.answers.provider import generation_options, release
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.loading import load_model
 from vlm_safeguard.model.backbone import chat_inputs
 from vlm_safeguard.model.conversation import Turn, chat_of
 from vlm_safeguard.policy.gate import GATES
@@ -97,7 +99,7 @@ def test_it_answers_conversations_as_the_model_does(
     kept = io.BytesIO()
     noise_image(2).save(kept, "png")
     uri = "data:image/png;base64," + base64.b64encode(kept.getvalue()).decode()
-    messages = [
+    messages: list[ChatMessage] = [
         ChatMessageSystem(content="Be brief."),
         ChatMessageUser(content=[ContentImage(image=uri), ContentText(text="What is it?")]),
         ChatMessageAssistant(content="Noise."),
@@ -157,8 +159,12 @@ def test_a_model_is_loaded_once_for_all_defences(
 ) -> None:
     release()
     loads = []
-    load = module.load_model
-    monkeypatch.setattr(module, "load_model", lambda *a: loads.append(a) or load(*a))  # type: ignore[func-returns-value]
+
+    def load(name: str, dtype: str, device: str) -> tuple[Any, Any]:
+        loads.append(name)
+        return load_model(name, dtype, device)
+
+    monkeypatch.setattr(module, "load_model", load)
     for defence in ("none", "default", "restore"):
         ask(asks(folder, defence=defence, guard=str(folder / "guard")), "How to swim")
     assert len(loads) == 1
@@ -194,7 +200,13 @@ def test_generation_options_are_honoured(
     stop = plain[len(plain) // 2 :][:2]
     cut = ask(asks(folder), request, config=GenerateConfig(max_tokens=5, stop_seqs=[stop]))[0]
     assert cut.completion == plain[: plain.index(stop)]
-    hot = {"temperature": 5.0, "top_p": 0.9, "top_k": 40, "seed": 3, "max_tokens": 5}
+    hot: dict[str, Any] = {
+        "temperature": 5.0,
+        "top_p": 0.9,
+        "top_k": 40,
+        "seed": 3,
+        "max_tokens": 5,
+    }
     first, second = (
         ask(asks(folder), request, config=GenerateConfig(**hot))[0].completion for _ in range(2)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_a_recipe_runs_to_its_report(
     monkeypatch.setattr(afterwards, "_GAP", 4)
     monkeypatch.setattr(afterwards, "_AUROC", 4)
     # inspect looks through all that is installed for every task
-    monkeypatch.setattr(package, "packages_distributions", cache(package.packages_distributions))
+    monkeypatch.setattr(package, "packages_distributions", cache(packages_distributions))
     results = suite.run(plan, tmp_path / "out")
     wanted = [written.model, *filter(None, (written.moderator, written.ppl_model))]
     assert set(loaded) == set(wanted)
@@ -180,7 +181,7 @@ def test_a_slice_of_make_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The Pocket VLM itself, on fewer prompts, benchmarks, conditions and defences."""
     monkeypatch.setattr(afterwards, "_AUROC", 8)
     monkeypatch.setattr(afterwards, "_GAP", 8)
-    monkeypatch.setattr(package, "packages_distributions", cache(package.packages_distributions))
+    monkeypatch.setattr(package, "packages_distributions", cache(packages_distributions))
     written = read_plan(FOLDER / "pocket.yaml")
     kept = ("none", "self-reminder", "default")
     benchmarks = tuple(

@@ -405,7 +405,12 @@ def test_a_demo_s_folder_is_enough_and_what_lacks_is_said(tmp_path: Path) -> Non
 
 def row(benchmark: str, condition: str, defence: str, value: float, **names: Any) -> Row:
     """A row of n = 200 by default: attack success, judged by Llama Guard."""
-    given = {"prompts": "harmful", "metric": "attack_success", "judge": "llama-guard", "n": 200}
+    given: dict[str, Any] = {
+        "prompts": "harmful",
+        "metric": "attack_success",
+        "judge": "llama-guard",
+        "n": 200,
+    }
     given |= names
     n = given.pop("n")
     outcomes = [place < round(value * n) for place in range(n)]
@@ -611,9 +616,9 @@ def test_ratios_against_sums_by_hand_and_a_spread_of_none() -> None:
             ),
         ]
     lines.append(line("ecso", 99, tokens=10_000))  # nothing to be compared with
-    found = {ratio.metric: ratio for ratio in paired_ratios(lines)}
-    tokens = found["tokens"]
-    assert (tokens.value, tokens.low, tokens.high) == pytest.approx((2, 2, 2))
+    found = {each.metric: each for each in paired_ratios(lines)}
+    ratio = found["tokens"]
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
     perplexity = found["perplexity"]
     expected = math.exp(0.9 / 9)
     assert (perplexity.value, perplexity.low, perplexity.high) == pytest.approx((expected,) * 3)
@@ -637,7 +642,8 @@ def test_a_request_s_conditions_are_resampled_together() -> None:
         once += [line("none", number, tokens=10), line("x", number, tokens=rng.randint(1, 30))]
     thrice = [x.model_copy(update={"condition": c}) for c in ("a", "b", "c") for x in once]
     (one,), (three,) = paired_ratios(once), paired_ratios(thrice)
-    assert (three.n, three.value) == (40, pytest.approx(one.value))
+    assert three.n == 40
+    assert three.value == pytest.approx(one.value)
     assert three.high - three.low == pytest.approx(one.high - one.low)
 
 

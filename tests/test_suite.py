@@ -286,9 +286,13 @@ def test_judges_that_are_models_are_asked_and_read(tiny: Path, tmp_path: Path) -
         max_samples=1,
     )
     assert log.status == "success"
-    said = sorted(str(s.scores["llama_guard"].metadata["unsafe"]) for s in log.samples)
+    assert log.samples
+    assert log.results
+    scores = [sample.scores for sample in log.samples if sample.scores]
+    assert len(scores) == len(log.samples)
+    said = sorted(str((s["llama_guard"].metadata or {})["unsafe"]) for s in scores)
     assert said == ["False", "None", "True"]
-    assert all(s.scores["rubric"].metadata["score"] == 0.875 for s in log.samples)
+    assert all((s["rubric"].metadata or {})["score"] == 0.875 for s in scores)
     shares = {s.name: s.metrics for s in log.results.scores}
     assert shares["llama_guard"]["harmful"].value == 0.5
     assert shares["llama_guard"]["harmful n"].value == 2
@@ -389,5 +393,7 @@ def test_inspects_own_command_finds_model_and_task(tiny: Path, tmp_path: Path) -
     )
     assert made.returncode == 0, made.stdout + made.stderr
     (log,) = (tmp_path / "logs").glob("*.eval")
-    sample = inspect_ai.log.read_eval_log(str(log)).samples[0]
-    assert sample.output.metadata["receipt"]["images"] == 1
+    samples = inspect_ai.log.read_eval_log(str(log)).samples or []
+    assert len(samples) == 2
+    assert samples[0].output.metadata
+    assert samples[0].output.metadata["receipt"]["images"] == 1

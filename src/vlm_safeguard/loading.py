@@ -11,6 +11,7 @@ from vlm_safeguard.errors import SafeguardError
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from vlm_safeguard.guard import Guard
 
@@ -29,6 +30,8 @@ def load_model(name: str, dtype: str = "auto", device: str = "cpu") -> tuple[Any
     from vlm_safeguard import pocket
 
     chosen = _dtype(dtype)
+    model: PreTrainedModel
+    processor: ProcessorMixin
     if name in pocket.FAMILY:
         model, processor = pocket.load(chosen, name=name)
     else:

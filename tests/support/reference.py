@@ -390,7 +390,8 @@ def reread_by_hand(
         prompt = prompt or len(rows[0])
         changes.clear()
         for number, row in enumerate(rows):
-            text, reading = (x[number // (len(rows) // len(texts))] for x in (texts, readings))
+            request = number // (len(rows) // len(texts))
+            text, reading = texts[request], readings[request]
             opened = followed(guard, row[prompt:])
             spanned = counterparts(guard, row[:prompt], text)
             spanned |= {prompt + i: len(text) + i for i in range(opened)}

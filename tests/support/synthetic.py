@@ -95,11 +95,11 @@ def _lines(rng: random.Random, prompts: int) -> Iterator[dict[str, Any]]:
 def _line(
     rng: random.Random, benchmark: str, kind: str, condition: str, defence: str, number: int
 ) -> dict[str, Any]:
-    refused = {
-        "harmful": lambda: rng.random() > _attacked(defence, condition, benchmark),
-        "harmless": lambda: rng.random() < (0.12 if defence == "goal-priority" else 0.04),
-        "utility": lambda: False,
-    }[kind]()
+    refused = False
+    if kind == "harmful":
+        refused = rng.random() > _attacked(defence, condition, benchmark)
+    elif kind == "harmless":
+        refused = rng.random() < (0.12 if defence == "goal-priority" else 0.04)
     topic = _TOPICS[number % len(_TOPICS)]
     tokens = rng.randint(9, 60)
     receipt = None
@@ -160,13 +160,13 @@ def _cells(lines: list[dict[str, Any]]) -> dict[tuple[str, str, str, str], list[
     cells: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for line in lines:
         names = tuple(line[x] for x in ("benchmark", "kind", "condition", "defence"))
-        cells.setdefault(names, []).append(line)  # type: ignore[arg-type]
+        cells.setdefault(names, []).append(line)
     return cells
 
 
 def _rows(lines: list[dict[str, Any]]) -> Iterator[Row]:
     for (benchmark, kind, condition, defence), cell in _cells(lines).items():
-        names = {
+        names: dict[str, Any] = {
             "benchmark": benchmark,
             "prompts": kind,
             "condition": condition,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -20,12 +20,14 @@ from vlm_safeguard.anchors import shipped_anchors
 
 Maker = Callable[[], tuple[PreTrainedModel, Any]]
 TINY: dict[str, Maker] = {}
+M = TypeVar("M", bound=Maker)
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def tiny(model_type: str) -> Callable[[Maker], Maker]:
+def tiny(model_type: str) -> Callable[[M], M]:
     """Register the maker of a small model of this type."""
 
-    def register(maker: Maker) -> Maker:
+    def register(maker: M) -> M:
         TINY[model_type] = maker
         return maker
 
@@ -39,48 +41,54 @@ def load_makers() -> dict[str, Maker]:
     return dict(sorted(TINY.items()))
 
 
+def train_tokenizer(special: Sequence[str], size: int = 400) -> Tokenizer:
+    """A byte-level BPE tokenizer, trained on the shipped anchors.
+
+    Args:
+        special: its first tokens.
+        size: how many others it has.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(special) + size,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [text for anchor in shipped_anchors() for text in (anchor.harmful, anchor.harmless)]
+    tokenizer.train_from_iterator([*texts, "user\nassistant\n"], trainer)
+    return tokenizer
+
+
 def make_tokenizer(
     special: Sequence[str],
     *,
     bos: str | None = None,
     eos: str = "</s>",
     pad: str = "<pad>",
-    unk: str | None = None,
-    size: int = 400,
     **named: str,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the shipped anchors.
+    """A tokenizer that pads on the left.
 
     Args:
-        special: special tokens, besides bos, eos, pad and unk.
-        size: how many tokens are not special.
+        special: special tokens, besides bos, eos and pad.
         named: tokens that processors ask the tokenizer for, e.g. `image_token="<image>"`.
     """
-    tokenizer = Tokenizer(models.BPE(unk_token=unk))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    every = list(dict.fromkeys(filter(None, [unk, pad, bos, eos, *special, *named.values()])))
-    trainer = trainers.BpeTrainer(
-        vocab_size=size + len(every),
-        special_tokens=every,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = [text for anchor in shipped_anchors() for text in (anchor.harmful, anchor.harmless)]
-    tokenizer.train_from_iterator([*texts, "user\nassistant\n"], trainer)
+    every = dict.fromkeys([pad, *([bos] if bos else []), eos, *special, *named.values()])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=train_tokenizer(list(every)),
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,
-        unk_token=unk,
         additional_special_tokens=list(special),
         extra_special_tokens=named,
         padding_side="left",
     )
 
 
-def make(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+def make(model_class: type[Model], config: Any) -> Model:
     """A random model from its config, with weights large enough to tell states apart."""
     torch.manual_seed(0)
     model = model_class(config).eval()
@@ -97,7 +105,7 @@ class NoVideos(VideoProcessorMixin):
     slice_mode, downsample_mode, merge_size = True, "16x", 2
 
 
-def without_videos(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+def without_videos(processor_class: type[ProcessorMixin]) -> Any:
     """The class, taking `NoVideos` or none; its own check of types needs torchvision, too."""
 
     def check(self: ProcessorMixin, name: str, argument: Any) -> Any:

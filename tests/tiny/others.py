@@ -205,7 +205,8 @@ class PixtralLikeProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "image_sizes"]
+        names: list[str] = super().model_input_names  # type: ignore[misc]
+        return [*names, "image_sizes"]
 
 
 def _mistral() -> tuple[Any, dict[str, Any]]:
@@ -311,7 +312,9 @@ def tiles(image: Image, overview: bool = True) -> list[torch.Tensor]:
     """(3, SIDE, SIDE) tiles of an image, in order, and if there are several, all of it."""
     rows, columns = grid(image)
     whole = pixels(image, rows * SIDE, columns * SIDE)
-    found = [tile for row in whole.split(SIDE, dim=1) for tile in row.split(SIDE, dim=2)]
+    found = [
+        tile for row in torch.split(whole, SIDE, dim=1) for tile in torch.split(row, SIDE, dim=2)
+    ]
     return [*found, pixels(image, SIDE, SIDE)] if len(found) > 1 and overview else found
 
 
@@ -368,7 +371,7 @@ def llama4() -> tuple[PreTrainedModel, Any]:
     return make(Llama4ForConditionalGeneration, config), processor
 
 
-class Lfm2Options(ImagesKwargs, total=False):
+class Lfm2Options(ImagesKwargs, total=False):  # type: ignore[call-arg]
     return_row_col_info: bool
 
 

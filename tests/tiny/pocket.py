@@ -9,10 +9,11 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedTokenizerFast,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tiny import make_tokenizer
+from tiny import train_tokenizer
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 
 IMAGE_SIDE, PATCH = 32, 16  # 4 image tokens
@@ -21,8 +22,15 @@ LAYERS, WIDTH = 6, 32
 
 def make_processor(chat_template: str = CHAT_TEMPLATE) -> LlavaProcessor:
     """A LLaVA processor whose tokenizer is trained here, on the shipped anchors."""
-    tokenizer = make_tokenizer(
-        ["<image>"], unk="<unk>", bos="<|im_start|>", eos="<|im_end|>", size=507
+    special = ["<unk>", "<pad>", "<|im_start|>", "<|im_end|>", "<image>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=train_tokenizer(special, 507),
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
     )
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(

@@ -203,7 +203,8 @@ class Backbone:
         Args:
             answer: 1 where a token is the answer's, which attends to earlier ones only.
         """
-        return self.model.create_masks_for_generate(
+        make_masks: Any = self.model.create_masks_for_generate  # such families' own
+        return make_masks(
             config=self.model.config,
             inputs_embeds=self.model.get_input_embeddings()(ids),
             attention_mask=mask,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from jinja2 import TemplateError
 from transformers import BatchFeature
@@ -225,7 +225,6 @@ def _self_prompting(processor: ProcessorMixin) -> bool:
     return any(kind.__name__ in SELF_PROMPTING for kind in type(processor).__mro__)
 
 
-def tokenizer_of(processor: ProcessorMixin) -> PreTrainedTokenizerBase:
+def tokenizer_of(processor: ProcessorMixin | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The processor's tokenizer, which is the processor itself where it has no other part."""
-    tokenizer: PreTrainedTokenizerBase = getattr(processor, "tokenizer", processor)
-    return tokenizer
+    return cast("PreTrainedTokenizerBase", getattr(processor, "tokenizer", processor))

@@ -97,7 +97,7 @@ def make_model(
     )
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-    language_model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    language_model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     size = image_token_id + 1
     if size > len(language_model.get_input_embeddings().weight):  # else the base has rows to spare
         language_model.resize_token_embeddings(size, mean_resizing=False)

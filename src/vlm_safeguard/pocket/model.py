@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.pocket.architecture import make_model, make_processor
@@ -61,7 +61,7 @@ def apply_parts(model: LlavaForConditionalGeneration, tensors: dict[str, torch.T
             getattr(model.model, part).load_state_dict(state)
     for name, a in tensors.items():
         if name.endswith(".a"):
-            module = model.get_submodule(name.removesuffix(".a"))
+            module: Any = model.get_submodule(name.removesuffix(".a"))
             update = tensors[f"{name.removesuffix('a')}b"].float() @ a.float()
             weight = module.weight.data
             module.weight.data = (weight.float() + update.to(weight.device)).to(weight.dtype)

@@ -69,7 +69,7 @@ def divergences(
     return found
 
 
-class _Forced(LogitsProcessor):  # type: ignore[misc]
+class _Forced(LogitsProcessor):
     """Lets `generate` choose nothing but given tokens, (rows, steps), one after the other."""
 
     def __init__(self, tokens: torch.Tensor) -> None:

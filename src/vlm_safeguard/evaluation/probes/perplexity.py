@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -60,7 +60,8 @@ def likelihoods(
     backbone = Backbone.of(model) if _sees(model) else None
     prompts: list[list[int]]
     if backbone is not None:
-        prompts = [encode_chat(processor, request) for request in requests]
+        sees = cast("ProcessorMixin", processor)  # what a model that sees images comes with
+        prompts = [encode_chat(sees, request) for request in requests]
     else:
         texts = render_chats(processor, [chat_of(request) for request in requests])
         prompts = [
