@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 
-from vlm_safeguard.evaluation.judges.languages import LANGUAGES, Language
+from vlm_safeguard.evaluation.judges.languages import LANGUAGES
+from vlm_safeguard.evaluation.judges.languages.language import Language
 from vlm_safeguard.evaluation.judges.opening import Sentence, plain, sentences_of
 from vlm_safeguard.evaluation.judges.verdict import Verdict
 
