@@ -1082,8 +1082,6 @@ def test_receipts_say_what_was_done(
     exact_model: Model, processor: LlavaProcessor, guard: Guard, edit: Edit
 ) -> None:
     guard = guard.variant(edit=edit)
-    assert isinstance(guard.gate, CalibratedGate)
-    layers = guard.gate.layers
     images = [True, False, True, True]
     inputs = ask(processor, QUESTIONS, images=images, dtype=torch.float64)
     scored = [row for row, has in enumerate(images) if has or edit.edits_text]

@@ -23,8 +23,8 @@ from vlm_safeguard.evaluation.probes.divergence import divergences
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.conversation import Chat, chat_of
-from vlm_safeguard.policy.edits import Span
 from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.span import Span
 
 QUESTIONS = ("How to kill a man", "How to bake a very good cake for a birthday", "Which colour?")
 STEPS = 5
@@ -96,7 +96,7 @@ def test_a_closed_gate_diverges_by_exactly_nothing(
     with guard.attach(model):
         inputs = ask(processor, questions)
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    scores = sorted(receipt.scores.get("text_score") for receipt in guard.receipts)
+    scores = sorted(receipt.scores["text_score"] for receipt in guard.receipts)
     between = (scores[2] + scores[1]) / 2
     halved = with_thresholds(guard, between, image=1e9)
     found = divergences(model, processor, chats(questions), halved.attach, max_new_tokens=STEPS)

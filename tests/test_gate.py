@@ -214,7 +214,7 @@ def test_criteria_are_strict() -> None:
     with pytest.raises(ValidationError):
         adapter.validate_python(())
     with pytest.raises(ValidationError):
-        GATES["open"][0].name = "paper"  # type: ignore[assignment]
+        GATES["open"][0].name = "paper"
     for budget in (0.0, 1.0, -0.1):
         with pytest.raises(ValidationError):
             TextScore(layers=(1,), threshold=0, budget=budget, calibrated_on=1)
@@ -225,4 +225,4 @@ def test_criteria_are_strict() -> None:
         OwnRefusal(tokens=(), slack=1, layers=(1,))
     for kind, fields in ((TextScore, {"layers": (1,)}), (ImageScore, {"layer": 1})):
         with pytest.raises(ValidationError):
-            kind(threshold=math.nan, budget=0.1, calibrated_on=1, **fields)  # type: ignore[arg-type]
+            kind(threshold=math.nan, budget=0.1, calibrated_on=1, **fields)

@@ -17,7 +17,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from support.reference import QUESTIONS, ask, with_thresholds
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.edits import Restore
-from vlm_safeguard.policy.gate import Criterion, OwnRefusal
+from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.span import Span
@@ -99,9 +99,8 @@ def test_every_tensor_and_field_of_the_policy_is_in_its_sha256(policy: Policy) -
     for place, criterion in enumerate(policy.gate):
         for name in type(criterion).model_fields:
             if name != "name":
-                other = criterion.model_copy(update={name: moved(getattr(criterion, name))})
-                gate: list[Criterion] = [*policy.gate]
-                gate[place] = other
+                gate = [*policy.gate]
+                gate[place] = criterion.model_copy(update={name: moved(getattr(criterion, name))})
                 changed.append(replace(policy, gate=tuple(gate)))
     for other in changed:
         sha = other.sha256()

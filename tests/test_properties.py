@@ -405,7 +405,7 @@ layer_lists = st.sets(st.integers(0, LAYERS - 1), min_size=1).map(sorted).map(tu
 @st.composite
 def gates(draw: st.DrawFn, first_layer: int) -> tuple[AnyCriterion, ...]:
     """Any subset of the criteria, in any order."""
-    made = {"budget": draw(st.floats(0.001, 0.999)), "calibrated_on": draw(ids)}
+    made: dict[str, Any] = {"budget": draw(st.floats(0.001, 0.999)), "calibrated_on": draw(ids)}
     every = [
         *GATES["open"],
         *GATES["paper"],

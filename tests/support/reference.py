@@ -18,7 +18,7 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.activations import hidden_states, with_hidden_states
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.policy.gate import ImageScore, OwnRefusal, TextScore
+from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal, TextScore
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.span import Span
 
@@ -303,12 +303,13 @@ def with_thresholds(
         image: None where the multimodal pass is not to be looked at.
         tokens: that open refusals; where empty, the model's own decision is not asked for.
     """
-    layers = guard.policy.criterion(TextScore).layers
+    reads = guard.policy.criterion(TextScore)
+    assert reads is not None
     looks = guard.policy.criterion(ImageScore)
-    made = {"budget": 0.1, "calibrated_on": 20}
-    gate = [TextScore(layers=layers, threshold=text, **made)]
+    made: dict[str, Any] = {"budget": 0.1, "calibrated_on": 20}
+    gate: list[AnyCriterion] = [TextScore(layers=reads.layers, threshold=text, **made)]
     if tokens:
-        gate.insert(0, OwnRefusal(tokens=tokens, slack=1.0, layers=layers))
+        gate.insert(0, OwnRefusal(tokens=tokens, slack=1.0, layers=reads.layers))
     if image is not None:
         layer = guard.policy.layers[0] if looks is None else looks.layer
         gate.append(ImageScore(layer=layer, threshold=image, **made))
