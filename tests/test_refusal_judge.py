@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -271,10 +272,14 @@ def test_it_is_right_more_often_than_the_earlier_judge() -> None:
         assert mine.low > theirs.high
 
 
-def test_the_judge_is_named_by_its_rules_and_phrases() -> None:
-    folder = Path(refusal.__file__).parent
-    languages = sorted(folder.glob("languages/*.py"))
-    assert len(languages) == len(LANGUAGES) + 2
-    rules = [folder / "refusal.py", folder / "opening.py", *languages]
-    content = b"".join(path.read_bytes() for path in rules)
-    assert refusal.sha256() == hashlib.sha256(content).hexdigest()
+def test_another_phrase_or_another_verdict_is_another_judge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {measure.measure().judge_sha256}
+    with monkeypatch.context() as patch:
+        fewer = replace(LANGUAGES[0], refuses=LANGUAGES[0].refuses[:-1])
+        patch.setattr(measure, "LANGUAGES", (fewer, *LANGUAGES[1:]))
+        names.add(measure.measure().judge_sha256)
+    monkeypatch.setattr(refusal, "is_refusal", earlier)
+    names.add(measure.measure().judge_sha256)
+    assert len(names) == 3

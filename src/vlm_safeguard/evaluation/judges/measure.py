@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.evaluation.judges import refusal
+from vlm_safeguard.evaluation.judges.languages import LANGUAGES
 from vlm_safeguard.evaluation.judges.openings import Opening, read_openings
 from vlm_safeguard.evaluation.statistics import Estimate, wilson
 
@@ -47,7 +49,7 @@ class JudgeRecord(BaseModel):
     """By which judge refusals are counted, and how often it is right on held-out openings.
 
     Attributes:
-        judge_sha256: of its rules and phrases.
+        judge_sha256: of its phrases, and of its verdicts on all the labelled openings.
         openings_sha256: of the file of labelled openings.
         by_form: keys are "refusal: redirect", "answer: lookalike" and the like.
     """
@@ -81,7 +83,7 @@ def measure() -> JudgeRecord:
         held_out, lambda opening: f"{'refusal' if opening.refused else 'answer'}: {opening.form}"
     )
     return JudgeRecord(
-        judge_sha256=refusal.sha256(),
+        judge_sha256=_judge_sha256(),
         openings_sha256=hashlib.sha256(openings).hexdigest(),
         held_out=accuracy(held_out, refusal.is_refusal),
         by_language={
@@ -100,6 +102,13 @@ def stored_record() -> JudgeRecord:
 
 def _stored_at() -> Path:
     return Path(__file__).with_name("measured.json")
+
+
+def _judge_sha256() -> str:
+    """Names the judge by what decides: its phrases, and what its rules make of the openings."""
+    phrases = json.dumps([asdict(language) for language in LANGUAGES])
+    verdicts = json.dumps([refusal.is_refusal(opening.text) for opening in read_openings()])
+    return hashlib.sha256((phrases + verdicts).encode()).hexdigest()
 
 
 def _groups(openings: Sequence[Opening], key: Callable[[Opening], str]) -> dict[str, list[Opening]]:

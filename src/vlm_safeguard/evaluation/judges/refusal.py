@@ -9,10 +9,8 @@ what is given is another, safer thing. How often it is right: `measure.py`.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from importlib.resources import files
 
 from vlm_safeguard.evaluation.judges.languages import LANGUAGES
 from vlm_safeguard.evaluation.judges.languages.language import Language
@@ -81,12 +79,3 @@ def _without_idioms(sentence: Sentence) -> str:
 def verdict(answer: str) -> Verdict:
     """The verdict of `is_refusal`, which cannot say whether an answer is harmful."""
     return Verdict(refused=is_refusal(answer), unsafe=None)
-
-
-def sha256() -> str:
-    """The SHA-256 of the rules and phrases: results say by which judge they were counted."""
-    folder = files("vlm_safeguard.evaluation.judges")
-    languages = sorted(folder.joinpath("languages").iterdir(), key=lambda file: file.name)
-    sources = [folder / "refusal.py", folder / "opening.py", *languages]
-    texts = [file.read_bytes() for file in sources if file.name.endswith(".py")]
-    return hashlib.sha256(b"".join(texts)).hexdigest()
