@@ -29,6 +29,7 @@ from vlm_safeguard.model.conversation import (
 )
 from vlm_safeguard.model.families import FAMILIES, PLACEHOLDERS, Family
 from vlm_safeguard.model.template import learn_text_view
+from vlm_safeguard.model.wrappers import unwrapped
 from vlm_safeguard.policy.edits import Restore
 from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
 from vlm_safeguard.policy.soundness import check_sound
@@ -90,6 +91,9 @@ class Examination:
     processor: ProcessorMixin
     given: Guard | None = None
     tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        self.model = unwrapped(self.model)
 
     def run(self, report: Callable[[Check], None] = lambda check: None) -> list[Check]:
         """Make every check; `report` is called after each."""

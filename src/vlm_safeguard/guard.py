@@ -19,6 +19,7 @@ from vlm_safeguard.engines.hooks.attachment import Attachment
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.fit import CALIBRATED, FitData, fit_policy
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.wrappers import unwrapped
 from vlm_safeguard.policy import artifact
 from vlm_safeguard.policy.artifact import FORMAT, Config, Provenance
 from vlm_safeguard.policy.directions import Directions
@@ -74,7 +75,8 @@ class Guard:
         """Fit a guard for `model`: forward passes only, nothing is trained.
 
         Args:
-            model: a vision-language model from transformers, in eval mode.
+            model: a vision-language model from transformers, in eval mode; also inside a
+                `PeftModel` or a `DistributedDataParallel`.
             processor: its processor, with a chat template.
             anchors: pairs of a harmful and a harmless request; the shipped ones by default.
             calibration: harmless requests that choose the gate's thresholds; likewise.
@@ -88,6 +90,7 @@ class Guard:
         Raises:
             SafeguardError: the model, the processor, the data or an option cannot be used, and why.
         """
+        model = unwrapped(model)
         if model.training:
             raise SafeguardError("The model is in training mode; call model.eval() first.")
         chosen = _fit_options(options)
@@ -128,14 +131,15 @@ class Guard:
         Hooks go on, are verified by a forward pass in which each has to act, and come off again.
 
         Args:
+            model: as for `fit`; guarded through its wrapper, too.
             readings: text-only passes to take instead of making them, and to add to; for
                 evaluations that attach several guards, one after the other, to the same prompts.
 
         Raises:
-            SafeguardError: on entering, where this guard is not for this model or its hooks do
-                not act; inside, where a pass cannot be guarded. Nothing is generated then.
+            SafeguardError: at once, where the model is in a wrapper that cannot be guarded; on
+                entering, where this guard is not for it or its hooks do not act; inside, where a pass cannot be guarded. Nothing is generated then.
         """
-        self._attachment = Attachment(self.policy, model, self.check_fits, readings)
+        self._attachment = Attachment(self.policy, unwrapped(model), self.check_fits, readings)
         return self._attachment
 
     @property

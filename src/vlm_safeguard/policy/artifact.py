@@ -26,6 +26,7 @@ class Provenance(BaseModel):
     """Where a guard comes from: the model and the data it was fitted on, and with what.
 
     Attributes:
+        adapters: names of the adapters that were active at fitting.
         options: what was chosen at fitting; None where that was not written down (format 3).
     """
 
@@ -44,6 +45,7 @@ class Provenance(BaseModel):
     anchors_sha256: str
     calibration_requests: int
     calibration_sha256: str
+    adapters: tuple[str, ...] = ()
     options: FitOptions | None
     versions: dict[str, str]
 
