@@ -1,4 +1,4 @@
-"""A model in a wrapper: guarded through it token for token, or refused with what to give instead."""
+"""A model in a wrapper: guarded through it token for token, or refused, with what to give."""
 
 from __future__ import annotations
 

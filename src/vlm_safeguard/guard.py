@@ -137,7 +137,8 @@ class Guard:
 
         Raises:
             SafeguardError: at once, where the model is in a wrapper that cannot be guarded; on
-                entering, where this guard is not for it or its hooks do not act; inside, where a pass cannot be guarded. Nothing is generated then.
+                entering, where this guard is not for it or its hooks do not act; inside, where a
+                pass cannot be guarded. Nothing is generated then.
         """
         self._attachment = Attachment(self.policy, unwrapped(model), self.check_fits, readings)
         return self._attachment
