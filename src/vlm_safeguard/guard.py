@@ -125,7 +125,13 @@ class Guard:
 
     # --- using ---
 
-    def attach(self, model: PreTrainedModel, *, readings: TextReadings | None = None) -> Attachment:
+    def attach(
+        self,
+        model: PreTrainedModel,
+        *,
+        readings: TextReadings | None = None,
+        wait: bool = False,
+    ) -> Attachment:
         """Guard every `generate` and `forward` of `model` inside a `with` block.
 
         Hooks go on, are verified by a forward pass in which each has to act, and come off again.
@@ -134,13 +140,17 @@ class Guard:
             model: as for `fit`; guarded through its wrapper, too.
             readings: text-only passes to take instead of making them, and to add to; for
                 evaluations that attach several guards, one after the other, to the same prompts.
+            wait: whether leaving the block waits for runs in other threads; by default they are
+                stopped before their next token.
 
         Raises:
             SafeguardError: at once, where the model is in a wrapper that cannot be guarded; on
                 entering, where this guard is not for it or its hooks do not act; inside, where a
                 pass cannot be guarded. Nothing is generated then.
         """
-        self._attachment = Attachment(self.policy, unwrapped(model), self.check_fits, readings)
+        self._attachment = Attachment(
+            self.policy, unwrapped(model), self.check_fits, readings, wait=wait
+        )
         return self._attachment
 
     @property

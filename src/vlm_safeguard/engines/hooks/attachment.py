@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
+from threading import Lock, local
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,6 +35,8 @@ from vlm_safeguard.engines.hooks.editing import Editing
 from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.engines.hooks.passes import Pass, Prompt, one_more_token, whole_prompt
 from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
+from vlm_safeguard.engines.hooks.turns import Turns
+from vlm_safeguard.engines.hooks.unchanged import check_unchanged
 from vlm_safeguard.engines.hooks.verification import verify
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
@@ -46,10 +49,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ATTACHED: WeakKeyDictionary[torch.nn.Module, Attachment] = WeakKeyDictionary()
+_ATTACHING = Lock()
+
+
+class GuardedOutput(NamedTuple):
+    """What one guarded `generate` gave.
+
+    Attributes:
+        output: as the model's own `generate` returns it.
+        receipts: one for each row that was run, beams and returned sequences each.
+    """
+
+    output: Any
+    receipts: list[Receipt]
 
 
 class Attachment:
     """Context manager made by `Guard.attach`; see there.
+
+    Threads take turns: a `generate` waits until another one's is over.
 
     Raises:
         SafeguardError: on entering, if the hooks cannot be shown to act; while attached, whenever
@@ -62,23 +80,42 @@ class Attachment:
         model: PreTrainedModel,
         check_fits: Callable[[Backbone], None],
         readings: TextReadings | None = None,
+        *,
+        wait: bool = False,
     ) -> None:
-        """Of a policy, for a model that `check_fits` lets through."""
+        """Of a policy, for a model that `check_fits` lets through.
+
+        Args:
+            wait: whether leaving the block waits for other threads' runs instead of stopping them.
+        """
         self._policy = policy
         self._model = model
         self._check_fits = check_fits
         self._readings = readings
+        self._wait = wait
+        self._turns = Turns()
         self._door = Door(model)
         self._handles: list[Any] = []  # on the model and its decoder, as long as attached
         self._prompt: Prompt | None = None  # while `generate` runs
         self._pass: Editing | None = None  # where there is something to do
         self._continuing: WeakKeyDictionary[Any, Batch] = WeakKeyDictionary()
-        self._receipts: list[Receipt] = []
+        self._latest: list[Receipt] = []
+        self._local = local()  # `receipts` of the latest batch that this thread read
 
     @property
     def receipts(self) -> list[Receipt]:
-        """What was done to each row of the latest batch that was read."""
-        return list(self._receipts)
+        """Of each row of the latest batch that this thread read; of any, where it read none."""
+        return list(getattr(self._local, "receipts", self._latest))
+
+    def generate(self, *args: Any, **options: Any) -> GuardedOutput:
+        """The model's guarded `generate`, with the receipts of this very call.
+
+        Raises:
+            SafeguardError: it cannot be guarded; nothing is generated.
+        """
+        self._local.receipts = []
+        output = self._generate(*args, **options)
+        return GuardedOutput(output, self.receipts)
 
     # --- on and off ---
 
@@ -86,11 +123,6 @@ class Attachment:
         model = self._model
         if self._handles:
             raise SafeguardError("This attachment is already in use; call guard.attach again.")
-        if model in _ATTACHED:
-            raise SafeguardError(
-                "A guard is already attached to this model. Leave its `with` block first: two "
-                "guards at once would edit each other's edits."
-            )
         if model.training:
             raise SafeguardError("The model is in training mode; call model.eval() first.")
         self._backbone = Backbone.of(model)
@@ -110,9 +142,16 @@ class Attachment:
             self._readings,
         )
         self._forward_signature = signature(model.forward)
-        verify(model, self._backbone, self._hooks, self._policy, self._directions)
-        _ATTACHED[model] = self
+        with _ATTACHING:
+            if model in _ATTACHED:
+                raise SafeguardError(
+                    "A guard is already attached to this model. Leave its `with` block first: two "
+                    "guards at once would edit each other's edits."
+                )
+            _ATTACHED[model] = self
+        self._turns = Turns()
         try:
+            verify(model, self._backbone, self._hooks, self._policy, self._directions)
             keep = self._handles.append
             keep(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
             keep(model.register_forward_hook(self._after_model, always_call=True))
@@ -139,7 +178,14 @@ class Attachment:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._remove()
+        self._turns.leaving = not self._wait
+        self._turns.take()
+        try:
+            self._turns.leaving = True
+            if self._prompt is None:  # else this is within a run, which takes the guard off itself
+                self._remove()
+        finally:
+            self._turns.give()
 
     def _remove(self) -> None:
         self._hooks.disarm()
@@ -155,22 +201,32 @@ class Attachment:
 
     def _generate(self, *args: Any, **options: Any) -> Any:
         """The model's own `generate`, which now knows what its prompt is."""
-        if self._prompt is not None:
-            raise SafeguardError("The guarded model was called while it was already running.")
-        self._check_unchanged()
-        prompt = self._prompt = open_prompt(self._model, args, options)
-        if self._policy.edit.span is Span.ANSWER or reads_in_chunks(self._model, options):
-            options["disable_compile"] = True  # passes with hooks on layers are not compiled
+        self._turns.take(lambda: bool(self._handles))
         try:
-            output = self._inner_generate(*args, **options)
+            if self._prompt is not None:
+                raise SafeguardError("The guarded model was called while it was already running.")
+            self._check_unchanged()
+            prompt = self._prompt = open_prompt(self._model, args, options)
+            if self._policy.edit.span is Span.ANSWER or reads_in_chunks(self._model, options):
+                options["disable_compile"] = True  # passes with hooks on layers are not compiled
+            try:
+                output = self._inner_generate(*args, **options)
+            except BaseException:
+                if (streamer := options.get("streamer")) is not None:
+                    streamer.end()  # or whoever reads it would wait for ever
+                raise
+            finally:
+                self._prompt = None
+                if self._turns.leaving:
+                    self._remove()
+            if prompt.batch is None or not prompt.batch.finished:
+                raise SafeguardError(
+                    "generate returned without a pass in which the guard saw the prompt's end; its "
+                    "output is withheld."
+                )
+            return output
         finally:
-            self._prompt = None
-        if prompt.batch is None or not prompt.batch.finished:
-            raise SafeguardError(
-                "generate returned without a pass in which the guard saw the prompt's end; its "
-                "output is withheld."
-            )
-        return output
+            self._turns.give()
 
     def _compiled_unless_edited(self, *args: Any, **options: Any) -> Any:
         """The model's compiled call; passes over an answer's edited opening carry hooks."""
@@ -183,24 +239,7 @@ class Attachment:
         return call
 
     def _check_unchanged(self) -> None:
-        """Refuse a model that other code has changed since it was attached to."""
-        there = {
-            *self._model._forward_pre_hooks,
-            *self._model._forward_hooks,
-            *self._backbone.decoder._forward_pre_hooks,
-        }
-        if not self._handles or not {handle.id for handle in self._handles} <= there:
-            raise SafeguardError(
-                "The guard's hooks on the model are gone (its block was left, or they were "
-                "removed by other code), so nothing is generated. Attach again."
-            )
-        if self._model.training or self._backbone.decoder.training:
-            raise SafeguardError("The model is in training mode; call model.eval() first.")
-        if (self._backbone.device, self._model.dtype) != self._placed:
-            raise SafeguardError(
-                "The model was moved or cast after attaching, so nothing is generated. Attach "
-                "again."
-            )
+        check_unchanged(self._model, self._backbone, self._handles, self._placed)
 
     # --- around a pass ---
 
@@ -212,12 +251,15 @@ class Attachment:
             )
 
     def _before_model(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():  # then it is a `generate`, whose turn it is already
+            self._turns.take(lambda: bool(self._handles))
+        self._turns.check_may_go_on()
         if self._hooks.in_pass:
             raise SafeguardError("The guarded model was called while it was already running.")
         current = self._locate(args, kwargs)
         if current is None:
             self._pass = None
-            self._hooks.arm((), _leave)
+            self._hooks.arm()
         else:
             self._pass = Editing(self._policy, self._directions, self._subspaces, current)
             self._hooks.arm(self._pass.layers, self._pass)
@@ -262,6 +304,18 @@ class Attachment:
         return batch
 
     def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._check_pass(output)
+            return
+        if not self._turns.mine:
+            return  # it did not get its turn; the error is on its way
+        try:
+            self._check_pass(output)
+        finally:
+            self._turns.give()
+
+    def _check_pass(self, output: Any) -> None:
+        """Refuse a pass that was not guarded to its end; take off its hooks."""
         current, self._pass = self._pass, None
         in_pass = self._hooks.in_pass
         try:
@@ -289,8 +343,4 @@ class Attachment:
             self._prompt.answering = True
         elif cache is not None:
             self._continuing[cache] = batch
-        self._receipts = batch.receipts(self._sha256)
-
-
-def _leave(layer: int, hidden: torch.Tensor) -> None:
-    """Nothing is done in this layer."""
+        self._latest = self._local.receipts = batch.receipts(self._sha256)

@@ -8,24 +8,13 @@ from typing import TYPE_CHECKING, Any, Never
 
 import torch
 
+from vlm_safeguard.engines.hooks.options import check_options
 from vlm_safeguard.engines.hooks.passes import Prompt
 from vlm_safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_FROM_THE_HUB = "a way of decoding that transformers takes from a Hub repository"
-#: Options of `generate` whose passes cannot be located in the prompt, and what they are.
-_UNSUPPORTED = {
-    "custom_generate": "a decoding loop of your own",
-    "assistant_early_exit": "drafting with a part of the guarded model itself",
-    "guidance_scale": "guidance by a second prompt, which is not the request",
-    "penalty_alpha": _FROM_THE_HUB,
-    "dola_layers": _FROM_THE_HUB,
-    "num_beam_groups": _FROM_THE_HUB,
-    "constraints": _FROM_THE_HUB,
-    "force_words_ids": _FROM_THE_HUB,
-}
 #: Other doors to generation, which do not pass through `generate`.
 OTHER_DOORS = (
     "generate_batch",
@@ -62,18 +51,12 @@ def open_prompt(model: PreTrainedModel, args: tuple[Any, ...], options: dict[str
     Raises:
         SafeguardError: an option, or a way of giving the prompt, that cannot be guarded.
     """
-    config = options.get("generation_config") or model.generation_config
-    for name, what in _UNSUPPORTED.items():
-        if options.get(name, getattr(config, name, None)) not in (None, 0, 1):
-            raise SafeguardError(
-                f"generate({name}=…) is {what}, which the guard does not support. Leave it "
-                "out; nothing was generated."
-            )
+    check_options(model, options)
     ids = options.get("input_ids", options.get("inputs", args[0] if args else None))
-    if options.get("inputs_embeds") is not None or not isinstance(ids, torch.Tensor):
+    if not isinstance(ids, torch.Tensor):
         raise SafeguardError(
-            "generate was called without input_ids, or with inputs_embeds: the text-only "
-            "view of the request cannot be known, so nothing is generated."
+            "generate was called without input_ids: the text-only view of the request cannot be "
+            "known, so nothing is generated."
         )
     mask = options.get("attention_mask")
     if mask is not None and mask.shape != ids.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,9 +28,10 @@ class LayerHooks:
         self._handles: list[Any] = []
         self._fired: list[int] = []
         self.in_pass = False
+        self._thread = threading.get_ident()
 
-    def arm(self, layers: Sequence[int], act: Act) -> None:
-        """Hook these layers, until `disarm`."""
+    def arm(self, layers: Sequence[int] = (), act: Act = lambda layer, hidden: None) -> None:
+        """A pass begins: hook these layers until `disarm`, none where nothing is to be done."""
         self.disarm()
         for layer in layers:
             handle = self._backbone.layers[layer].register_forward_hook(
@@ -37,7 +39,7 @@ class LayerHooks:
                 prepend=True,  # whoever else looks sees the edited state
             )
             self._handles.append(handle)
-        self.in_pass = True
+        self.in_pass, self._thread = True, threading.get_ident()
 
     def disarm(self) -> None:
         """Take the hooks off, whether or not they fired."""
@@ -61,6 +63,8 @@ class LayerHooks:
         streams_at = self._backbone.streams_at
 
         def hook(module: torch.nn.Module, args: Any, output: Any) -> Any:
+            if threading.get_ident() != self._thread:
+                return None  # a pass that another thread began before the guard came on
             self._fired.append(layer)
             edited = act(layer, hidden_states(output, streams_at))
             return None if edited is None else with_hidden_states(output, edited, streams_at)
