@@ -80,7 +80,8 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "
 def guarded(model: Model, guard: Guard, inputs: dict[str, Tensor]) -> list[int]:
     with guard.attach(model):
         out = model.generate(**inputs, **OPTIONS)
-    return out[0, inputs["input_ids"].shape[1] :].tolist()
+    answer: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
+    return answer
 
 
 @pytest.mark.parametrize("pause_at", [0, 1, 7])
