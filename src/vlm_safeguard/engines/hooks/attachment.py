@@ -14,15 +14,13 @@ Layers carry hooks only during passes that need them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import signature
-from threading import Lock, local
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import torch
 
-from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.door import (
     OTHER_DOORS,
     Door,
@@ -30,14 +28,10 @@ from vlm_safeguard.engines.hooks.door import (
     preparing,
     reads_in_chunks,
     refuse_door,
+    uncompiled_where,
 )
-from vlm_safeguard.engines.hooks.editing import Editing
-from vlm_safeguard.engines.hooks.layers import LayerHooks
-from vlm_safeguard.engines.hooks.passes import Pass, Prompt, one_more_token, whole_prompt
-from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
-from vlm_safeguard.engines.hooks.turns import Turns
-from vlm_safeguard.engines.hooks.unchanged import check_unchanged
-from vlm_safeguard.engines.hooks.verification import verify
+from vlm_safeguard.engines.hooks.model import ModelHooks
+from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.policy import Policy
@@ -93,19 +87,15 @@ class Attachment:
         self._check_fits = check_fits
         self._readings = readings
         self._wait = wait
-        self._turns = Turns()
         self._door = Door(model)
-        self._handles: list[Any] = []  # on the model and its decoder, as long as attached
-        self._prompt: Prompt | None = None  # while `generate` runs
-        self._pass: Editing | None = None  # where there is something to do
-        self._continuing: WeakKeyDictionary[Any, Batch] = WeakKeyDictionary()
-        self._latest: list[Receipt] = []
-        self._local = local()  # `receipts` of the latest batch that this thread read
+        self._hooks: ModelHooks | None = None  # since it was first entered
 
     @property
     def receipts(self) -> list[Receipt]:
         """Of each row of the latest batch that this thread read; of any, where it read none."""
-        return list(getattr(self._local, "receipts", self._latest))
+        if self._hooks is None:
+            return []
+        return list(getattr(self._hooks.own, "receipts", self._hooks.receipts))
 
     def generate(self, *args: Any, **options: Any) -> GuardedOutput:
         """The model's guarded `generate`, with the receipts of this very call.
@@ -113,7 +103,6 @@ class Attachment:
         Raises:
             SafeguardError: it cannot be guarded; nothing is generated.
         """
-        self._local.receipts = []
         output = self._generate(*args, **options)
         return GuardedOutput(output, self.receipts)
 
@@ -121,27 +110,14 @@ class Attachment:
 
     def __enter__(self) -> Self:
         model = self._model
-        if self._handles:
+        if self._hooks is not None and self._hooks.are_on:
             raise SafeguardError("This attachment is already in use; call guard.attach again.")
         if model.training:
             raise SafeguardError("The model is in training mode; call model.eval() first.")
-        self._backbone = Backbone.of(model)
-        self._placed = (self._backbone.device, model.dtype)
-        self._check_fits(self._backbone)
+        backbone = Backbone.of(model)
+        self._check_fits(backbone)
         check_sound(self._policy)
-        self._sha256 = self._policy.sha256()
-        self._directions = self._policy.directions.to(self._backbone.device)
-        self._subspaces = self._policy.subspaces(*self._placed)
-        self._hooks = LayerHooks(self._backbone)
-        self._reader = TextReader(
-            self._policy,
-            self._backbone,
-            self._hooks,
-            self._directions,
-            self._subspaces,
-            self._readings,
-        )
-        self._forward_signature = signature(model.forward)
+        hooks = self._hooks = ModelHooks(self._policy, model, backbone, self._readings)
         with _ATTACHING:
             if model in _ATTACHED:
                 raise SafeguardError(
@@ -149,26 +125,11 @@ class Attachment:
                     "guards at once would edit each other's edits."
                 )
             _ATTACHED[model] = self
-        self._turns = Turns()
         try:
-            verify(model, self._backbone, self._hooks, self._policy, self._directions)
-            keep = self._handles.append
-            keep(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
-            keep(model.register_forward_hook(self._after_model, always_call=True))
-            keep(self._backbone.decoder.register_forward_pre_hook(self._before_decoder))
-            self._inner_generate = model.generate
-            self._inner_compiled_call = model.get_compiled_call
-            prepare = model.prepare_inputs_for_generation
-            self._door.replace("generate", self._generate)
-            self._door.replace(
-                "prepare_inputs_for_generation", preparing(prepare, lambda: self._prompt)
-            )
-            self._door.replace("get_compiled_call", self._compiled_unless_edited)
-            for door in OTHER_DOORS:
-                if hasattr(model, door):
-                    self._door.replace(door, refuse_door)
+            hooks.put_on()
+            self._close_doors(hooks)
         except BaseException:
-            self._remove()
+            self._remove(hooks)
             raise
         return self
 
@@ -178,35 +139,48 @@ class Attachment:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._turns.leaving = not self._wait
-        self._turns.take()
+        hooks = self._hooks
+        assert hooks is not None, "what is left was entered"
+        hooks.turns.leaving = not self._wait
+        hooks.turns.take()
         try:
-            self._turns.leaving = True
-            if self._prompt is None:  # else this is within a run, which takes the guard off itself
-                self._remove()
+            hooks.turns.leaving = True
+            if hooks.prompt is None:  # else this is within a run, which takes the guard off itself
+                self._remove(hooks)
         finally:
-            self._turns.give()
+            hooks.turns.give()
 
-    def _remove(self) -> None:
-        self._hooks.disarm()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+    def _close_doors(self, hooks: ModelHooks) -> None:
+        """Let generation pass here only."""
+        model = self._model
+        prepare, compiled = model.prepare_inputs_for_generation, model.get_compiled_call
+        self._inner_generate = model.generate
+        self._door.replace("generate", self._generate)
+        self._door.replace(
+            "prepare_inputs_for_generation", preparing(prepare, lambda: hooks.prompt)
+        )
+        self._door.replace(
+            "get_compiled_call", uncompiled_where(model, compiled, lambda: hooks.edit_an_opening)
+        )
+        for door in OTHER_DOORS:
+            if hasattr(model, door):
+                self._door.replace(door, refuse_door)
+
+    def _remove(self, hooks: ModelHooks) -> None:
+        hooks.take_off()
         self._door.restore()
-        self._pass = self._prompt = None
-        self._continuing.clear()
         _ATTACHED.pop(self._model, None)
-
-    # --- around `generate` ---
 
     def _generate(self, *args: Any, **options: Any) -> Any:
         """The model's own `generate`, which now knows what its prompt is."""
-        self._turns.take(lambda: bool(self._handles))
+        hooks = self._hooks
+        assert hooks is not None, "it is called from the model, which it was put on"
+        hooks.turns.take(lambda: hooks.are_on)
         try:
-            if self._prompt is not None:
+            if hooks.prompt is not None:
                 raise SafeguardError("The guarded model was called while it was already running.")
-            self._check_unchanged()
-            prompt = self._prompt = open_prompt(self._model, args, options)
+            hooks.check_unchanged()
+            prompt = hooks.prompt = open_prompt(self._model, args, options)
             if self._policy.edit.span is Span.ANSWER or reads_in_chunks(self._model, options):
                 options["disable_compile"] = True  # passes with hooks on layers are not compiled
             try:
@@ -216,9 +190,9 @@ class Attachment:
                     streamer.end()  # or whoever reads it would wait for ever
                 raise
             finally:
-                self._prompt = None
-                if self._turns.leaving:
-                    self._remove()
+                hooks.prompt = None
+                if hooks.turns.leaving:
+                    self._remove(hooks)
             if prompt.batch is None or not prompt.batch.finished:
                 raise SafeguardError(
                     "generate returned without a pass in which the guard saw the prompt's end; its "
@@ -226,121 +200,4 @@ class Attachment:
                 )
             return output
         finally:
-            self._turns.give()
-
-    def _compiled_unless_edited(self, *args: Any, **options: Any) -> Any:
-        """The model's compiled call; passes over an answer's edited opening carry hooks."""
-        compiled = self._inner_compiled_call(*args, **options)
-
-        def call(*inputs: Any, **named: Any) -> Any:
-            edits = self._prompt is not None and self._prompt.opening is not None
-            return (self._model if edits else compiled)(*inputs, **named)
-
-        return call
-
-    def _check_unchanged(self) -> None:
-        check_unchanged(self._model, self._backbone, self._handles, self._placed)
-
-    # --- around a pass ---
-
-    def _before_decoder(self, module: torch.nn.Module, args: Any) -> None:
-        if not self._hooks.in_pass:
-            raise SafeguardError(
-                "The decoder ran outside the guarded model. Call the model itself, not one of "
-                "its parts, while a guard is attached."
-            )
-
-    def _before_model(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if not torch.compiler.is_compiling():  # then it is a `generate`, whose turn it is already
-            self._turns.take(lambda: bool(self._handles))
-        self._turns.check_may_go_on()
-        if self._hooks.in_pass:
-            raise SafeguardError("The guarded model was called while it was already running.")
-        current = self._locate(args, kwargs)
-        if current is None:
-            self._pass = None
-            self._hooks.arm()
-        else:
-            self._pass = Editing(self._policy, self._directions, self._subspaces, current)
-            self._hooks.arm(self._pass.layers, self._pass)
-
-    def _locate(self, args: Any, kwargs: dict[str, Any]) -> Pass | None:
-        """The pass that begins now; None where nothing is to be done in it."""
-        if self._prompt is not None and self._prompt.answering:
-            ids = kwargs.get("input_ids")
-            if ids is not None and ids.shape[1] < self._prompt.ids.shape[1]:
-                return self._prompt.answer(ids)
-        self._check_unchanged()
-        inputs = self._forward_signature.bind_partial(*args, **kwargs).arguments
-        inputs.update(inputs.pop("kwargs", {}))
-        cache = inputs.get("past_key_values")
-        cached = int(cache.get_seq_length()) if cache is not None else 0
-        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        if ids is None:
-            raise SafeguardError(
-                "The guarded model was called without input_ids (with inputs_embeds?): its "
-                "text-only view cannot be known, so nothing is generated."
-            )
-        if self._prompt is not None:
-            return self._prompt.locate(ids, mask, cached, self._read)
-        if cached:
-            return one_more_token(self._continuing.get(cache), ids)
-        current = whole_prompt(ids, mask, self._read)
-        if cache is not None:
-            self._continuing[cache] = current.batch
-        return current
-
-    @torch.no_grad()
-    def _read(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Batch:
-        """Read a batch of prompts: text-only views, decisions, and reference coordinates."""
-        if not self._backbone.in_place():
-            raise SafeguardError(
-                "The model's decoder or a layer was replaced after attaching, so nothing is "
-                "generated. Attach again."
-            )
-        batch = Batch.read(self._policy, ids, mask)
-        if batch.editable.any() and self._policy.needs_text:
-            self._reader.ask(batch)
-        return batch
-
-    def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            self._check_pass(output)
-            return
-        if not self._turns.mine:
-            return  # it did not get its turn; the error is on its way
-        try:
-            self._check_pass(output)
-        finally:
-            self._turns.give()
-
-    def _check_pass(self, output: Any) -> None:
-        """Refuse a pass that was not guarded to its end; take off its hooks."""
-        current, self._pass = self._pass, None
-        in_pass = self._hooks.in_pass
-        try:
-            if output is None:
-                return  # the pass failed; the error is on its way
-            if not in_pass:
-                raise SafeguardError(
-                    "The guarded model was called while it was already running, so this pass was "
-                    "not guarded to its end."
-                )
-            self._hooks.check_all_took_part(() if current is None else current.layers, "this pass")
-        finally:
-            self._hooks.disarm()
-        if current is not None:
-            self._finish(current, getattr(output, "past_key_values", None))
-
-    def _finish(self, editing: Editing, cache: Any) -> None:
-        """Take note of a pass that is over."""
-        editing.check_finite()
-        batch = editing.current.batch
-        if not editing.current.reads_end or batch.finished:
-            return
-        batch.finished = True
-        if cache is not None and self._prompt is not None:
-            self._prompt.answering = True
-        elif cache is not None:
-            self._continuing[cache] = batch
-        self._latest = self._local.receipts = batch.receipts(self._sha256)
+            hooks.turns.give()

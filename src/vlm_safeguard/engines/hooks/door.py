@@ -94,6 +94,27 @@ def preparing(prepare: Callable[..., Any], prompt: Callable[[], Prompt | None]) 
     return prepare_inputs
 
 
+def uncompiled_where(
+    model: PreTrainedModel, compiled_call: Callable[..., Any], hooked: Callable[[], bool]
+) -> Any:
+    """A model's compiled call, but for passes whose layers carry hooks.
+
+    Args:
+        compiled_call: gives the compiled model, for a config.
+        hooked: whether the pass that comes next is such a one.
+    """
+
+    def get(*args: Any, **options: Any) -> Any:
+        compiled = compiled_call(*args, **options)
+
+        def call(*inputs: Any, **named: Any) -> Any:
+            return (model if hooked() else compiled)(*inputs, **named)
+
+        return call
+
+    return get
+
+
 def refuse_door(*args: Any, **options: Any) -> Never:
     """In the place of the other doors.
 

@@ -1,0 +1,208 @@
+"""Forward hooks on a model and its decoder: every pass is located, guarded, and checked."""
+
+from __future__ import annotations
+
+from inspect import signature
+from threading import local
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from vlm_safeguard.engines.hooks.batch import Batch
+from vlm_safeguard.engines.hooks.editing import Editing
+from vlm_safeguard.engines.hooks.layers import LayerHooks
+from vlm_safeguard.engines.hooks.passes import Pass, Prompt, one_more_token, whole_prompt
+from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
+from vlm_safeguard.engines.hooks.turns import Turns
+from vlm_safeguard.engines.hooks.unchanged import check_unchanged
+from vlm_safeguard.engines.hooks.verification import verify
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.policy import Policy
+from vlm_safeguard.policy.receipt import Receipt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ModelHooks:
+    """One policy's, on one model.
+
+    Attributes:
+        prompt: what `generate` was given, while it runs.
+        turns: whose turn it is to run the model.
+        receipts: of the latest batch that was read.
+        own: `receipts` of the latest batch that each thread read.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        model: PreTrainedModel,
+        backbone: Backbone,
+        readings: TextReadings | None,
+    ) -> None:
+        """Of a policy that is sound and for this model; none are on yet."""
+        self._policy = policy
+        self._sha256 = policy.sha256()
+        self._model = model
+        self._backbone = backbone
+        self._placed = (backbone.device, model.dtype)
+        self._directions = policy.directions.to(backbone.device)
+        self._subspaces = policy.subspaces(*self._placed)
+        self._layers = LayerHooks(backbone)
+        self._reader = TextReader(
+            policy, backbone, self._layers, self._directions, self._subspaces, readings
+        )
+        self._forward_signature = signature(model.forward)
+        self._handles: list[Any] = []
+        self._pass: Editing | None = None  # where there is something to do
+        self._continuing: WeakKeyDictionary[Any, Batch] = WeakKeyDictionary()
+        self.turns = Turns()
+        self.prompt: Prompt | None = None
+        self.receipts: list[Receipt] = []
+        self.own = local()
+
+    def put_on(self) -> None:
+        """Prove that hooks on the layers act, and watch every pass from here on.
+
+        Raises:
+            SafeguardError: they do not act.
+        """
+        verify(self._model, self._backbone, self._layers, self._policy, self._directions)
+        model, decoder = self._model, self._backbone.decoder
+        self._handles = [
+            model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            model.register_forward_hook(self._after_model, always_call=True),
+            decoder.register_forward_pre_hook(self._before_decoder),
+        ]
+
+    def take_off(self) -> None:
+        """Leave the model as it was; requests that are being answered are forgotten."""
+        self._layers.disarm()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._pass = self.prompt = None
+        self._continuing.clear()
+
+    @property
+    def are_on(self) -> bool:
+        """Whether passes are watched."""
+        return bool(self._handles)
+
+    @property
+    def edit_an_opening(self) -> bool:
+        """Whether the next pass edits an answer's opening, by hooks on layers."""
+        return self.prompt is not None and self.prompt.opening is not None
+
+    def check_unchanged(self) -> None:
+        """Refuse a model that other code has changed since these were put on.
+
+        Raises:
+            SafeguardError: what changed.
+        """
+        check_unchanged(self._model, self._backbone, self._handles, self._placed)
+
+    def _before_decoder(self, module: torch.nn.Module, args: Any) -> None:
+        if not self._layers.in_pass:
+            raise SafeguardError(
+                "The decoder ran outside the guarded model. Call the model itself, not one of "
+                "its parts, while a guard is attached."
+            )
+
+    def _before_model(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():  # then it is a `generate`, whose turn it is already
+            self.turns.take(lambda: self.are_on)
+        self.turns.check_may_go_on()
+        if self._layers.in_pass:
+            raise SafeguardError("The guarded model was called while it was already running.")
+        current = self._locate(args, kwargs)
+        if current is None:
+            self._pass = None
+            self._layers.arm()
+        else:
+            self._pass = Editing(self._policy, self._directions, self._subspaces, current)
+            self._layers.arm(self._pass.layers, self._pass)
+
+    def _locate(self, args: Any, kwargs: dict[str, Any]) -> Pass | None:
+        """The pass that begins now; None where nothing is to be done in it."""
+        if self.prompt is not None and self.prompt.answering:
+            ids = kwargs.get("input_ids")
+            if ids is not None and ids.shape[1] < self.prompt.ids.shape[1]:
+                return self.prompt.answer(ids)
+        self.check_unchanged()
+        inputs = self._forward_signature.bind_partial(*args, **kwargs).arguments
+        inputs.update(inputs.pop("kwargs", {}))
+        cache = inputs.get("past_key_values")
+        cached = int(cache.get_seq_length()) if cache is not None else 0
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if ids is None:
+            raise SafeguardError(
+                "The guarded model was called without input_ids (with inputs_embeds?): its "
+                "text-only view cannot be known, so nothing is generated."
+            )
+        if self.prompt is not None:
+            return self.prompt.locate(ids, mask, cached, self._read)
+        if cached:
+            return one_more_token(self._continuing.get(cache), ids)
+        current = whole_prompt(ids, mask, self._read)
+        if cache is not None:
+            self._continuing[cache] = current.batch
+        return current
+
+    @torch.no_grad()
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Batch:
+        """Read a batch of prompts: text-only views, decisions, and reference coordinates."""
+        if not self._backbone.in_place():
+            raise SafeguardError(
+                "The model's decoder or a layer was replaced after attaching, so nothing is "
+                "generated. Attach again."
+            )
+        batch = Batch.read(self._policy, ids, mask)
+        if batch.editable.any() and self._policy.needs_text:
+            self._reader.ask(batch)
+        return batch
+
+    def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            self._check_pass(output)
+            return
+        if not self.turns.mine:
+            return  # it did not get its turn; the error is on its way
+        try:
+            self._check_pass(output)
+        finally:
+            self.turns.give()
+
+    def _check_pass(self, output: Any) -> None:
+        """Refuse a pass that was not guarded to its end; take off its hooks."""
+        current, self._pass = self._pass, None
+        in_pass = self._layers.in_pass
+        try:
+            if output is None:
+                return  # the pass failed; the error is on its way
+            if not in_pass:
+                raise SafeguardError(
+                    "The guarded model was called while it was already running, so this pass was "
+                    "not guarded to its end."
+                )
+            self._layers.check_all_took_part(() if current is None else current.layers, "this pass")
+        finally:
+            self._layers.disarm()
+        if current is not None:
+            self._finish(current, getattr(output, "past_key_values", None))
+
+    def _finish(self, editing: Editing, cache: Any) -> None:
+        """Take note of a pass that is over."""
+        editing.check_finite()
+        batch = editing.current.batch
+        if not editing.current.reads_end or batch.finished:
+            return
+        batch.finished = True
+        if cache is not None and self.prompt is not None:
+            self.prompt.answering = True
+        elif cache is not None:
+            self._continuing[cache] = batch
+        self.receipts = self.own.receipts = batch.receipts(self._sha256)
