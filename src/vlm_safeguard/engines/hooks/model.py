@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inspect import signature
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -86,6 +86,10 @@ class ModelHooks:
         self._handles = []
         self._pass = self.prompt = None
         self._continuing.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copied module carries the same hooks: it does not run unguarded, nor under two locks."""
+        return self
 
     @property
     def are_on(self) -> bool:
