@@ -46,6 +46,8 @@ test: lint
 core = rm -rf $(VENV)-core && $(PYTHON) -m venv $(VENV)-core \
 	&& $(VENV)-core/bin/$(PIP) install --quiet --no-compile torch --constraint constraints.txt \
 	&& $(BIN)/uv pip install --quiet --python $(VENV)-core/bin/python $(1)
+versions = $(BIN)/uv pip install --quiet --python $(VENV)-core/bin/python pytest --constraint constraints.txt \
+	&& $(VENV)-core/bin/python -m pytest -m versions $$(grep --files-with-matches mark.versions tests/test_*.py)
 
 wheel: $(VENV)/.installed
 	rm -rf dist
@@ -54,10 +56,10 @@ wheel: $(VENV)/.installed
 	$(VENV)-core/bin/python tests/installed.py
 
 test-oldest: $(VENV)/.installed
-	$(call core,--resolution lowest-direct --editable . --group versions)
-	$(VENV)-core/bin/python -m pytest -m versions
-	$(call core,--editable . --group versions)
-	$(VENV)-core/bin/python -m pytest -m versions
+	$(call core,--resolution lowest-direct --editable .)
+	$(versions)
+	$(call core,--editable .)
+	$(versions)
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py pocket

@@ -17,6 +17,8 @@ from vlm_safeguard.model.activations import (
 )
 from vlm_safeguard.model.backbone import Backbone
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
 def test_text_states_equal_one_request_at_a_time(

@@ -38,6 +38,8 @@ from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restor
 from vlm_safeguard.policy.gate import GATES, TextScore
 from vlm_safeguard.policy.span import Span
 
+pytestmark = pytest.mark.versions
+
 EDITS = [
     Restore(),
     Restore(one_sided=False),

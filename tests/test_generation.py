@@ -35,6 +35,8 @@ from vlm_safeguard.policy.edits import Project
 from vlm_safeguard.policy.gate import TextScore
 from vlm_safeguard.policy.span import Span
 
+pytestmark = pytest.mark.versions
+
 Model = LlavaForConditionalGeneration
 
 

@@ -44,6 +44,8 @@ from vlm_safeguard.policy.directions import (
 from vlm_safeguard.policy.edits import Project, Refuse, Restore
 from vlm_safeguard.policy.gate import GATES, ImageScore, TextScore, threshold_for
 
+pytestmark = pytest.mark.versions
+
 Model = LlavaForConditionalGeneration
 ANCHORS = shipped_anchors()[:12]
 ORDINARY = shipped_calibration()[:21]

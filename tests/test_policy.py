@@ -23,6 +23,8 @@ from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.text_view import TextView
 
+pytestmark = pytest.mark.versions
+
 FORMAT_3 = Path(__file__).parent / "data" / "guard-format-3"
 
 

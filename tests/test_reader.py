@@ -17,6 +17,8 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.policy import Policy
 
+pytestmark = pytest.mark.versions
+
 Model = LlavaForConditionalGeneration
 
 

@@ -18,6 +18,8 @@ from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.subspace import Subspace
 from vlm_safeguard.policy.text_view import TextView
 
+pytestmark = pytest.mark.versions
+
 IMAGE = 4
 VIEW = TextView(frozenset({IMAGE}))
 PROMPTS = [

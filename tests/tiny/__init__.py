@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
-from transformers.video_processing_utils import VideoProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from vlm_safeguard.anchors import shipped_anchors
 
@@ -97,21 +96,3 @@ def make(model_class: type[Model], config: Any) -> Model:
             if parameter.dim() > 1:
                 parameter.mul_(3.0)
     return model
-
-
-class NoVideos(VideoProcessorMixin):
-    """Stands where a processor asks for a video processor: the real ones need torchvision."""
-
-    slice_mode, downsample_mode, merge_size = True, "16x", 2
-
-
-def without_videos(processor_class: type[ProcessorMixin]) -> Any:
-    """The class, taking `NoVideos` or none; its own check of types needs torchvision, too."""
-
-    def check(self: ProcessorMixin, name: str, argument: Any) -> Any:
-        if name == "video_processor":
-            return NoVideos
-        return processor_class.check_argument_for_proper_class(self, name, argument)
-
-    changed = {"check_argument_for_proper_class": check}
-    return type(processor_class.__name__, (processor_class,), changed)

@@ -30,7 +30,8 @@ from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeat
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
+from tiny import make, make_tokenizer, tiny
+from tiny.videos import NoVideos, without_videos
 
 SIDE, PATCH = 32, 8
 VISION = {

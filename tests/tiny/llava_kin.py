@@ -94,8 +94,9 @@ from transformers.models.qianfan_ocr.configuration_qianfan_ocr import QianfanOCR
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
+from tiny import make, make_tokenizer, tiny
 from tiny.llava import CHAT, PATCH, SIDE, text, tower
+from tiny.videos import NoVideos, without_videos
 
 TOKENS = (SIDE // PATCH) ** 2
 SIZE = {"height": SIDE, "width": SIDE}

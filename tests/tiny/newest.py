@@ -32,10 +32,11 @@ from transformers.models.cohere_compass.image_processing_pil_cohere_compass impo
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
+from tiny import make, make_tokenizer, tiny
 from tiny.gemma import GEMMA4, TEXT, gemma_tokenizer
 from tiny.llava_kin import COHERE, COHERE_TURNS
 from tiny.others import PATCH, SIDE, UNSIZED, StandIn, decoder, grid, pixels
+from tiny.videos import NoVideos, without_videos
 
 SIZE = {"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}

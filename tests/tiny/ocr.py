@@ -38,7 +38,7 @@ from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import (
 )
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
+from tiny import make, make_tokenizer, tiny
 from tiny.llava_kin import GRANITE
 from tiny.others import (
     CHATML,
@@ -52,6 +52,7 @@ from tiny.others import (
     pixels,
     tiles,
 )
+from tiny.videos import NoVideos, without_videos
 
 SAM = {
     "hidden_size": 16,

@@ -65,7 +65,8 @@ from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImag
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ImagesKwargs
 
-from tiny import NoVideos, make, make_tokenizer, tiny, without_videos
+from tiny import make, make_tokenizer, tiny
+from tiny.videos import NoVideos, without_videos
 
 SIDE, PATCH = 32, 8
 VISION = {

@@ -82,7 +82,8 @@ from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import
     VideoLlama3ImageProcessorPil,
 )
 
-from tiny import make, make_tokenizer, tiny, without_videos
+from tiny import make, make_tokenizer, tiny
+from tiny.videos import without_videos
 
 PATCH = 4
 PIXELS = {"min_pixels": 16 * 16, "max_pixels": 32 * 32}
