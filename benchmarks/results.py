@@ -22,7 +22,7 @@ from rich.table import Table
 
 from models import NAMES
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.report.figures import BLUE, RED
+from vlm_safeguard.report.figures.style import BLUE, RED
 from vlm_safeguard.timing import Ratio, interleave
 
 FOLDER = Path("bench-output")  # ours, in results/, were measured on another machine

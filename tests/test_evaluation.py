@@ -14,7 +14,8 @@ from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.evaluation.asks.samples import Sample
 from vlm_safeguard.evaluation.demo import CONDITIONS, majority_accuracy, run_demo
-from vlm_safeguard.evaluation.results.rows import Results, Row, generate_replies
+from vlm_safeguard.evaluation.results.results import Results
+from vlm_safeguard.evaluation.results.rows import Row, generate_replies
 from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
@@ -152,8 +153,7 @@ def test_demo_gives_every_cell_once_and_its_json_reads_back(
         + [("default", "image", "utility")]
     )
     assert results.time_ratio > 0
-    details = results.details
-    assert details["closed_gate_rows"] == details["closed_gate_rows_identical"]
+    assert results.closed_gates.answers == results.closed_gates.identical
     assert Results.model_validate_json(results.model_dump_json()) == results
 
 

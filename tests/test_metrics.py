@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from vlm_safeguard.evaluation.judges.agreement import Agreement, agreements
 from vlm_safeguard.evaluation.judges.verdict import Verdict
-from vlm_safeguard.evaluation.results.rows import SHARES, Results, Row
+from vlm_safeguard.evaluation.results.results import Results
+from vlm_safeguard.evaluation.results.rows import SHARES, Row
 from vlm_safeguard.evaluation.statistics import (
     Estimate,
     bootstrap,
@@ -24,6 +26,7 @@ from vlm_safeguard.evaluation.statistics import (
     ratio,
 )
 
+ROOT = Path(__file__).parents[1]
 NAMES = {"defence": "none", "condition": "text", "prompts": "harmful"}
 
 
@@ -176,9 +179,30 @@ def test_rows_hold_what_the_suite_measures() -> None:
 
 
 def test_the_published_results_still_read() -> None:
-    path = Path(__file__).parents[1] / "docs" / "results.json"
-    results = Results.model_validate_json(path.read_text("utf-8"))
+    results = Results.model_validate_json((ROOT / "docs" / "results.json").read_text("utf-8"))
     assert len(results.rows) > 40
     assert {(row.benchmark, row.judge) for row in results.rows} == {(None, None)}
     assert all(row.low <= row.value <= row.high for row in results.rows)
     assert Results.model_validate_json(results.model_dump_json()) == results
+
+
+@pytest.mark.parametrize("name", ["docs", "results/pocket", "results/coder"])
+def test_format_1_is_read_whole(name: str) -> None:
+    path = ROOT / name / "results.json"
+    old = json.loads(path.read_text("utf-8")) | {"format": 1}
+    if "details" not in old:
+        pytest.skip("kept in the current format")
+    details = old["details"]
+    results = Results.model_validate(old)
+    assert len(results.rows) == len(old["rows"])
+    closed = results.closed_gates
+    assert closed.answers == details["closed_gate_rows"]
+    assert closed.identical == details["closed_gate_rows_identical"]
+    new = results.model_dump(mode="json")
+    assert new["comparisons"] == details.get("mcnemar", [])
+    for same in ("agreement", "frontier", "unreadable", "provenance", "time_ratio_range"):
+        if same in details:
+            assert new[same] == details[same]
+    known = {"agreement", "frontier", "unreadable", "provenance", "time_ratio_range", "mcnemar"}
+    known |= {"closed_gate_rows", "closed_gate_rows_identical"}
+    assert set(results.other) == set(details) - known

@@ -23,7 +23,6 @@ from vlm_safeguard.evaluation.probes.perplexity import (
     Likelihood,
     likelihoods,
     perplexity,
-    perplexity_ratio,
 )
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import model_inputs
@@ -126,16 +125,6 @@ def test_perplexity_is_of_tokens_and_leaves_empty_answers_out() -> None:
     assert found.high == pytest.approx(math.exp(4 / 2))
     with pytest.raises(SafeguardError, match="All 2 answers are empty"):
         perplexity([Likelihood(0.0, 0)] * 2)
-
-
-def test_perplexity_ratio_is_paired() -> None:
-    plain = [Likelihood(3.0 * i + 1, i + 1) for i in range(20)]
-    worse = [Likelihood(each.nll + 0.1 * each.tokens, each.tokens) for each in plain]
-    found = perplexity_ratio([*worse, Likelihood(0.0, 0)], [*plain, Likelihood(1.0, 1)])
-    assert found.n == 20
-    assert (found.value, found.low, found.high) == pytest.approx((math.exp(0.1),) * 3)
-    with pytest.raises(SafeguardError, match="No request has two answers"):
-        perplexity_ratio([Likelihood(0.0, 0)], [Likelihood(1.0, 1)])
 
 
 def test_what_cannot_be_scored_is_refused(

@@ -1,4 +1,4 @@
-"""The report: what it says against the rows, what it holds, and that it is inert and complete."""
+"""The report: what it says against the rows, and that it is inert and complete."""
 
 from __future__ import annotations
 
@@ -25,18 +25,21 @@ from support.command import Run
 from support.synthetic import write_evaluation
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.demo import Gap
-from vlm_safeguard.evaluation.probes.gap import GapRecord, principal_plane
-from vlm_safeguard.evaluation.results.rows import Results, Row
+from vlm_safeguard.evaluation.probes.gap import gap_record
+from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
+from vlm_safeguard.evaluation.results.gap import GapRecord
+from vlm_safeguard.evaluation.results.lines import Line
+from vlm_safeguard.evaluation.results.measures import attack_rows, chief_judge
+from vlm_safeguard.evaluation.results.results import Results
+from vlm_safeguard.evaluation.results.rows import Row
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.report.contents import contents
-from vlm_safeguard.report.findings import Aim, attack_rows, chief_judge, findings
 from vlm_safeguard.report.names import condition_name
 from vlm_safeguard.report.page import write_report
 from vlm_safeguard.report.published import PUBLISHED
-from vlm_safeguard.report.ratios import paired_ratios
 from vlm_safeguard.report.samples import WITHHELD, packed, published
-from vlm_safeguard.report.sheets import published_sheet
-from vlm_safeguard.report.source import Details, Line, Source, read_source
+from vlm_safeguard.report.sheets.published import published_sheet
+from vlm_safeguard.report.summary import Summary, summary
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- & \u2028 \"'"
 DEMO = Path(__file__).parents[1] / "docs" / "results.json"
@@ -214,7 +217,7 @@ def test_every_answer_is_there_with_its_verdicts_and_receipt(folder: Path, page:
 
 
 def test_a_copy_for_others_holds_refusals_and_harmless_answers_only(folder: Path) -> None:
-    lines = read_source(folder).lines
+    lines = read_evaluation(folder).lines
     withheld = 0
     for line, shown in zip(lines, map(published, lines), strict=True):
         words = {v.refused for v in line.verdicts.values() if v.refused is not None}
@@ -268,6 +271,9 @@ def many(count: int) -> list[Line]:
             receipt={
                 "guarded": bool(number % 2),
                 "reason": f"it scores {rng.random():.2f}",
+                "images": 1,
+                "image_tokens": 16,
+                "text_tokens": 9,
                 "text_score": rng.random(),
                 "layers": list(range(8, 28)),
             },
@@ -307,15 +313,15 @@ def test_what_does_not_fit_is_cut_and_left_out_evenly_and_says_so() -> None:
 
 
 def test_tables_hold_the_rows(folder: Path) -> None:
-    source = read_source(folder)
+    evaluation = read_evaluation(folder)
     with (folder / "tables" / "rows.csv").open(encoding="utf-8", newline="") as file:
         read = [
             Row.model_validate({name: value or None for name, value in line.items()})
             for line in csv.DictReader(file)
         ]
-    assert read == source.results.rows
-    tables = {t.name: t for section in contents(source).sections for t in section.tables}
-    for row in source.results.rows:
+    assert read == evaluation.results.rows
+    tables = {t.name: t for section in contents(evaluation).sections for t in section.tables}
+    for row in evaluation.results.rows:
         name = "_".join(filter(None, (row.metric, row.benchmark, row.judge)))
         line = next(x for x in tables[name].lines if x[0].text == row.defence)
         shown = condition_name(row.condition)
@@ -332,17 +338,17 @@ def test_tables_hold_the_rows(folder: Path) -> None:
 
 def test_markdown_holds_every_table_and_figure(folder: Path) -> None:
     text = (folder / "report.md").read_text("utf-8")
-    found = contents(read_source(folder))
-    for section in found.sections:
+    report = contents(read_evaluation(folder))
+    for section in report.sections:
         assert f"## {section.title}" in text
         titles = [table.title for table in section.tables]
         assert len(set(titles)) == len(titles), "two tables of a section share a heading"
-        assert all(picture.caption in text for picture in section.pictures)
+        assert all(figure.caption in text for figure in section.figures)
         for table in section.tables:
             assert (folder / "tables" / f"{table.name}.csv").is_file()
-    pictures = re.findall(r"!\[(.+)\]\((.+)\)", text)
-    assert len(pictures) == sum(len(section.pictures) for section in found.sections) >= 9
-    for alt, place in pictures:
+    figures = re.findall(r"!\[(.+)\]\((.+)\)", text)
+    assert len(figures) == sum(len(section.figures) for section in report.sections) >= 9
+    for alt, place in figures:
         assert alt
         with Image.open(folder / place) as image:
             assert min(image.size) > 200
@@ -350,17 +356,17 @@ def test_markdown_holds_every_table_and_figure(folder: Path) -> None:
     for block in re.findall(r"(?m)(?:^\|.*\n)+", text):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1
-    for sentence in (*found.findings.sentences, *(aim.measured for aim in found.findings.aims)):
+    for sentence in (*report.summary.sentences, *report.summary.cautions):
         assert sentence.replace("<", r"\<").replace(">", r"\>") in text
 
 
 def test_the_exact_command_versions_and_seed_are_told(folder: Path, page: Page) -> None:
-    made = read_source(folder).details.provenance
+    made = read_evaluation(folder).results.provenance
     shown = "\n".join(page.text("pre"))
-    assert made["command"] in shown
+    assert made.command in shown
     cells = page.text("td")
-    assert str(made["seed"]) in cells
-    assert made["versions"]["torch"] in cells
+    assert str(made.seed) in cells
+    assert made.versions["torch"] in cells
 
 
 def test_published_figures_only_beside_the_same_model() -> None:
@@ -405,12 +411,7 @@ def test_a_demo_s_folder_is_enough_and_what_lacks_is_said(tmp_path: Path) -> Non
 
 def row(benchmark: str, condition: str, defence: str, value: float, **names: Any) -> Row:
     """A row of n = 200 by default: attack success, judged by Llama Guard."""
-    given: dict[str, Any] = {
-        "prompts": "harmful",
-        "metric": "attack_success",
-        "judge": "llama-guard",
-        "n": 200,
-    }
+    given = {"prompts": "harmful", "metric": "attack_success", "judge": "llama-guard", "n": 200}
     given |= names
     n = given.pop("n")
     outcomes = [place < round(value * n) for place in range(n)]
@@ -423,23 +424,9 @@ def harmless(condition: str, defence: str, value: float) -> Row:
     )
 
 
-def source_of(rows: list[Row], lines: list[Line] | None = None, **details: Any) -> Source:
-    results = Results(model="some/model", rows=rows, time_ratio=0, details=details)
-    return Source(
-        folder=Path("nowhere"),
-        results=results,
-        details=Details.model_validate(details),
-        lines=lines or [],
-        guard=None,
-        gap=None,
-        missing=(),
-    )
-
-
-def aim(rows: list[Row], start: str, lines: list[Line] | None = None) -> Aim:
-    source = source_of(rows, lines)
-    found = findings(source, paired_ratios(source.lines)).aims
-    return next(aim for aim in found if aim.name.startswith(start))
+def summed_up(rows: list[Row], **values: Any) -> Summary:
+    results = Results(model="some/model", rows=rows, time_ratio=0, **values)
+    return summary(Evaluation(results=results, lines=[], guard=None, gap=None, missing=()))
 
 
 BASE = [
@@ -451,16 +438,8 @@ BASE = [
 ]
 
 
-@pytest.mark.parametrize(("value", "holds"), [(0.10, True), (0.12, True), (0.125, False)])
-def test_the_gap_may_be_two_points(value: float, holds: bool) -> None:
-    found = aim([*BASE, row("evil", "blank", "default", value)], "No image opens a gap")
-    assert found.holds is holds
-    assert len(found.failures) == (not holds)
-    assert "“evil” with a blank image" in found.measured
-
-
 def test_the_gap_s_sentence_is_computed() -> None:
-    found = findings(source_of([*BASE, row("evil", "blank", "default", 0.12)]), [])
+    found = summed_up([*BASE, row("evil", "blank", "default", 0.12)])
     assert "followed 10\u00a0%" in found.sentences[0]
     assert "50\u00a0% (43.1–56.9, n\u00a0=\u00a0200): +40 points" in found.sentences[0]
     assert "in 1 of 2 cells" in found.sentences[0]
@@ -470,79 +449,9 @@ def test_the_gap_s_sentence_is_computed() -> None:
 
 
 def test_nothing_is_claimed_without_its_rows() -> None:
-    found = findings(source_of([row("evil", "text", "none", 0.1)]), [])
-    assert all(aim.holds is None for aim in found.aims)
+    found = summed_up([row("evil", "text", "none", 0.1)])
     assert sum("not measured" in sentence for sentence in found.sentences) == 4
-    assert found.headline == []
-
-
-@pytest.mark.parametrize(
-    ("attack", "over", "holds"),
-    [(0.05, 0.02, False), (0.05, 0.05, True), (0.10, 0.02, True), (0.15, 0.0, True)],
-)
-def test_lowest_counts_only_those_that_refuse_no_more(
-    attack: float, over: float, holds: bool
-) -> None:
-    rows = [
-        row("evil", "blank", "default", 0.10),
-        row("evil", "blank", "ecso", attack),
-        harmless("blank", "default", 0.02),
-        harmless("blank", "ecso", over),
-    ]
-    found = aim(rows, "Lowest")
-    assert found.holds is holds
-    assert all("ecso" in failure for failure in found.failures)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "holds"), [(0.5, 0.05, True), (0.5, 0.055, False), (0.1, 0.02, True)]
-)
-def test_jailbreaks_are_cut_tenfold_or_to_two_per_cent(
-    before: float, after: float, holds: bool
-) -> None:
-    rows = [row("jailbreak", "blank", d, v) for d, v in (("none", before), ("default", after))]
-    assert aim(rows, "Jailbreak").holds is holds
-
-
-def test_utility_and_over_refusal_fail_on_the_worse_side_only() -> None:
-    def asked(defence: str, value: float) -> Row:
-        return row(
-            "scenes", "image", defence, value, prompts="utility", metric="accuracy", judge=None
-        )
-
-    assert aim([asked("none", 0.80), asked("default", 0.79)], "Utility").holds
-    assert not aim([asked("none", 0.80), asked("default", 0.78)], "Utility").holds
-    assert aim([asked("none", 0.80), asked("default", 0.90)], "Utility").holds
-    more = [harmless("blank", "none", 0.03), harmless("blank", "default", 0.04)]
-    assert not aim(more, "No more harmless").holds
-    assert aim(
-        [harmless("blank", "none", 0.04), harmless("blank", "default", 0.03)], "No more harmless"
-    ).holds
-
-
-def line(defence: str, number: int, **values: Any) -> Line:
-    given = {
-        "benchmark": "evil",
-        "sample": str(number),
-        "kind": "harmless",
-        "condition": "blank",
-        "request": "?",
-        "answer": "same",
-    }
-    return Line.model_validate(given | {"defence": defence} | values)
-
-
-def test_a_closed_gate_that_changed_an_answer_is_seen() -> None:
-    shut = {"guarded": False}
-    lines = [line("none", n) for n in range(3)]
-    lines += [line("default", n, receipt=shut) for n in range(2)]
-    lines += [line("default", 2, receipt={"guarded": True}, answer="other")]
-    rows = [harmless("blank", "none", 0.0)]
-    assert aim(rows, "A closed gate", lines).holds
-    lines[3] = line("default", 0, receipt=shut, answer="other")
-    found = aim(rows, "A closed gate", lines)
-    assert not found.holds
-    assert "1 of 2" in found.measured
+    assert found.headline == ()
 
 
 def test_the_judge_of_most_cells_is_quoted_and_phrases_are_owned_up_to() -> None:
@@ -551,17 +460,17 @@ def test_the_judge_of_most_cells_is_quoted_and_phrases_are_owned_up_to() -> None
         for judge, value in (("llama-guard", 0.5), ("rubric", 0.4), ("refusal", 0.3))
     ]
     assert chief_judge(judged, "attack_success") == "llama-guard"  # as named first
-    assert [r.value for r in attack_rows(judged)[0]] == [0.5]
+    assert [r.value for r in attack_rows(judged)] == [0.5]
     assert chief_judge(judged[::-1], "attack_success") == "refusal"
     first = row("odd", "blank", "none", 0.2, judge="refusal")  # a benchmark with one judge alone
     assert chief_judge([first, *judged, judged[0]], "attack_success") == "refusal"
     assert chief_judge([first, *judged, judged[0], judged[0]], "attack_success") == "llama-guard"
     assert chief_judge(judged, "kl") is None
-    weak = findings(source_of(judged[2:]), [])
+    weak = summed_up(judged[2:])
     assert any("phrases of refusal" in caution for caution in weak.cautions)
-    assert not any("phrases" in x for x in findings(source_of(judged), []).cautions)
+    assert not any("phrases" in x for x in summed_up(judged).cautions)
     refusals = [row("evil", "blank", "none", 0.7, metric="refusal", judge="refusal")]
-    made = attack_rows(refusals)[0][0]
+    made = attack_rows(refusals)[0]
     assert (made.value, made.low, made.high) == pytest.approx(
         (0.3, 1 - refusals[0].high, 1 - refusals[0].low)
     )
@@ -584,7 +493,7 @@ def test_cautions_name_what_weakens_the_results() -> None:
         "kappa": 0.2,
         "table": [[4, 2], [2, 1]],
     }
-    said = " ".join(findings(source_of(rows, agreement=[pair]), []).cautions)
+    said = " ".join(summed_up(rows, agreement=[pair]).cautions)
     for words in (
         "4 of 5 rows",
         "fewer than 100",
@@ -596,57 +505,6 @@ def test_cautions_name_what_weakens_the_results() -> None:
         assert words in said
 
 
-# --- ratios ---
-
-
-def test_ratios_against_sums_by_hand_and_a_spread_of_none() -> None:
-    rng = random.Random(1)
-    lines = []
-    for number in range(60):
-        tokens, nll = rng.randint(5, 50), rng.uniform(5, 50)
-        lines += [
-            line("none", number, tokens=tokens, seconds=rng.uniform(1, 2), nll=nll, nll_tokens=9),
-            line(
-                "ecso",
-                number,
-                tokens=2 * tokens,
-                seconds=rng.uniform(1, 4),
-                nll=nll + 0.9,
-                nll_tokens=9,
-            ),
-        ]
-    lines.append(line("ecso", 99, tokens=10_000))  # nothing to be compared with
-    found = {each.metric: each for each in paired_ratios(lines)}
-    ratio = found["tokens"]
-    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
-    perplexity = found["perplexity"]
-    expected = math.exp(0.9 / 9)
-    assert (perplexity.value, perplexity.low, perplexity.high) == pytest.approx((expected,) * 3)
-    mine, its = (
-        [x.seconds or 0 for x in lines if x.defence == defence and x.seconds]
-        for defence in ("ecso", "none")
-    )
-    seconds = found["seconds"]
-    assert seconds.value == pytest.approx(sum(mine) / sum(its))
-    # the delta method's interval, of which the bootstrap's is an estimate
-    residual = [a - seconds.value * b for a, b in zip(mine, its, strict=True)]
-    half = 1.96 * math.sqrt(sum(x * x for x in residual)) / sum(its)
-    assert seconds.high - seconds.low == pytest.approx(2 * half, rel=0.15)
-    assert {ratio.n for ratio in found.values()} == {60}
-
-
-def test_a_request_s_conditions_are_resampled_together() -> None:
-    rng = random.Random(2)
-    once = []
-    for number in range(40):
-        once += [line("none", number, tokens=10), line("x", number, tokens=rng.randint(1, 30))]
-    thrice = [x.model_copy(update={"condition": c}) for c in ("a", "b", "c") for x in once]
-    (one,), (three,) = paired_ratios(once), paired_ratios(thrice)
-    assert three.n == 40
-    assert three.value == pytest.approx(one.value)
-    assert three.high - three.low == pytest.approx(one.high - one.low)
-
-
 # --- the gap ---
 
 
@@ -654,22 +512,19 @@ def test_gap_points_are_the_text_s_principal_components() -> None:
     torch.manual_seed(0)
     states = [torch.randn(12, 9) + shift for shift in (2.0, -2.0, 1.0, -1.0, 1.5, -1.5)]
     gap = Gap(4, (states[0], states[1]), (states[2], states[3]), (states[4], states[5]))
-    record = GapRecord.of(gap, "noise", {"text": [0.5, 0.9]})
+    record = gap_record(gap, "noise", {"text": [0.5, 0.9]})
     both = torch.cat(gap.text).double()
     values, vectors = torch.linalg.eigh(torch.cov(both.T))
     axes = vectors[:, [-1, -2]]
     for states_of, groups in ((gap.text, record.text), (gap.guarded, record.guarded)):
         expected = (torch.cat(states_of).double() - both.mean(0)) @ axes
-        found = torch.cat(groups.tensors()).double()
+        found = torch.tensor(groups.harmful + groups.harmless).double()
         assert torch.allclose(found.abs(), expected.abs(), atol=1e-3)
-    harmful, harmless_points = record.text.tensors()
+    harmful, harmless_points = map(torch.tensor, (record.text.harmful, record.text.harmless))
     assert harmful[:, 0].mean() > harmless_points[:, 0].mean()
-    assert torch.cat((harmful, harmless_points)).var(0)[0].item() == pytest.approx(
-        values[-1].item(), rel=1e-3
-    )
-    centre, plane = principal_plane(record.text.tensors())
-    assert torch.allclose(centre, torch.zeros(2), atol=1e-3)
-    assert torch.allclose(plane.abs(), torch.eye(2), atol=1e-3)
+    both_points = torch.cat((harmful, harmless_points))
+    assert both_points.var(0)[0].item() == pytest.approx(values[-1].item(), rel=1e-3)
+    assert torch.allclose(both_points.mean(0), torch.zeros(2), atol=1e-3)
     assert GapRecord.model_validate_json(record.model_dump_json()) == record
 
 
@@ -690,12 +545,14 @@ def test_a_folder_that_cannot_be_read_says_where(tmp_path: Path) -> None:
     empty = Results(model="x", rows=[], time_ratio=1)
     (tmp_path / "results.json").write_text(empty.model_dump_json())
     assert "no rows" in refused(tmp_path)
-    good = empty.model_copy(update={"rows": BASE, "details": {"mcnemar": [{"a": "x"}]}})
+    good = empty.model_copy(update={"rows": BASE})
+    broken = json.loads(good.model_dump_json()) | {"comparisons": [{"a": "x"}]}
+    (tmp_path / "results.json").write_text(json.dumps(broken))
+    assert "comparisons.0" in refused(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps(broken | {"format": 3}))
+    assert "format 3" in refused(tmp_path)
     (tmp_path / "results.json").write_text(good.model_dump_json())
-    assert "details.mcnemar.0" in refused(tmp_path)
-    good.details.clear()
-    (tmp_path / "results.json").write_text(good.model_dump_json())
-    (tmp_path / "samples.jsonl").write_text(line("none", 1).model_dump_json() + '\n{"sam')
+    (tmp_path / "samples.jsonl").write_text(many(1)[0].model_dump_json() + '\n{"sam')
     assert "line 2" in refused(tmp_path)
     (tmp_path / "samples.jsonl").unlink()
     (tmp_path / "gap.json").write_text('{"layer": 1}')

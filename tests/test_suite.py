@@ -29,12 +29,12 @@ from vlm_safeguard.evaluation.judges import scorers
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.judges.rubric import RUBRIC
 from vlm_safeguard.evaluation.plan import Plan, plan_of
-from vlm_safeguard.evaluation.results.rows import Results
+from vlm_safeguard.evaluation.results.folder import read_evaluation
+from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.evaluation.suite import run
 from vlm_safeguard.evaluation.tasks import TASKS, chosen
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.report.source import read_source
 
 N, BATCH = 10, 4
 
@@ -147,23 +147,24 @@ def test_rows_are_counts_of_the_lines(done: Any) -> None:
     right = [x["correct"] for x in lines if x["kind"] == "utility" and x["defence"] == "none"]
     assert row(metric="accuracy", defence="none").value == sum(right) / 3
     assert row(metric="kl", defence="default").value >= 0
-    assert results.details["unreadable"] == {"refusal": 0, "rubric": 9 * N}
-    assert {x["b"] for x in results.details["mcnemar"]} == {"none", "ecso"}
-    assert results.details["closed_gate_rows"] == results.details["closed_gate_rows_identical"]
-    assert [(x["knob"], x["setting"]) for x in results.details["frontier"]] == [
+    assert results.unreadable == {"refusal": 0, "rubric": 9 * N}
+    assert {test.b for test in results.comparisons} == {"none", "ecso"}
+    assert results.closed_gates.answers == results.closed_gates.identical
+    assert [(point.knob, point.setting) for point in results.frontier] == [
         ("strength", 0.0),
         ("strength", 1.0),
         ("threshold", -0.5),
     ]
-    assert all(x["attack_success"]["n"] == 3 for x in results.details["frontier"])
+    assert all(point.attack_success.n == 3 for point in results.frontier)
     assert Results.model_validate_json((out / "results.json").read_text("utf-8")) == results
 
 
 def test_the_report_reads_it(done: Any) -> None:
     out, _ = done
-    source = read_source(out)
-    assert source.missing == ()
-    assert len(source.lines) == 3 * 3 * N + 2 * 3
+    evaluation = read_evaluation(out)
+    assert evaluation.missing == ()
+    assert evaluation.results == done[1]
+    assert len(evaluation.lines) == 3 * 3 * N + 2 * 3
 
 
 def test_logs_hold_no_pictures(done: Any) -> None:

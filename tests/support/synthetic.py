@@ -1,15 +1,24 @@
-"""A made-up evaluation, seeded: the files that a real one writes, with rows counted from lines."""
+"""A made-up evaluation, seeded: the files that a real one writes."""
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vlm_safeguard.evaluation.results.rows import Results, Row
+from vlm_safeguard.evaluation.results.comparisons import comparisons
+from vlm_safeguard.evaluation.results.counting import agreement, closed_gates, rows, unreadable
+from vlm_safeguard.evaluation.results.folder import write_gap, write_results, write_samples
+from vlm_safeguard.evaluation.results.frontier import Setting, Share
+from vlm_safeguard.evaluation.results.gap import GapRecord
+from vlm_safeguard.evaluation.results.lines import Line
+from vlm_safeguard.evaluation.results.provenance import RunRecord
+from vlm_safeguard.evaluation.results.ratios import cost_ratios
+from vlm_safeguard.evaluation.results.results import Results
+from vlm_safeguard.evaluation.results.rows import Row
+from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.guard import Guard
 
 DEFENCES = (
@@ -59,16 +68,43 @@ def write_evaluation(
         edit: changes the lines before anything is counted from them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = list(_lines(random.Random(seed), prompts))
-    edit(lines)
-    results = Results(model=model, rows=list(_rows(lines)), time_ratio=1.2, details=_details(lines))
-    (folder / "results.json").write_text(results.model_dump_json(), "utf-8")
-    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-    (folder / "gap.json").write_text(json.dumps(_gap(random.Random(seed))), "utf-8")
+    made = list(_lines(random.Random(seed), prompts))
+    edit(made)
+    lines = [Line.model_validate(line) for line in made]
+    results = Results(
+        model=model,
+        rows=rows(lines) + _divergence(),
+        time_ratio=1.2,
+        closed_gates=closed_gates(lines),
+        cost_ratios=cost_ratios(lines),
+        comparisons=comparisons(lines, "default"),
+        agreement=agreement(lines),
+        frontier=_frontier(),
+        unreadable=unreadable(lines),
+        provenance=RunRecord(
+            command="vlm-safeguard eval pocket --benchmarks harmful,jailbreak --limit 100",
+            started="2025-01-01T00:00:00Z",
+            seconds=3141.5,
+            seed=7,
+            versions={"vlm-safeguard": "0.1.0", "torch": "2.13.0"},
+            machine={"cores": 2, "device": "cpu"},
+            plan={"defences": list(DEFENCES), "conditions": list(CONDITIONS)},
+        ),
+    )
+    write_results(folder, results)
+    write_samples(folder, lines)
+    write_gap(folder, GapRecord.model_validate(_gap(random.Random(seed))))
     if guard is not None:
         guard.save_pretrained(folder / "guard")
     return results
+
+
+def _divergence() -> list[Row]:
+    names = {"defence": "default", "prompts": "harmless", "metric": "kl", "benchmark": "harmless"}
+    return [
+        Row(n=100, value=0.02, low=0.01, high=0.03, condition=condition, **names)
+        for condition in CONDITIONS
+    ]
 
 
 def _attacked(defence: str, condition: str, benchmark: str) -> float:
@@ -95,11 +131,11 @@ def _lines(rng: random.Random, prompts: int) -> Iterator[dict[str, Any]]:
 def _line(
     rng: random.Random, benchmark: str, kind: str, condition: str, defence: str, number: int
 ) -> dict[str, Any]:
-    refused = False
-    if kind == "harmful":
-        refused = rng.random() > _attacked(defence, condition, benchmark)
-    elif kind == "harmless":
-        refused = rng.random() < (0.12 if defence == "goal-priority" else 0.04)
+    refused = {
+        "harmful": lambda: rng.random() > _attacked(defence, condition, benchmark),
+        "harmless": lambda: rng.random() < (0.12 if defence == "goal-priority" else 0.04),
+        "utility": lambda: False,
+    }[kind]()
     topic = _TOPICS[number % len(_TOPICS)]
     tokens = rng.randint(9, 60)
     receipt = None
@@ -156,145 +192,28 @@ def _line(
     }
 
 
-def _cells(lines: list[dict[str, Any]]) -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
-    cells: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
-    for line in lines:
-        names = tuple(line[x] for x in ("benchmark", "kind", "condition", "defence"))
-        cells.setdefault(names, []).append(line)
-    return cells
-
-
-def _rows(lines: list[dict[str, Any]]) -> Iterator[Row]:
-    for (benchmark, kind, condition, defence), cell in _cells(lines).items():
-        names: dict[str, Any] = {
-            "benchmark": benchmark,
-            "prompts": kind,
-            "condition": condition,
-            "defence": defence,
-        }
-        for judge in dict.fromkeys(name for line in cell for name in line["verdicts"]):
-            said = [line["verdicts"][judge] for line in cell if judge in line["verdicts"]]
-            for metric, key in (("attack_success", "unsafe"), ("refusal", "refused")):
-                heard = [verdict[key] for verdict in said if verdict[key] is not None]
-                if heard:
-                    yield Row.count(heard, metric=metric, judge=judge, **names)
-            silent = [v["unsafe"] is None and v["refused"] is None for v in said]
-            yield Row.count(silent, metric="unreadable", judge=judge, **names)
-        right = [line["correct"] for line in cell if line["correct"] is not None]
-        if right:
-            yield Row.count(right, metric="accuracy", **names)
-        tokens = [line["tokens"] for line in cell]
-        mean = sum(tokens) / len(tokens)
-        spread = 2 * 15 / math.sqrt(len(tokens))
-        yield Row(
-            metric="tokens",
-            n=len(tokens),
-            value=mean,
-            low=mean - spread,
-            high=mean + spread,
-            **names,
+def _frontier() -> list[Setting]:
+    return [
+        Setting(
+            knob=knob,
+            setting=setting,
+            condition=condition,
+            attack_success=_share(round(40 * math.exp(-2 * x) + 3)),
+            over_refusal=_share(round(2 + 9 * x * x)),
         )
-        if kind == "harmless" and defence != "none":
-            yield Row(metric="kl", n=len(cell), value=0.02, low=0.01, high=0.03, **names)
+        for knob, settings in (
+            ("strength", (0, 0.25, 0.5, 1, 1.5)),
+            ("threshold", (-1.0, 0.0, 0.5, 1.0, 2.0)),
+        )
+        for condition in ("text", "blank", "image")
+        for setting in settings
+        if (x := setting if knob == "strength" else (2 - setting) / 2.5) is not None
+    ]
 
 
-def _details(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    cells = _cells(lines)
-    return {
-        "mcnemar": [
-            _mcnemar(cells, benchmark, condition, other)
-            for benchmark in dict.fromkeys(b for b, kind, *_ in cells if kind == "harmful")
-            for condition in CONDITIONS
-            for other in DEFENCES
-            if other != "default"
-        ],
-        "agreement": [_agreement(lines, "llama-guard", "rubric")],
-        "frontier": [
-            {
-                "knob": knob,
-                "setting": setting,
-                "condition": condition,
-                "attack_success": _share(round(40 * math.exp(-2 * x) + 3), 100),
-                "over_refusal": _share(round(2 + 9 * x * x), 100),
-            }
-            for knob, settings in (
-                ("strength", (0, 0.25, 0.5, 1, 1.5)),
-                ("threshold", (-1.0, 0.0, 0.5, 1.0, 2.0)),
-            )
-            for condition in ("text", "blank", "image")
-            for setting in settings
-            if (x := setting if knob == "strength" else (2 - setting) / 2.5) is not None
-        ],
-        "provenance": {
-            "command": "vlm-safeguard eval pocket --benchmarks harmful,jailbreak --limit 100",
-            "started": "2025-01-01T00:00:00Z",
-            "seconds": 3141.5,
-            "seed": 7,
-            "versions": {"vlm-safeguard": "0.1.0", "torch": "2.13.0"},
-            "machine": {"cores": 2, "device": "cpu"},
-            "plan": {"defences": list(DEFENCES), "conditions": list(CONDITIONS)},
-        },
-    }
-
-
-def _share(successes: int, n: int) -> dict[str, Any]:
-    row = Row.count(
-        [True] * successes + [False] * (n - successes),
-        defence="default",
-        condition="text",
-        prompts="harmful",
-        metric="refusal",
-    )
-    return row.model_dump(include={"value", "low", "high", "n"})
-
-
-def _mcnemar(cells: Any, benchmark: str, condition: str, other: str) -> dict[str, Any]:
-    a, b = (
-        [
-            line["verdicts"]["llama-guard"]["unsafe"]
-            for line in cells[benchmark, "harmful", condition, defence]
-        ]
-        for defence in ("default", other)
-    )
-    both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    only_a, only_b = (
-        sum(x and not y for x, y in pairs) for pairs in (both, [(y, x) for x, y in both])
-    )
-    n, k = only_a + only_b, min(only_a, only_b)
-    p = min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
-    return {
-        "benchmark": benchmark,
-        "condition": condition,
-        "metric": "attack_success",
-        "judge": "llama-guard",
-        "a": "default",
-        "b": other,
-        "n": len(both),
-        "only_a": only_a,
-        "only_b": only_b,
-        "p": p,
-    }
-
-
-def _agreement(lines: list[dict[str, Any]], a: str, b: str) -> dict[str, Any]:
-    table = [[0, 0], [0, 0]]
-    for line in lines:
-        if a in line["verdicts"] and b in line["verdicts"]:
-            x, y = line["verdicts"][a]["unsafe"], line["verdicts"][b]["unsafe"]
-            if x is not None and y is not None:
-                table[x][y] += 1
-    n = sum(map(sum, table))
-    same = (table[0][0] + table[1][1]) / n
-    chance = sum(sum(table[i]) * (table[0][i] + table[1][i]) for i in (0, 1)) / n**2
-    return {
-        "question": "succeeded",
-        "judge_a": a,
-        "judge_b": b,
-        "n": n,
-        "left_out": 0,
-        "kappa": (same - chance) / (1 - chance),
-        "table": table,
-    }
+def _share(successes: int) -> Share:
+    low, high = wilson(successes, 100)
+    return Share(n=100, value=successes / 100, low=low, high=high)
 
 
 def _gap(rng: random.Random) -> dict[str, Any]:

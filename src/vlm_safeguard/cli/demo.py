@@ -30,8 +30,12 @@ def demo(
 
     from vlm_safeguard.evaluation.asks.prompts import read_prompts
     from vlm_safeguard.evaluation.demo import gap_states, run_demo
+    from vlm_safeguard.evaluation.probes.gap import gap_record
+    from vlm_safeguard.evaluation.results.folder import write_results
     from vlm_safeguard.guard import Guard
-    from vlm_safeguard.report.figures import gap_figure, guard_figure, refusal_figure
+    from vlm_safeguard.report.figures.bars import refusal_figure
+    from vlm_safeguard.report.figures.gap import gap_figure
+    from vlm_safeguard.report.figures.guard import guard_figure
     from vlm_safeguard.report.tables import facts_table, results_table
 
     started = time.monotonic()
@@ -69,9 +73,7 @@ def demo(
     screen.print("[bold]4/4[/bold] Figures")
     gap = gap_states(model, processor, guard, harmful[:25], harmless[:25])
     gap_figure(
-        gap.text,
-        gap.unguarded,
-        gap.guarded,
+        gap_record(gap, "blank"),
         out / "gap.png",
         f"The safety alignment gap, layer {gap.layer}: last-token states",
     )
@@ -80,9 +82,10 @@ def demo(
         out / "refusal.png",
         f"Pocket VLM on held-out prompts (n = {len(harmful)} each)",
     )
-    results.details["fit_seconds"] = round(fit_seconds, 1)
-    results.details["seconds"] = round(time.monotonic() - started, 1)
-    (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n", "utf-8")
+    seconds = time.monotonic() - started
+    noted = {"fit_seconds": round(fit_seconds, 1), "seconds": round(seconds, 1)}
+    results = results.model_copy(update={"other": results.other | noted})
+    write_results(out, results)
     if as_json:
         print(results.model_dump_json())
         return
@@ -95,10 +98,10 @@ def demo(
         facts_table(
             {
                 "guarded / unguarded time": f"{results.time_ratio:.2f}×",
-                "rows with a closed gate": results.details["closed_gate_rows"],
-                "of these, tokens identical": results.details["closed_gate_rows_identical"],
+                "rows with a closed gate": results.closed_gates.answers,
+                "of these, tokens identical": results.closed_gates.identical,
                 "fit": f"{fit_seconds:.0f} s",
-                "everything": f"{results.details['seconds']:.0f} s",
+                "everything": f"{seconds:.0f} s",
                 "written to": f"{out}/ (results.json, gap.png, refusal.png, guard.png, guard/)",
             },
             "Cost and contract",

@@ -16,7 +16,7 @@ from vlm_safeguard.extras import require
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vlm_safeguard.evaluation.results.rows import Results
+    from vlm_safeguard.evaluation.results.results import Results
 
 _TITLES = {
     ("harmful", "attack_success"): "Harmful: the attack got through",
@@ -150,21 +150,18 @@ def _show(screen: Console, results: Results, out: Path) -> None:
     for (benchmark, judge, prompts, metric), rows in cells.items():
         by = f", judged by {judge}" if judge else ""
         screen.print(results_table(rows, f"{_TITLES[prompts, metric]} ({benchmark}{by})"))
-    details = results.details
     facts: dict[str, object] = {
         "guarded / unguarded time": f"{results.time_ratio:.2f}×",
-        "rows with a closed gate": details["closed_gate_rows"],
-        "of these, answers identical": details["closed_gate_rows_identical"],
+        "rows with a closed gate": results.closed_gates.answers,
+        "of these, answers identical": results.closed_gates.identical,
     }
-    for pair in details["agreement"]:
-        kappa = pair["kappa"]
-        judges = f"{pair['judge_a']} and {pair['judge_b']}"
-        facts[f"{judges} agree on {QUESTIONS[pair['question']]}"] = (
-            f"κ = {kappa:.2f}, n = {pair['n']}" if kappa is not None else f"n = {pair['n']}"
-        )
-    for judge, count in details["unreadable"].items():
+    for pair in results.agreement:
+        kappa = "" if pair.kappa is None else f"κ = {pair.kappa:.2f}, "
+        judges = f"{pair.judge_a} and {pair.judge_b}"
+        facts[f"{judges} agree on {QUESTIONS[pair.question]}"] = f"{kappa}n = {pair.n}"
+    for judge, count in results.unreadable.items():
         if count:
             facts[f"unreadable to {judge}"] = f"{count} answers"
-    facts["everything"] = f"{details['provenance']['seconds']:.0f} s"
+    facts["everything"] = f"{results.provenance.seconds:.0f} s"
     facts["written to"] = f"{out}/ (results.json, samples.jsonl, gap.json, guard/, logs/)"
     screen.print(facts_table(facts, "Cost and judges"))

@@ -52,7 +52,7 @@ def fit(
     from vlm_safeguard.cli.inspect import summary
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.policy.edits import edit_from_config
-    from vlm_safeguard.report.figures import guard_figure
+    from vlm_safeguard.report.figures.guard import guard_figure
     from vlm_safeguard.report.tables import facts_table
 
     pairs = None if anchors is None else read_anchors(anchors)

@@ -24,7 +24,7 @@ def inspect(
     """Show a guard: its model, layers, spectrum, held-out AUROC, and thresholds."""
     from vlm_safeguard.errors import SafeguardError
     from vlm_safeguard.guard import Guard
-    from vlm_safeguard.report.figures import guard_figure
+    from vlm_safeguard.report.figures.guard import guard_figure
     from vlm_safeguard.report.tables import facts_table, guard_table
 
     screen = console(as_json)

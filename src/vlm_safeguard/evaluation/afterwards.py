@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.evaluation.demo import gap_states
 from vlm_safeguard.evaluation.plan import Plan
 from vlm_safeguard.evaluation.probes.divergence import divergences
-from vlm_safeguard.evaluation.probes.gap import GapRecord
+from vlm_safeguard.evaluation.probes.gap import gap_record
 from vlm_safeguard.evaluation.probes.perplexity import likelihoods
+from vlm_safeguard.evaluation.results.folder import write_gap
+from vlm_safeguard.evaluation.results.gap import GapRecord
 from vlm_safeguard.evaluation.results.lines import Line
 from vlm_safeguard.evaluation.results.rows import Row
 from vlm_safeguard.evaluation.statistics import ratio
@@ -56,7 +58,7 @@ def measure_model(
         ["gap", plan.model, plan.dtype],
         lambda: _gap(model, processor, guard).model_dump(mode="json"),
     )
-    (out / "gap.json").write_text(json.dumps(gap) + "\n", "utf-8")
+    write_gap(out, GapRecord.model_validate(gap))
     report("the time it takes", 0, 1)
     timing = _kept(
         measured,
@@ -75,20 +77,20 @@ def _kept(journal: Journal, key: list[Any], compute: Callable[[], dict[str, Any]
     return known
 
 
-def measure_answers(plan: Plan, lines: list[Line], out: Path, report: Report) -> None:
-    """Fill in how likely each answer to a request in words is; all models are let go.
+def measure_answers(plan: Plan, lines: Sequence[Line], out: Path, report: Report) -> list[Line]:
+    """The lines with how likely each answer to a request in words is; all models are let go.
 
     Raises:
         SafeguardError: the scoring model does not load, or gives an answer no likelihood.
     """
     measured = Journal(out / MEASURED)
     scorer = plan.ppl_model or plan.model
-    told = [line for line in lines if line["kind"] != "utility"]
+    scored_lines = [line for line in lines if line.kind != "utility"]
 
     def key(line: Line) -> str:
-        return json.dumps(["nll", scorer, line["request"], line["answer"]])
+        return json.dumps(["nll", scorer, line.request, line.answer])
 
-    open_keys = {key(line): line for line in told if measured.get(key(line)) is None}
+    open_keys = {key(line): line for line in scored_lines if measured.get(key(line)) is None}
     if open_keys:
         if plan.ppl_model is None:
             model, processor = loaded(plan.model, plan.dtype, plan.device)
@@ -103,8 +105,8 @@ def measure_answers(plan: Plan, lines: list[Line], out: Path, report: Report) ->
             scored = likelihoods(
                 model,
                 processor,
-                [line["request"] for _, line in part],
-                [line["answer"] for _, line in part],
+                [line.request for _, line in part],
+                [line.answer for _, line in part],
                 batch_size=plan.batch_size,
             )
             measured.add(
@@ -113,11 +115,14 @@ def measure_answers(plan: Plan, lines: list[Line], out: Path, report: Report) ->
                     for (name, _), each in zip(part, scored, strict=True)
                 }
             )
-    for line in told:
+    release()
+
+    def with_likelihood(line: Line) -> Line:
         known = measured.get(key(line))
         assert known is not None
-        line["nll"], line["nll_tokens"] = known["nll"], known["tokens"]
-    release()
+        return line.model_copy(update={"nll": known["nll"], "nll_tokens": known["tokens"]})
+
+    return [line if line.kind == "utility" else with_likelihood(line) for line in lines]
 
 
 def _divergence_rows(
@@ -179,7 +184,7 @@ def _gap(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> Gap
         "blank": image_states(backbone, processor, requests, [blank_image()] * len(requests)),
     }
     scores = {name: guard.policy.directions.harm_scores(each) for name, each in states.items()}
-    return GapRecord.of(
+    return gap_record(
         gap_states(model, processor, guard, harmful[:_GAP], harmless[:_GAP]),
         "blank",
         {

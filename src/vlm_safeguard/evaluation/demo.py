@@ -16,7 +16,9 @@ from vlm_safeguard.evaluation.asks.prompts import Prompt
 from vlm_safeguard.evaluation.asks.samples import Sample
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.judges.utility import names_answer
-from vlm_safeguard.evaluation.results.rows import Replies, Results, Row, generate_replies
+from vlm_safeguard.evaluation.results.counting import ClosedGates
+from vlm_safeguard.evaluation.results.results import Results
+from vlm_safeguard.evaluation.results.rows import Replies, Row, generate_replies
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.activations import image_states, text_states
 from vlm_safeguard.model.backbone import Backbone, model_inputs
@@ -157,10 +159,9 @@ def run_demo(
         model=guard.provenance.model_name,
         rows=rows,
         time_ratio=ratio.median,
-        details={
-            "time_ratio_range": [ratio.low, ratio.high],
-            "closed_gate_rows": closed,
-            "closed_gate_rows_identical": identical,
+        time_ratio_range=(ratio.low, ratio.high),
+        closed_gates=ClosedGates(answers=closed, identical=identical),
+        other={
             "utility_majority_accuracy": majority_accuracy(asked),
             "max_new_tokens": REFUSAL_TOKENS,
             "judge": "refusal",

@@ -30,16 +30,14 @@ from vlm_safeguard.evaluation.answers.logs import answered
 from vlm_safeguard.evaluation.answers.provider import PROVIDER, loaded
 from vlm_safeguard.evaluation.asks.conditions import illustrated
 from vlm_safeguard.evaluation.plan import BenchmarkPlan, Plan
-from vlm_safeguard.evaluation.results.counting import (
-    agreement,
-    closed_gates,
-    comparisons,
-    frontier_shares,
-    rows,
-    unreadable,
-)
+from vlm_safeguard.evaluation.results.comparisons import comparisons
+from vlm_safeguard.evaluation.results.counting import agreement, closed_gates, rows, unreadable
+from vlm_safeguard.evaluation.results.folder import write_results, write_samples
+from vlm_safeguard.evaluation.results.frontier import Setting, Sweep, frontier
 from vlm_safeguard.evaluation.results.lines import Line
-from vlm_safeguard.evaluation.results.rows import Results
+from vlm_safeguard.evaluation.results.provenance import RunRecord
+from vlm_safeguard.evaluation.results.ratios import cost_ratios
+from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.tasks import TASKS, Asked, chosen
 from vlm_safeguard.loading import load_guard
 from vlm_safeguard.model.backbone import Backbone
@@ -85,48 +83,43 @@ def run(
     lines: list[Line] = []
     for defence in plan.defences:
         lines += _answers(plan, out, defence, plan.asks(defence))
-    frontier = _frontier(plan, out)
+    settings = _frontier(plan, out)
     images = _save_images(plan, asked, out)
-    for line in lines:
-        line["image"] = images.get((line["benchmark"], line["condition"], line["sample"]))
+    lines = [line.model_copy(update={"image": images.get(line.place)}) for line in lines]
 
     divergence, time_ratio = measure_model(plan, asked, out, report)
-    measure_answers(plan, lines, out, report)
-    closed, identical = closed_gates(lines)
+    lines = measure_answers(plan, lines, out, report)
     first = "default" if "default" in plan.defences else plan.defences[0]
     results = Results(
         model=plan.model,
         rows=rows(lines) + divergence,
         time_ratio=time_ratio["median"],
-        details={
-            "time_ratio_range": [time_ratio["low"], time_ratio["high"]],
-            "closed_gate_rows": closed,
-            "closed_gate_rows_identical": identical,
-            "agreement": agreement(lines),
-            "mcnemar": comparisons(lines, first),
-            "frontier": frontier,
-            "unreadable": unreadable(lines),
-            "provenance": {
-                "command": command,
-                "started": started.isoformat(timespec="seconds"),
-                "seconds": round(time.monotonic() - clock, 1),
-                "seed": plan.seed,
-                "versions": {
-                    name: version(name)
-                    for name in ("vlm-safeguard", "torch", "transformers", "inspect-ai")
-                },
-                "machine": {
-                    "system": platform.platform(),
-                    "cores": os.cpu_count(),
-                    "device": _device(plan.device),
-                },
-                "plan": plan.model_dump(mode="json"),
+        time_ratio_range=(time_ratio["low"], time_ratio["high"]),
+        closed_gates=closed_gates(lines),
+        cost_ratios=cost_ratios(lines),
+        comparisons=comparisons(lines, first),
+        agreement=agreement(lines),
+        frontier=settings,
+        unreadable=unreadable(lines),
+        provenance=RunRecord(
+            command=command,
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - clock, 1),
+            seed=plan.seed,
+            versions={
+                name: version(name)
+                for name in ("vlm-safeguard", "torch", "transformers", "inspect-ai")
             },
-        },
+            machine={
+                "system": platform.platform(),
+                "cores": os.cpu_count(),
+                "device": _device(plan.device),
+            },
+            plan=plan.model_dump(mode="json"),
+        ),
     )
-    with (out / "samples.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (out / "results.json").write_text(results.model_dump_json(indent=1) + "\n", "utf-8")
+    write_samples(out, lines)
+    write_results(out, results)
     return results
 
 
@@ -200,7 +193,7 @@ def _answers(
     order = [(benchmark.name, condition) for benchmark, condition in asks]
     return sorted(
         answered(logs, defence),
-        key=lambda line: order.index((line["benchmark"], line["condition"])),
+        key=lambda line: order.index((line.benchmark, line.condition)),
     )
 
 
@@ -313,33 +306,18 @@ def _frontier_benchmarks(plan: Plan) -> list[BenchmarkPlan]:
     ]
 
 
-def _frontier(plan: Plan, out: Path) -> list[dict[str, Any]]:
+def _frontier(plan: Plan, out: Path) -> list[Setting]:
     """Attack success and over-refusal of the default guard at every setting."""
     if plan.frontier is None:
         return []
     asks = [(b, condition) for b in _frontier_benchmarks(plan) for condition in b.conditions]
     points = [
-        (knob, setting, condition, [line for line in lines if line["condition"] == condition])
+        Sweep(knob, setting, condition, [line for line in lines if line.condition == condition])
         for knob, setting in plan.frontier.settings()
         for lines in [_answers(plan, out, "default", asks, **{knob: setting})]
         for condition in plan.frontier.conditions
     ]
-    return [
-        {
-            "knob": knob,
-            "setting": setting,
-            "condition": condition,
-            "attack_success": shares[0],
-            "over_refusal": shares[1],
-        }
-        for (knob, setting, condition, _), *shares in zip(
-            points,
-            *frontier_shares(
-                [lines for *_, lines in points], plan.frontier.judges or plan.judge_names
-            ),
-            strict=True,
-        )
-    ]
+    return frontier(points, plan.frontier.judges or plan.judge_names)
 
 
 def _save_images(plan: Plan, asked: dict[str, Asked], out: Path) -> dict[tuple[str, str, str], str]:

@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlm_safeguard.evaluation.results.rows import Row
-from vlm_safeguard.report.contents import Contents, Picture
-from vlm_safeguard.report.findings import Aim
-from vlm_safeguard.report.sheets import Cell, Sheet
-
-HOLDS = {True: "holds", False: "does not hold", None: "not measured"}
+from vlm_safeguard.report.contents import Contents, Figure
+from vlm_safeguard.report.sheets.sheet import Cell, Sheet
 
 
-def export(found: Contents, folder: Path) -> None:
+def export(report: Contents, folder: Path) -> None:
     """Write `report.md`, `tables/*.csv` and `figures/*.png` into `folder`.
 
     `tables/rows.csv` holds the rows as they are, numbers to all digits; the other tables hold
@@ -27,22 +24,22 @@ def export(found: Contents, folder: Path) -> None:
     with (tables / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(Row.model_fields))
         writer.writeheader()
-        writer.writerows(row.model_dump() for row in found.source.results.rows)
-    for section in found.sections:
+        writer.writerows(row.model_dump() for row in report.evaluation.results.rows)
+    for section in report.sections:
         for table in section.tables:
             path = tables / f"{file_name(table.name)}.csv"
             with path.open("w", encoding="utf-8", newline="") as file:
                 plain = csv.writer(file)
                 plain.writerow(table.header)
                 plain.writerows([_inline(cell) for cell in line] for line in table.lines)
-        for picture in section.pictures:
-            picture.draw(figure_path(folder, picture))
-    (folder / "report.md").write_text("\n".join(_markdown(found)) + "\n", "utf-8")
+        for figure in section.figures:
+            figure.draw(figure_path(folder, figure))
+    (folder / "report.md").write_text("\n".join(_markdown(report)) + "\n", "utf-8")
 
 
-def figure_path(folder: Path, picture: Picture) -> Path:
+def figure_path(folder: Path, figure: Figure) -> Path:
     """Where a figure's PNG file lies."""
-    return folder / "figures" / f"{file_name(picture.name)}.png"
+    return folder / "figures" / f"{file_name(figure.name)}.png"
 
 
 def file_name(name: str) -> str:
@@ -54,34 +51,26 @@ def _inline(cell: Cell) -> str:
     return f"{cell.text} ({cell.small})" if cell.small else cell.text
 
 
-def _markdown(found: Contents) -> Iterator[str]:
-    yield f"# {_plain(found.title)}"
+def _markdown(report: Contents) -> Iterator[str]:
+    yield f"# {_plain(report.title)}"
     yield "\n## Summary\n"
     yield "In brackets: 95 % interval and number of requests.\n"
-    yield from (f"- {_plain(sentence)}" for sentence in found.findings.sentences)
-    yield "\n## What holds and what does not\n"
-    for aim in found.findings.aims:
-        yield from _aim(aim)
-    if found.findings.cautions:
+    yield from (f"- {_plain(sentence)}" for sentence in report.summary.sentences)
+    if report.summary.cautions:
         yield "\n## To keep in mind\n"
-        yield from (f"- {_plain(caution)}" for caution in found.findings.cautions)
-    for section in found.sections:
+        yield from (f"- {_plain(caution)}" for caution in report.summary.cautions)
+    for section in report.sections:
         yield f"\n## {_plain(section.title)}\n\n{_plain(section.intro)}"
-        for picture in section.pictures:
-            yield f"\n![{_plain(picture.alt)}](figures/{file_name(picture.name)}.png)"
-            yield f"\n{_plain(picture.caption)}"
+        for figure in section.figures:
+            yield f"\n![{_plain(figure.alt)}](figures/{file_name(figure.name)}.png)"
+            yield f"\n{_plain(figure.caption)}"
         for table in section.tables:
             yield from _table(table)
         for title, text in section.code:
             fence = "`" * (2 + max([1, *map(len, re.findall("`+", text))]))
             yield f"\n### {title}\n\n{fence}\n{text}\n{fence}"
-    if found.source.lines:
+    if report.evaluation.lines:
         yield "\nEvery answer is in `report.html` and `samples.jsonl`."
-
-
-def _aim(aim: Aim) -> Iterator[str]:
-    yield f"- **{_plain(aim.name)} – {HOLDS[aim.holds]}.** {_plain(aim.measured)}"
-    yield from (f"  - {_plain(failure)}" for failure in aim.failures)
 
 
 def _table(table: Sheet) -> Iterator[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-BASELINE, DEFAULT = "none", "default"
-TEXT = "text"
-CONTROLS = ("project", "vlm-guard-project", "vlm-guard-add", "random", "flipped")
+from vlm_safeguard.evaluation.results.rows import TEXT
 
 _CONDITIONS = {
     "text": "text only",

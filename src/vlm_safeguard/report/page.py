@@ -12,12 +12,12 @@ from typing import Any
 import matplotlib as mpl
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.report.contents import Contents, Picture, contents
+from vlm_safeguard.evaluation.results.folder import read_evaluation
+from vlm_safeguard.report.contents import Contents, Figure, contents
 from vlm_safeguard.report.export import export, figure_path
-from vlm_safeguard.report.figures import DARK
+from vlm_safeguard.report.figures.style import DARK
 from vlm_safeguard.report.samples import packed, published
-from vlm_safeguard.report.sheets import is_default
-from vlm_safeguard.report.source import read_source
+from vlm_safeguard.report.sheets.sheet import is_default
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,17 +34,17 @@ def write_report(folder: Path, *, withhold: bool = False) -> Path:
     Raises:
         SafeguardError: the folder cannot be read or written, or the `report` extra is missing.
     """
-    found = contents(read_source(folder))
+    report = contents(read_evaluation(folder))
     path = folder / "report.html"
     try:
-        export(found, folder)
-        path.write_text(render(found, folder, withhold=withhold), "utf-8")
+        export(report, folder)
+        path.write_text(render(report, folder, withhold=withhold), "utf-8")
     except OSError as error:
         raise SafeguardError(f"The report cannot be written into {folder}: {error}") from error
     return path
 
 
-def render(found: Contents, folder: Path, *, withhold: bool = False) -> str:
+def render(report: Contents, folder: Path, *, withhold: bool = False) -> str:
     """The page's HTML, with the figures that `export` wrote into `folder`.
 
     Answers are untrusted: everything is escaped, samples travel as JSON that no parser takes for
@@ -60,7 +60,7 @@ def render(found: Contents, folder: Path, *, withhold: bool = False) -> str:
         raise SafeguardError(
             "The report needs jinja2; install it with pip install 'vlm-safeguard[report]'."
         ) from error
-    lines = found.source.lines
+    lines = report.evaluation.lines
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -72,12 +72,12 @@ def render(found: Contents, folder: Path, *, withhold: bool = False) -> str:
     script = (_TEMPLATES / "report.js").read_text("utf-8")
     with TemporaryDirectory() as drawing:
         images = {
-            picture.name: _image(picture, figure_path(folder, picture), Path(drawing) / "dark.png")
-            for section in found.sections
-            for picture in section.pictures
+            figure.name: _image(figure, figure_path(folder, figure), Path(drawing) / "dark.png")
+            for section in report.sections
+            for figure in section.figures
         }
     return environment.get_template("report.html.j2").render(
-        contents=found,
+        contents=report,
         images=images,
         is_default=is_default,
         style=Markup((_TEMPLATES / "report.css").read_text("utf-8")),
@@ -87,12 +87,12 @@ def render(found: Contents, folder: Path, *, withhold: bool = False) -> str:
     )
 
 
-def _image(picture: Picture, light: Path, dark: Path) -> dict[str, Any]:
-    """A picture as data addresses for light and dark pages, and its size in pixels."""
+def _image(figure: Figure, light: Path, dark: Path) -> dict[str, Any]:
+    """A figure as data addresses for light and dark pages, and its size in pixels."""
     from PIL import Image
 
     with mpl.rc_context(DARK):
-        picture.draw(dark)
+        figure.draw(dark)
     with Image.open(light) as drawn:
         width, height = drawn.size
     return {"light": _address(light), "dark": _address(dark), "width": width, "height": height}

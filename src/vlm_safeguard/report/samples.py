@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from vlm_safeguard.evaluation.results.lines import Line
 from vlm_safeguard.report.names import condition_name
-from vlm_safeguard.report.source import Line
 
 LIMIT = 12_000_000  # characters of JSON in a page
 WITHHELD = "(withheld from this copy)"
@@ -50,22 +50,22 @@ def packed(lines: Sequence[Line], limit: int = LIMIT) -> str:
 
 
 def tags(line: Line) -> list[str]:
-    """What was said about an answer: each judge's verdict, and the gate's decision."""
-    found = []
+    """Each judge's verdict on an answer, and the gate's decision."""
+    shown = []
     for judge, verdict in line.verdicts.items():
         if not verdict.readable:
-            found.append(f"{judge}: unreadable")
+            shown.append(f"{judge}: unreadable")
         if verdict.unsafe is not None:
-            found.append(f"{judge}: {'unsafe' if verdict.unsafe else 'safe'}")
+            shown.append(f"{judge}: {'unsafe' if verdict.unsafe else 'safe'}")
         if verdict.refused is not None:
-            found.append(f"{judge}: {'refused' if verdict.refused else 'not refused'}")
-    if len({verdict.succeeded for verdict in line.verdicts.values() if verdict.readable}) > 1:
-        found.append("judges disagree")
+            shown.append(f"{judge}: {'refused' if verdict.refused else 'not refused'}")
+    if line.disputed:
+        shown.append("judges disagree")
     if line.correct is not None:
-        found.append("right" if line.correct else "wrong")
-    if line.receipt is not None and "guarded" in line.receipt:
-        found.append("gate open" if line.receipt["guarded"] else "gate closed")
-    return found
+        shown.append("right" if line.correct else "wrong")
+    if line.receipt is not None:
+        shown.append("gate open" if line.receipt.guarded else "gate closed")
+    return shown
 
 
 def folded(line: Line) -> bool:
@@ -75,7 +75,10 @@ def folded(line: Line) -> bool:
 
 
 def _json(lines: Sequence[Line], total: int, length: int) -> str:
-    receipts = list(dict.fromkeys(key for line in lines for key in line.receipt or {}))
+    receipts = [
+        {} if line.receipt is None else line.receipt.model_dump(mode="json") for line in lines
+    ]
+    facts = list(dict.fromkeys(fact for receipt in receipts for fact in receipt))
     columns: dict[str, list[Any]] = {
         "benchmark": [line.benchmark for line in lines],
         "condition": [condition_name(line.condition) for line in lines],
@@ -91,18 +94,17 @@ def _json(lines: Sequence[Line], total: int, length: int) -> str:
         "facts": [_facts(line) for line in lines],
         "folded": [folded(line) for line in lines],
         **{
-            f"receipt {key}": [_short((line.receipt or {}).get(key)) for line in lines]
-            for key in receipts
+            f"receipt {fact}": [_short(receipt.get(fact)) for receipt in receipts] for fact in facts
         },
     }
     cut = max((len(x) for line in lines for x in (line.request, line.answer)), default=0) > length
-    found = {
+    page = {
         "rows": len(lines),
         "total": total,
         "cut": length if cut else None,
         "columns": {name: _column(values) for name, values in columns.items()},
     }
-    return json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return json.dumps(page, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def _column(values: list[Any]) -> dict[str, list[Any]]:
@@ -132,14 +134,14 @@ def _notes(line: Line) -> list[str]:
 
 
 def _facts(line: Line) -> str:
-    said = []
+    facts = []
     if line.tokens is not None:
-        said.append(f"{line.tokens} tokens")
+        facts.append(f"{line.tokens} tokens")
     if line.seconds is not None:
-        said.append(f"{line.seconds:.2f} s")
-    if line.nll is not None and line.nll_tokens:
-        said.append(f"perplexity {math.exp(min(700.0, line.nll / line.nll_tokens)):.3g}")
-    return " · ".join(said)
+        facts.append(f"{line.seconds:.2f} s")
+    if line.perplexity is not None:
+        facts.append(f"perplexity {line.perplexity:.3g}")
+    return " · ".join(facts)
 
 
 def _short(value: Any) -> Any:

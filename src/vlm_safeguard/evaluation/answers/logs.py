@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from inspect_ai.log import EvalLog, EvalSample, read_eval_log
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.judges.verdict import Verdict
 from vlm_safeguard.evaluation.results.lines import Line
 
 _JUDGES = {"refusal": "refusal", "llama_guard": "llama-guard", "rubric": "rubric"}
@@ -36,26 +37,23 @@ def _line(sample: EvalSample, defence: str) -> Line:
     scores = sample.scores or {}
     # inspect asks the metric for right or wrong; here the judge's own words are taken
     verdicts = {
-        _JUDGES[name]: {fact: score.metadata[fact] for fact in _SAID}
+        _JUDGES[name]: Verdict(**{fact: score.metadata[fact] for fact in _SAID})
         for name, score in scores.items()  # in the plan's order
         if name in _JUDGES and score.metadata
     }
     right = scores.get("right") if facts["kind"] == "utility" else None
-    return {
-        "benchmark": facts["benchmark"],
-        "sample": str(sample.id),
-        "kind": facts["kind"],
-        "category": facts["category"],
-        "condition": facts["condition"],
-        "defence": defence,
-        "request": facts["request"],
-        "image": None,
-        "answer": sample.output.completion,
-        "tokens": made["tokens"],
-        "seconds": made["seconds"],
-        "receipt": made["receipt"],
-        "verdicts": {} if facts["kind"] == "utility" else verdicts,
-        "correct": None if right is None else bool(right.as_int()),
-        "nll": None,
-        "nll_tokens": None,
-    }
+    return Line(
+        benchmark=facts["benchmark"],
+        sample=str(sample.id),
+        kind=facts["kind"],
+        category=facts["category"],
+        condition=facts["condition"],
+        defence=defence,
+        request=facts["request"],
+        answer=sample.output.completion,
+        tokens=made["tokens"],
+        seconds=made["seconds"],
+        receipt=made["receipt"],
+        verdicts={} if facts["kind"] == "utility" else verdicts,
+        correct=None if right is None else bool(right.as_int()),
+    )

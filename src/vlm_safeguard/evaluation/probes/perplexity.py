@@ -112,28 +112,6 @@ def perplexity(scored: Sequence[Likelihood]) -> Estimate:
     return bootstrap(columns, lambda means: (means[:, 0] / means[:, 1]).exp())
 
 
-def perplexity_ratio(scored: Sequence[Likelihood], others: Sequence[Likelihood]) -> Estimate:
-    """Perplexity of answers over that of other answers to the same requests, paired bootstrap.
-
-    `n` counts the requests to which neither answer is empty; the others are left out.
-
-    Raises:
-        SafeguardError: there is none.
-    """
-    told = [(a, b) for a, b in zip(scored, others, strict=True) if a.tokens and b.tokens]
-    if not told:
-        raise SafeguardError("No request has two answers that are not empty: no perplexity ratio.")
-    columns = [
-        [a.nll for a, _ in told],
-        [float(a.tokens) for a, _ in told],
-        [b.nll for _, b in told],
-        [float(b.tokens) for _, b in told],
-    ]
-    return bootstrap(
-        columns, lambda means: (means[:, 0] / means[:, 1] - means[:, 2] / means[:, 3]).exp()
-    )
-
-
 def _sees(model: PreTrainedModel) -> bool:
     """Whether `model` is a vision-language model, whose language model has to be found first."""
     config = model.config

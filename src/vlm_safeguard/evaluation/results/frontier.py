@@ -2,14 +2,113 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.asks.samples import Kind
+from vlm_safeguard.evaluation.results.counting import outcome
+from vlm_safeguard.evaluation.results.lines import Line
+from vlm_safeguard.evaluation.results.rows import Metric
+from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.policy.gate import ImageScore, TextScore
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
+
+Knob = Literal["strength", "threshold"]
+
+
+class Share(BaseModel):
+    """A share, 0–1, of `n` answers, with its 95 % Wilson interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    n: int
+    value: float
+    low: float
+    high: float
+
+
+class Setting(BaseModel):
+    """One point of the frontier: a knob's setting, and what it leads to under an image condition.
+
+    Attributes:
+        attack_success: of harmful requests.
+        over_refusal: of harmless requests.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    knob: Knob
+    setting: float
+    condition: str
+    attack_success: Share
+    over_refusal: Share
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The answers at one point of the frontier."""
+
+    knob: Knob
+    setting: float
+    condition: str
+    lines: list[Line]
+
+
+def frontier(points: Sequence[Sweep], judges: Sequence[str]) -> list[Setting]:
+    """Attack success and over-refusal of every point, each by one judge all along the frontier.
+
+    A judge of harm comes before `refusal` for attacks, and after it for refusals.
+
+    Raises:
+        SafeguardError: no judge could be read on every point.
+    """
+    if not points:
+        return []
+    by_harm = sorted(judges, key=lambda judge: judge == "refusal")
+    attacks = _shares(points, "harmful", "attack_success", by_harm)
+    refusals = _shares(points, "harmless", "refusal", by_harm[::-1])
+    return [
+        Setting(
+            knob=point.knob,
+            setting=point.setting,
+            condition=point.condition,
+            attack_success=attack,
+            over_refusal=refusal,
+        )
+        for point, attack, refusal in zip(points, attacks, refusals, strict=True)
+    ]
+
+
+def _shares(
+    points: Sequence[Sweep], kind: Kind, metric: Metric, judges: Sequence[str]
+) -> list[Share]:
+    for judge in judges:
+        outcomes = [
+            [
+                value
+                for line in point.lines
+                if line.kind == kind and (value := outcome(line, metric, judge)) is not None
+            ]
+            for point in points
+        ]
+        if all(outcomes):
+            return [_share(values) for values in outcomes]
+    raise SafeguardError(
+        f"No judge of {', '.join(judges)} could be read on the frontier's {kind} requests; add "
+        "the judge 'refusal', which needs no model."
+    )
+
+
+def _share(outcomes: Sequence[bool]) -> Share:
+    successes, n = sum(outcomes), len(outcomes)
+    low, high = wilson(successes, n)
+    return Share(n=n, value=successes / n, low=low, high=high)
 
 
 def tuned(guard: Guard, *, strength: float | None = None, threshold: float | None = None) -> Guard:

@@ -1,4 +1,4 @@
-"""Running a model over prompts under a defence, and counting: the rows of `results.json`."""
+"""The rows of `results.json`: a share or mean with its interval."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.defences.defence import until_end
 from vlm_safeguard.engines.hooks.reader import TextReadings
+from vlm_safeguard.evaluation.asks.samples import Kind
 from vlm_safeguard.evaluation.statistics import Estimate, wilson
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.policy.receipt import Receipt
@@ -23,8 +24,20 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
 
 
+Metric = Literal[
+    "refusal",
+    "accuracy",
+    "attack_success",
+    "unreadable",
+    "perplexity",
+    "kl",
+    "tokens",
+    "seconds",
+]
 #: The metrics that are shares of answers.
-SHARES = ("refusal", "accuracy", "attack_success", "unreadable")
+SHARES: tuple[Metric, ...] = ("refusal", "accuracy", "attack_success", "unreadable")
+#: The model as it is, the guard as it is fitted, and a request without an image.
+BASELINE, DEFAULT, TEXT = "none", "default", "text"
 
 
 class Row(BaseModel):
@@ -35,6 +48,7 @@ class Row(BaseModel):
     seconds an answer.
 
     Attributes:
+        prompts: the kind of request.
         n: answers that the value is a share or mean of.
         benchmark: where the prompts come from; None for the demo's own.
         judge: whose verdicts were counted; None where none was needed, and for the demo's.
@@ -44,23 +58,19 @@ class Row(BaseModel):
 
     defence: str
     condition: str
-    prompts: Literal["harmful", "harmless", "utility"]
-    metric: Literal[
-        "refusal",
-        "accuracy",
-        "attack_success",
-        "unreadable",
-        "perplexity",
-        "kl",
-        "tokens",
-        "seconds",
-    ]
+    prompts: Kind
+    metric: Metric
     benchmark: str | None = None
     judge: str | None = None
     n: int
     value: float
     low: float
     high: float
+
+    @property
+    def benchmark_name(self) -> str:
+        """What it was measured on; the demo's rows have no benchmark's name."""
+        return self.benchmark or f"{self.prompts} prompts"
 
     @classmethod
     def count(cls, outcomes: Sequence[bool], **names: Any) -> Row:
@@ -74,16 +84,6 @@ class Row(BaseModel):
     def of(cls, estimate: Estimate, **names: Any) -> Row:
         """The row of a mean, a ratio or a perplexity."""
         return cls(**asdict(estimate), **names)
-
-
-class Results(BaseModel):
-    """`results.json`, the format that the demo and the evaluation suite share."""
-
-    format: int = 1
-    model: str
-    rows: list[Row]
-    time_ratio: float
-    details: dict[str, Any] = {}
 
 
 @dataclass

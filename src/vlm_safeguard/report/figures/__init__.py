@@ -1,0 +1,1 @@
+"""Results as figures, a kind of figure a file."""

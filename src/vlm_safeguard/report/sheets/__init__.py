@@ -1,0 +1,1 @@
+"""Results as tables, arranged once for HTML, Markdown and CSV."""

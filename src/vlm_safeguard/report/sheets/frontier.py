@@ -1,0 +1,36 @@
+"""Every setting of the frontier's sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlm_safeguard.evaluation.results.frontier import Setting, Share
+from vlm_safeguard.report.names import condition_name, number, percent
+from vlm_safeguard.report.sheets.sheet import Cell, Sheet
+
+
+def frontier_sheet(frontier: Sequence[Setting]) -> Sheet:
+    """Attack success and over-refusal at every setting that was tried."""
+
+    def share(found: Share) -> Cell:
+        interval = f"{percent(found.low)}–{percent(found.high)}, n = {found.n}"
+        return Cell(f"{percent(found.value)} %", interval, found.value, found.value)
+
+    return Sheet(
+        name="frontier",
+        title="Every setting of the sweeps",
+        caption="Attack success against over-refusal as the edit's strength and the gate's "
+        "threshold change, with 95 % intervals.",
+        header=("knob", "setting", "images", "attack success", "over-refusal"),
+        lines=tuple(
+            (
+                Cell(point.knob),
+                Cell(number(point.setting), "", point.setting),
+                Cell(condition_name(point.condition)),
+                share(point.attack_success),
+                share(point.over_refusal),
+            )
+            for point in frontier
+        ),
+        folded=True,
+    )

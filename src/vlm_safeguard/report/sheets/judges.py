@@ -1,0 +1,52 @@
+"""How far the judges agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlm_safeguard.evaluation.judges.agreement import Agreement
+from vlm_safeguard.report.names import QUESTIONS, judge_name, percent
+from vlm_safeguard.report.sheets.sheet import EMPTY, Cell, Sheet
+
+
+def agreement_sheets(found: Sequence[Agreement]) -> list[Sheet]:
+    """Cohen's κ of each pair of judges, and the confusion table of each."""
+    if not found:
+        return []
+    overview = Sheet(
+        name="agreement",
+        title="Cohen's κ",
+        caption="Agreement of judges on the same answers, corrected for chance: 1 is full "
+        "agreement, 0 what chance gives. Left out: one of them said nothing.",
+        header=("judges", "on", "κ", "n", "left out"),
+        lines=tuple(
+            (
+                Cell(f"{judge_name(pair.judge_a)} and {judge_name(pair.judge_b)}"),
+                Cell(QUESTIONS[pair.question]),
+                EMPTY if pair.kappa is None else Cell(f"{pair.kappa:.2f}", "", pair.kappa),
+                Cell(f"{pair.n:,}", "", float(pair.n)),
+                Cell(f"{pair.left_out:,}", "", float(pair.left_out)),
+            )
+            for pair in found
+        ),
+    )
+    return [overview, *map(_confusion, found)]
+
+
+def _confusion(pair: Agreement) -> Sheet:
+    a, b = judge_name(pair.judge_a), judge_name(pair.judge_b)
+    total = max(1, sum(map(sum, pair.table)))
+
+    def count(number: int) -> Cell:
+        return Cell(f"{number:,}", f"{percent(number / total)} %", float(number), number / total)
+
+    words = ("failed", "succeeded") if pair.question == "succeeded" else ("not refused", "refused")
+    return Sheet(
+        name=f"confusion_{pair.question}_{pair.judge_a}_{pair.judge_b}",
+        title=f"{a} and {b} on {QUESTIONS[pair.question]}",
+        caption=f"By {a}: down; by {b}: across.",
+        header=(f"by {a}", *(f"{word}, by {b}" for word in words)),
+        lines=tuple(
+            (Cell(word), *map(count, line)) for word, line in zip(words, pair.table, strict=True)
+        ),
+    )
