@@ -448,6 +448,33 @@ def test_the_gap_s_sentence_is_computed() -> None:
     assert [value for value, _ in found.headline] == ["10\u00a0%", "50\u00a0%", "12\u00a0%"]
 
 
+def test_what_the_guard_costs_elsewhere_is_told_by_its_worst_cell() -> None:
+    def asked(defence: str, value: float) -> Row:
+        return row(
+            "scenes", "own", defence, value, prompts="utility", metric="accuracy", judge=None
+        )
+
+    rows = [
+        harmless("text", "none", 0.05),
+        harmless("text", "default", 0.06),
+        harmless("blank", "none", 0.01),
+        harmless("blank", "default", 0.04),
+        asked("none", 0.9),
+        asked("default", 0.8),
+    ]
+    worst = summed_up(rows)
+    over_refusal, utility = worst.sentences[2:4]
+    assert "went from 1\u00a0%" in over_refusal
+    assert "with a blank image, the largest rise (+3 points) in all 2 cells" in over_refusal
+    assert utility.startswith("Utility: 90\u00a0%")
+    assert "the largest change in the only cell" in utility
+    assert worst.headline == (("+3 points", "change in harmless requests refused, at worst"),)
+    rows[1], rows[3] = harmless("text", "default", 0.05), harmless("blank", "default", 0.0)
+    better = summed_up(rows).sentences[2]
+    assert "no more harmless requests were refused than without, in all 2 cells" in better
+    assert "at most 5\u00a0%" in better
+
+
 def test_nothing_is_claimed_without_its_rows() -> None:
     found = summed_up([row("evil", "text", "none", 0.1)])
     assert sum("not measured" in sentence for sentence in found.sentences) == 4

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_safeguard.evaluation.results.folder import Evaluation
@@ -23,6 +22,7 @@ from vlm_safeguard.report.figures.frontier import frontier_figure
 from vlm_safeguard.report.figures.gap import gap_figure
 from vlm_safeguard.report.figures.guard import auroc_figure, gate_figure, spectra_figure
 from vlm_safeguard.report.names import MEASURES, condition_name
+from vlm_safeguard.report.section import Figure, Section
 from vlm_safeguard.report.sheets.comparisons import mcnemar_sheets
 from vlm_safeguard.report.sheets.cost import ratio_sheets
 from vlm_safeguard.report.sheets.facts import facts_sheet, glossary_sheet
@@ -37,39 +37,6 @@ if TYPE_CHECKING:
     from vlm_safeguard.evaluation.results.gap import GapRecord
     from vlm_safeguard.evaluation.results.results import Results
     from vlm_safeguard.guard import Guard
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure.
-
-    Attributes:
-        name: of its file, without an ending.
-        alt: what it shows, for who cannot see it.
-        caption: a sentence below it.
-        draw: writes it to a PNG file.
-    """
-
-    name: str
-    alt: str
-    caption: str
-    draw: Callable[[Path], None]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section: a heading, what to know, figures and tables.
-
-    Attributes:
-        code: text to be shown as it is, with what it is.
-    """
-
-    name: str
-    title: str
-    intro: str
-    figures: tuple[Figure, ...] = ()
-    tables: tuple[Sheet, ...] = ()
-    code: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

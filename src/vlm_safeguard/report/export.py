@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlm_safeguard.evaluation.results.rows import Row
-from vlm_safeguard.report.contents import Contents, Figure
+from vlm_safeguard.report.contents import Contents
+from vlm_safeguard.report.section import Figure
 from vlm_safeguard.report.sheets.sheet import Cell, Sheet
 
 

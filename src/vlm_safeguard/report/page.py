@@ -13,10 +13,11 @@ import matplotlib as mpl
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.results.folder import read_evaluation
-from vlm_safeguard.report.contents import Contents, Figure, contents
+from vlm_safeguard.report.contents import Contents, contents
 from vlm_safeguard.report.export import export, figure_path
 from vlm_safeguard.report.figures.style import DARK
 from vlm_safeguard.report.samples import packed, published
+from vlm_safeguard.report.section import Figure
 from vlm_safeguard.report.sheets.sheet import is_default
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -1,4 +1,4 @@
-"""Published figures, to be shown beside ours where the model is the same, and only there."""
+"""Published figures, shown beside ours only where the model is the same."""
 
 from __future__ import annotations
 

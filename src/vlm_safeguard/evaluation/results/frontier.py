@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,8 +18,6 @@ from vlm_safeguard.policy.gate import ImageScore, TextScore
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
-
-Knob = Literal["strength", "threshold"]
 
 
 class Share(BaseModel):
@@ -37,13 +35,14 @@ class Setting(BaseModel):
     """One point of the frontier: a knob's setting, and what it leads to under an image condition.
 
     Attributes:
+        knob: strength or threshold.
         attack_success: of harmful requests.
         over_refusal: of harmless requests.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    knob: Knob
+    knob: str
     setting: float
     condition: str
     attack_success: Share
@@ -54,7 +53,7 @@ class Setting(BaseModel):
 class Sweep:
     """The answers at one point of the frontier."""
 
-    knob: Knob
+    knob: str
     setting: float
     condition: str
     lines: list[Line]

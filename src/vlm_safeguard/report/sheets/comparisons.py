@@ -9,16 +9,16 @@ from vlm_safeguard.report.names import MEASURES, condition_name, judged_by
 from vlm_safeguard.report.sheets.sheet import EMPTY, Cell, Sheet
 
 
-def mcnemar_sheets(found: Sequence[Comparison]) -> list[Sheet]:
+def mcnemar_sheets(comparisons: Sequence[Comparison]) -> list[Sheet]:
     """The default against each other defence on the same prompts, one table a benchmark."""
 
     def place(test: Comparison) -> tuple[str, str, str]:
         return test.benchmark or "prompts", test.metric, test.judge or ""
 
     sheets = []
-    for at in dict.fromkeys(map(place, found)):
+    for at in dict.fromkeys(map(place, comparisons)):
         benchmark, metric, judge = at
-        tests = [test for test in found if place(test) == at]
+        tests = [test for test in comparisons if place(test) == at]
         conditions = list(dict.fromkeys(test.condition for test in tests))
         cells = {(test.a, test.b, test.condition): test for test in tests}
         what = f"{MEASURES.get(metric, metric)}{judged_by(judge)}"

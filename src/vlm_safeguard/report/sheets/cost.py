@@ -12,8 +12,8 @@ def ratio_sheets(ratios: Sequence[CostRatio]) -> list[Sheet]:
     """Cost and fluency over the unguarded model's, a table for each kind of request."""
     sheets = []
     for kind in dict.fromkeys(ratio.prompts for ratio in ratios):
-        here = {(r.defence, r.metric): r for r in ratios if r.prompts == kind}
-        metrics = [metric for metric in COST_METRICS if any(metric == m for _, m in here)]
+        cells = {(r.defence, r.metric): r for r in ratios if r.prompts == kind}
+        metrics = [metric for metric in COST_METRICS if any(metric == m for _, m in cells)]
         sheets.append(
             Sheet(
                 name=f"ratios_{kind}",
@@ -22,8 +22,8 @@ def ratio_sheets(ratios: Sequence[CostRatio]) -> list[Sheet]:
                 "images together; 95 % intervals of a paired bootstrap over requests.",
                 header=("defence", *metrics),
                 lines=tuple(
-                    (Cell(defence), *(_ratio(here.get((defence, metric))) for metric in metrics))
-                    for defence in dict.fromkeys(defence for defence, _ in here)
+                    (Cell(defence), *(_ratio(cells.get((defence, metric))) for metric in metrics))
+                    for defence in dict.fromkeys(defence for defence, _ in cells)
                 ),
             )
         )

@@ -12,9 +12,9 @@ from vlm_safeguard.report.sheets.sheet import Cell, Sheet
 def frontier_sheet(frontier: Sequence[Setting]) -> Sheet:
     """Attack success and over-refusal at every setting that was tried."""
 
-    def share(found: Share) -> Cell:
-        interval = f"{percent(found.low)}–{percent(found.high)}, n = {found.n}"
-        return Cell(f"{percent(found.value)} %", interval, found.value, found.value)
+    def cell(share: Share) -> Cell:
+        interval = f"{percent(share.low)}–{percent(share.high)}, n = {share.n}"
+        return Cell(f"{percent(share.value)} %", interval, share.value, share.value)
 
     return Sheet(
         name="frontier",
@@ -27,8 +27,8 @@ def frontier_sheet(frontier: Sequence[Setting]) -> Sheet:
                 Cell(point.knob),
                 Cell(number(point.setting), "", point.setting),
                 Cell(condition_name(point.condition)),
-                share(point.attack_success),
-                share(point.over_refusal),
+                cell(point.attack_success),
+                cell(point.over_refusal),
             )
             for point in frontier
         ),

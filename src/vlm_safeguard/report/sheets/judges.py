@@ -9,15 +9,15 @@ from vlm_safeguard.report.names import QUESTIONS, judge_name, percent
 from vlm_safeguard.report.sheets.sheet import EMPTY, Cell, Sheet
 
 
-def agreement_sheets(found: Sequence[Agreement]) -> list[Sheet]:
+def agreement_sheets(agreement: Sequence[Agreement]) -> list[Sheet]:
     """Cohen's κ of each pair of judges, and the confusion table of each."""
-    if not found:
+    if not agreement:
         return []
     overview = Sheet(
         name="agreement",
         title="Cohen's κ",
         caption="Agreement of judges on the same answers, corrected for chance: 1 is full "
-        "agreement, 0 what chance gives. Left out: one of them said nothing.",
+        "agreement, 0 what chance gives. Left out: one of them could not be read.",
         header=("judges", "on", "κ", "n", "left out"),
         lines=tuple(
             (
@@ -27,15 +27,15 @@ def agreement_sheets(found: Sequence[Agreement]) -> list[Sheet]:
                 Cell(f"{pair.n:,}", "", float(pair.n)),
                 Cell(f"{pair.left_out:,}", "", float(pair.left_out)),
             )
-            for pair in found
+            for pair in agreement
         ),
     )
-    return [overview, *map(_confusion, found)]
+    return [overview, *map(_confusion, agreement)]
 
 
 def _confusion(pair: Agreement) -> Sheet:
     a, b = judge_name(pair.judge_a), judge_name(pair.judge_b)
-    total = max(1, sum(map(sum, pair.table)))
+    total = max(1, pair.n)
 
     def count(number: int) -> Cell:
         return Cell(f"{number:,}", f"{percent(number / total)} %", float(number), number / total)

@@ -34,10 +34,10 @@ def metric_sheets(
     benchmarks = list(dict.fromkeys(benchmark for benchmark, _ in order))
     order.sort(key=lambda at: (benchmarks.index(at[0]), at[1] not in (chief, "")))
     for benchmark, judge in order:
-        here = [row for row in chosen if place(row) == (benchmark, judge)]
+        group = [row for row in chosen if place(row) == (benchmark, judge)]
         sheets.append(
             _grid(
-                here,
+                group,
                 name="_".join(filter(None, (metric, benchmark, judge))),
                 title=f"{benchmark}: {MEASURES[metric]}{judged_by(judge)}",
                 caption="With 95 % intervals; n is the number of requests.",

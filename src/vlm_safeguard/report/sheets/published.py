@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vlm_safeguard.evaluation.results.results import Results
+from vlm_safeguard.evaluation.results.rows import Row
 from vlm_safeguard.report.names import condition_name, judge_name, percent
 from vlm_safeguard.report.published import published_for
 from vlm_safeguard.report.sheets.sheet import Cell, Sheet, measured
@@ -26,30 +29,15 @@ def published_sheet(results: Results, judge: str | None) -> Sheet | None:
             and row.judge == judge
         ]
         about = "about " if figure.about else ""
-        theirs = Cell(f"{about}{percent(figure.value)} %", figure.source, figure.value)
-        condition = " or ".join(map(condition_name, figure.conditions))
-        for row in ours:
-            cell = measured(row)
-            judged = f", by {judge_name(row.judge)}" if row.judge else ""
-            mine = Cell(
-                cell.text,
-                f"{condition_name(row.condition)}, {cell.small}, n = {row.n}{judged}",
-                cell.number,
-                cell.share,
-            )
-            lines.append(
-                (Cell(figure.benchmark), Cell(condition), Cell(figure.defence), theirs, mine)
-            )
+        names = (
+            Cell(figure.benchmark),
+            Cell(" or ".join(map(condition_name, figure.conditions))),
+            Cell(figure.defence),
+            Cell(f"{about}{percent(figure.value)} %", figure.source, figure.value),
+        )
+        lines += [(*names, _measured_here(row)) for row in ours]
         if not ours:
-            lines.append(
-                (
-                    Cell(figure.benchmark),
-                    Cell(condition),
-                    Cell(figure.defence),
-                    theirs,
-                    Cell("not measured"),
-                )
-            )
+            lines.append((*names, Cell("not measured")))
     if not lines:
         return None
     return Sheet(
@@ -60,3 +48,10 @@ def published_sheet(results: Results, judge: str | None) -> Sheet | None:
         header=("benchmark", "images", "defence", "published", "here"),
         lines=tuple(lines),
     )
+
+
+def _measured_here(row: Row) -> Cell:
+    cell = measured(row)
+    judged = f", by {judge_name(row.judge)}" if row.judge else ""
+    small = f"{condition_name(row.condition)}, {cell.small}, n = {row.n}{judged}"
+    return replace(cell, small=small)
