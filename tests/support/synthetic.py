@@ -11,14 +11,14 @@ from typing import Any
 from vlm_safeguard.evaluation.results.comparisons import comparisons
 from vlm_safeguard.evaluation.results.counting import agreement, closed_gates, rows, unreadable
 from vlm_safeguard.evaluation.results.folder import write_gap, write_results, write_samples
-from vlm_safeguard.evaluation.results.frontier import Setting, Share
+from vlm_safeguard.evaluation.results.frontier import Setting
 from vlm_safeguard.evaluation.results.gap import GapRecord
 from vlm_safeguard.evaluation.results.lines import Line
 from vlm_safeguard.evaluation.results.provenance import RunRecord
 from vlm_safeguard.evaluation.results.ratios import cost_ratios
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import Row
-from vlm_safeguard.evaluation.statistics import wilson
+from vlm_safeguard.evaluation.statistics import Estimate, share
 from vlm_safeguard.guard import Guard
 
 DEFENCES = (
@@ -198,8 +198,8 @@ def _frontier() -> list[Setting]:
             knob=knob,
             setting=setting,
             condition=condition,
-            attack_success=_share(round(40 * math.exp(-2 * x) + 3)),
-            over_refusal=_share(round(2 + 9 * x * x)),
+            attack_success=_of_100(round(40 * math.exp(-2 * x) + 3)),
+            over_refusal=_of_100(round(2 + 9 * x * x)),
         )
         for knob, settings in (
             ("strength", (0, 0.25, 0.5, 1, 1.5)),
@@ -211,9 +211,8 @@ def _frontier() -> list[Setting]:
     ]
 
 
-def _share(successes: int) -> Share:
-    low, high = wilson(successes, 100)
-    return Share(n=100, value=successes / 100, low=low, high=high)
+def _of_100(successes: int) -> Estimate:
+    return share([place < successes for place in range(100)])
 
 
 def _gap(rng: random.Random) -> dict[str, Any]:

@@ -52,6 +52,16 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return low, high
 
 
+def share(outcomes: Sequence[bool]) -> Estimate:
+    """How many of yes/no outcomes are yes, 0–1, with the Wilson interval.
+
+    Raises:
+        ValueError: there are none.
+    """
+    low, high = wilson(sum(outcomes), len(outcomes))
+    return Estimate(len(outcomes), sum(outcomes) / len(outcomes), low, high)
+
+
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> McNemar:
     """McNemar's test (1947) of whether two defences differ on the same prompts, exact, two-sided.
 

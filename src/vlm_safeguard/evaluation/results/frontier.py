@@ -13,22 +13,11 @@ from vlm_safeguard.evaluation.asks.samples import Kind
 from vlm_safeguard.evaluation.results.counting import outcome
 from vlm_safeguard.evaluation.results.lines import Line
 from vlm_safeguard.evaluation.results.rows import Metric
-from vlm_safeguard.evaluation.statistics import wilson
+from vlm_safeguard.evaluation.statistics import Estimate, share
 from vlm_safeguard.policy.gate import ImageScore, TextScore
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
-
-
-class Share(BaseModel):
-    """A share, 0–1, of `n` answers, with its 95 % Wilson interval."""
-
-    model_config = ConfigDict(frozen=True)
-
-    n: int
-    value: float
-    low: float
-    high: float
 
 
 class Setting(BaseModel):
@@ -45,8 +34,8 @@ class Setting(BaseModel):
     knob: str
     setting: float
     condition: str
-    attack_success: Share
-    over_refusal: Share
+    attack_success: Estimate
+    over_refusal: Estimate
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ def frontier(points: Sequence[Sweep], judges: Sequence[str]) -> list[Setting]:
 
 def _shares(
     points: Sequence[Sweep], kind: Kind, metric: Metric, judges: Sequence[str]
-) -> list[Share]:
+) -> list[Estimate]:
     for judge in judges:
         outcomes = [
             [
@@ -97,17 +86,11 @@ def _shares(
             for point in points
         ]
         if all(outcomes):
-            return [_share(values) for values in outcomes]
+            return [share(values) for values in outcomes]
     raise SafeguardError(
         f"No judge of {', '.join(judges)} could be read on the frontier's {kind} requests; add "
         "the judge 'refusal', which needs no model."
     )
-
-
-def _share(outcomes: Sequence[bool]) -> Share:
-    successes, n = sum(outcomes), len(outcomes)
-    low, high = wilson(successes, n)
-    return Share(n=n, value=successes / n, low=low, high=high)
 
 
 def tuned(guard: Guard, *, strength: float | None = None, threshold: float | None = None) -> Guard:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from vlm_safeguard.defences.defence import until_end
 from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.evaluation.asks.samples import Kind
-from vlm_safeguard.evaluation.statistics import Estimate, wilson
+from vlm_safeguard.evaluation.statistics import Estimate, share
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.policy.receipt import Receipt
 
@@ -75,14 +75,11 @@ class Row(BaseModel):
     @classmethod
     def count(cls, outcomes: Sequence[bool], **names: Any) -> Row:
         """The row of a list of yes/no outcomes."""
-        low, high = wilson(sum(outcomes), len(outcomes))
-        return cls(
-            n=len(outcomes), value=sum(outcomes) / len(outcomes), low=low, high=high, **names
-        )
+        return cls.of(share(outcomes), **names)
 
     @classmethod
     def of(cls, estimate: Estimate, **names: Any) -> Row:
-        """The row of a mean, a ratio or a perplexity."""
+        """The row of a share, a mean, a ratio or a perplexity."""
         return cls(**asdict(estimate), **names)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlm_safeguard.evaluation.results.frontier import Setting, Share
+from vlm_safeguard.evaluation.results.frontier import Setting
+from vlm_safeguard.evaluation.statistics import Estimate
 from vlm_safeguard.report.names import condition_name, number, percent
 from vlm_safeguard.report.sheets.sheet import Cell, Sheet
 
@@ -12,7 +13,7 @@ from vlm_safeguard.report.sheets.sheet import Cell, Sheet
 def frontier_sheet(frontier: Sequence[Setting]) -> Sheet:
     """Attack success and over-refusal at every setting that was tried."""
 
-    def cell(share: Share) -> Cell:
+    def cell(share: Estimate) -> Cell:
         interval = f"{percent(share.low)}–{percent(share.high)}, n = {share.n}"
         return Cell(f"{percent(share.value)} %", interval, share.value, share.value)
 
