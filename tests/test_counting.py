@@ -39,13 +39,7 @@ def line(defence: str, number: int, **values: Any) -> Line:
 
 
 def receipt(guarded: bool) -> dict[str, Any]:
-    return {
-        "guarded": guarded,
-        "reason": "so",
-        "images": 1,
-        "image_tokens": 16,
-        "text_tokens": 9,
-    }
+    return {"guarded": guarded, "reason": "so", "text_score": 0.25}
 
 
 def judged(defence: str, verdicts: list[dict[str, Verdict]], kind: str = "harmful") -> list[Line]:
@@ -205,6 +199,8 @@ def test_lines_are_written_as_they_are_read(tmp_path: Path) -> None:
     assert read_lines(path) == lines
     first = json.loads(path.read_text("utf-8").split("\n")[0])
     assert list(first) == list(Line.model_fields)
+    second = json.loads(path.read_text("utf-8").split("\n")[1])
+    assert second["receipt"] == receipt(True), "a receipt is kept whole, whatever is in it"
     assert first["verdicts"]["refusal"] == {
         "refused": True,
         "unsafe": None,

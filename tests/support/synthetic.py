@@ -150,13 +150,23 @@ def _line(
             "text_tokens": 14,
             "edit": "refuse" if opened else None,
             "layers": list(range(8, 28)) if opened else [],
-            "own_refusal": rng.gauss(0, 3),
-            "text_score": score,
-            "text_threshold": 0.5,
-            "image_score": None,
-            "image_threshold": None,
+            "findings": [
+                {
+                    "criterion": "own_refusal",
+                    "opened": False,
+                    "measures": {"own_refusal": rng.gauss(0, 3)},
+                    "sentence": None,
+                },
+                {
+                    "criterion": "text_score",
+                    "opened": opened,
+                    "measures": {"text_score": score, "text_threshold": 0.5},
+                    "sentence": f"the text scores {score:+.2f}",
+                },
+            ],
             "harm_before": score - 1,
             "harm_after": score,
+            "policy": "0" * 64,
         }
     verdicts: dict[str, Any] = {}
     if kind != "utility":

@@ -75,9 +75,7 @@ def folded(line: Line) -> bool:
 
 
 def _json(lines: Sequence[Line], total: int, length: int) -> str:
-    receipts = [
-        {} if line.receipt is None else line.receipt.model_dump(mode="json") for line in lines
-    ]
+    receipts = [_receipt(line) for line in lines]
     facts = list(dict.fromkeys(fact for receipt in receipts for fact in receipt))
     columns: dict[str, list[Any]] = {
         "benchmark": [line.benchmark for line in lines],
@@ -142,6 +140,16 @@ def _facts(line: Line) -> str:
     if line.perplexity is not None:
         facts.append(f"perplexity {line.perplexity:.3g}")
     return " · ".join(facts)
+
+
+def _receipt(line: Line) -> dict[str, Any]:
+    """A receipt's facts and what its criteria measured, by name; empty without a guard."""
+    if line.receipt is None:
+        return {}
+    facts = line.receipt.model_dump(mode="json")
+    for finding in facts.pop("findings", ()):
+        facts |= finding["measures"]
+    return facts
 
 
 def _short(value: Any) -> Any:

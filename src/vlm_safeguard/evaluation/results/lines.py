@@ -12,9 +12,20 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.samples import Kind
 from vlm_safeguard.evaluation.judges.verdict import Verdict
 from vlm_safeguard.evaluation.results.validation import first_error
-from vlm_safeguard.policy.receipt import Receipt
 
 Place = tuple[str, str, str]  # benchmark, condition, sample
+
+
+class KeptReceipt(BaseModel):
+    """A receipt, whole, as the version of the guard that gave it wrote it.
+
+    Attributes:
+        guarded: whether the request was edited, which every version says.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    guarded: bool
 
 
 class Line(BaseModel):
@@ -46,7 +57,7 @@ class Line(BaseModel):
     answer: str
     tokens: int | None = None
     seconds: float | None = None
-    receipt: Receipt | None = None
+    receipt: KeptReceipt | None = None
     verdicts: dict[str, Verdict] = {}
     correct: bool | None = None
     nll: float | None = None
