@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def aims() -> Any:
+def aims() -> Iterator[Any]:
     """`recipes/aims.py`, which is no part of the package."""
     spec = importlib.util.spec_from_file_location("aims", ROOT / "recipes" / "aims.py")
     assert spec is not None
@@ -37,7 +38,11 @@ def aim(aims: Any, rows: list[Row], start: str, **values: Any) -> Any:
 
 def row(benchmark: str, condition: str, defence: str, value: float, **names: Any) -> Row:
     """A row of n = 200: attack success, judged by Llama Guard."""
-    given = {"prompts": "harmful", "metric": "attack_success", "judge": "llama-guard"} | names
+    given: dict[str, Any] = {
+        "prompts": "harmful",
+        "metric": "attack_success",
+        "judge": "llama-guard",
+    } | names
     outcomes = [place < round(value * 200) for place in range(200)]
     return Row.count(outcomes, benchmark=benchmark, condition=condition, defence=defence, **given)
 

@@ -27,7 +27,7 @@ SAFE, UNSAFE, UNREADABLE = Verdict(None, False), Verdict(None, True), Verdict(No
 
 
 def line(defence: str, number: int, **values: Any) -> Line:
-    given = {
+    given: dict[str, Any] = {
         "benchmark": "evil",
         "sample": str(number),
         "kind": "harmless",
@@ -159,8 +159,8 @@ def test_ratios_against_sums_by_hand_and_a_spread_of_none() -> None:
         ]
     lines.append(line("ecso", 99, tokens=10_000))  # nothing to be compared with
     ratios = {ratio.metric: ratio for ratio in cost_ratios(lines)}
-    tokens = ratios["tokens"]
-    assert (tokens.value, tokens.low, tokens.high) == pytest.approx((2, 2, 2))
+    ratio = ratios["tokens"]
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
     perplexity = ratios["perplexity"]
     expected = math.exp(0.9 / 9)
     assert (perplexity.value, perplexity.low, perplexity.high) == pytest.approx((expected,) * 3)
@@ -184,7 +184,8 @@ def test_a_request_s_conditions_are_resampled_together() -> None:
         once += [line("none", number, tokens=10), line("x", number, tokens=rng.randint(1, 30))]
     thrice = [x.model_copy(update={"condition": c}) for c in ("a", "b", "c") for x in once]
     (one,), (three,) = cost_ratios(once), cost_ratios(thrice)
-    assert (three.n, three.value) == (40, pytest.approx(one.value))
+    assert three.n == 40
+    assert three.value == pytest.approx(one.value)
     assert three.high - three.low == pytest.approx(one.high - one.low)
 
 

@@ -408,7 +408,12 @@ def test_a_demo_s_folder_is_enough_and_what_lacks_is_said(tmp_path: Path) -> Non
 
 def row(benchmark: str, condition: str, defence: str, value: float, **names: Any) -> Row:
     """A row of n = 200 by default: attack success, judged by Llama Guard."""
-    given = {"prompts": "harmful", "metric": "attack_success", "judge": "llama-guard", "n": 200}
+    given: dict[str, Any] = {
+        "prompts": "harmful",
+        "metric": "attack_success",
+        "judge": "llama-guard",
+        "n": 200,
+    }
     given |= names
     n = given.pop("n")
     outcomes = [place < round(value * n) for place in range(n)]

@@ -100,9 +100,18 @@ def write_evaluation(
 
 
 def _divergence() -> list[Row]:
-    names = {"defence": "default", "prompts": "harmless", "metric": "kl", "benchmark": "harmless"}
     return [
-        Row(n=100, value=0.02, low=0.01, high=0.03, condition=condition, **names)
+        Row(
+            defence="default",
+            prompts="harmless",
+            metric="kl",
+            benchmark="harmless",
+            condition=condition,
+            n=100,
+            value=0.02,
+            low=0.01,
+            high=0.03,
+        )
         for condition in CONDITIONS
     ]
 
@@ -131,11 +140,11 @@ def _lines(rng: random.Random, prompts: int) -> Iterator[dict[str, Any]]:
 def _line(
     rng: random.Random, benchmark: str, kind: str, condition: str, defence: str, number: int
 ) -> dict[str, Any]:
-    refused = {
-        "harmful": lambda: rng.random() > _attacked(defence, condition, benchmark),
-        "harmless": lambda: rng.random() < (0.12 if defence == "goal-priority" else 0.04),
-        "utility": lambda: False,
-    }[kind]()
+    refused = False
+    if kind == "harmful":
+        refused = rng.random() > _attacked(defence, condition, benchmark)
+    elif kind == "harmless":
+        refused = rng.random() < (0.12 if defence == "goal-priority" else 0.04)
     topic = _TOPICS[number % len(_TOPICS)]
     tokens = rng.randint(9, 60)
     receipt = None
