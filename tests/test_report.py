@@ -28,7 +28,7 @@ from vlm_safeguard.evaluation.demo import Gap
 from vlm_safeguard.evaluation.probes.gap import gap_record
 from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
 from vlm_safeguard.evaluation.results.gap import GapRecord
-from vlm_safeguard.evaluation.results.lines import Line
+from vlm_safeguard.evaluation.results.lines import KeptReceipt, Line
 from vlm_safeguard.evaluation.results.measures import attack_rows, chief_judge
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import Row
@@ -268,12 +268,14 @@ def many(count: int) -> list[Line]:
             defence=f"d{number % 10}",
             request=f"How to do thing {number // 10}?",
             answer=" ".join(rng.choices(words, k=90)),
-            receipt={
-                "guarded": bool(number % 2),
-                "reason": f"it scores {rng.random():.2f}",
-                "text_score": rng.random(),
-                "layers": list(range(8, 28)),
-            },
+            receipt=KeptReceipt.model_validate(
+                {
+                    "guarded": bool(number % 2),
+                    "reason": f"it scores {rng.random():.2f}",
+                    "text_score": rng.random(),
+                    "layers": list(range(8, 28)),
+                }
+            ),
         )
         for number in range(count)
     ]
