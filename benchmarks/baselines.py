@@ -16,6 +16,7 @@ from vlm_safeguard.defences.prompts import NONE, SELF_REMINDER
 from vlm_safeguard.defences.shiftdc import ShiftDC
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.conversation import chat_of
+from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.timing import Ratio, seconds
 
 TOKENS = 32
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, processor = load(asked.model)
     sheet = Sheet("baselines", asked, model)
     fitted = guard_for(asked.model, model, processor)
-    judge = load(asked.model)[0]  # weights of its own, as a second model has
+    judge = VLM(*load(asked.model))  # weights of its own, as a second model has
     for size in BATCHES:
         for gate, kind in GATES.items():
             acts = -math.inf if gate == "open" else math.inf
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "none again": NONE,
                 "guard": NONE,  # attached below
                 "self-reminder": SELF_REMINDER,
-                "guard model": GuardModel(judge, processor, threshold=acts),
+                "guard model": GuardModel(judge, threshold=acts),
                 "shiftdc": ShiftDC.of(fitted, caption_tokens=CAPTION),
                 "ecso": ECSO(threshold=acts, caption_tokens=CAPTION),
             }
@@ -58,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     with guard.attach(model) if name == "guard" else nullcontext():  # noqa: B023
                         return seconds(
                             lambda: defence.generate(
-                                model,
-                                processor,
+                                VLM(model, processor),
                                 chats,  # noqa: B023
                                 max_new_tokens=TOKENS,
                                 min_new_tokens=TOKENS,

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from support.reference import Change, run_row, text_ids
 from vlm_safeguard.defences import ecso, guard_model, prompts, shiftdc
 from vlm_safeguard.defences.cmrm import CMRM
-from vlm_safeguard.defences.defence import Answer, Defence, answers
+from vlm_safeguard.defences.defence import Answer, Defence, generate_answers
 from vlm_safeguard.defences.ecso import ECSO
 from vlm_safeguard.defences.guard_model import REFUSAL, GuardModel
 from vlm_safeguard.defences.guarded import Guarded
@@ -36,6 +36,7 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import Chat, Turn, asked, chat_of, pictures, rephrased, unseen
+from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.gate import GATES
 
 REQUESTS = ("How to {kill} a man", "How to bake a cake", "What is the colour of the sky today?")
@@ -51,6 +52,7 @@ TALK: Chat = (
     Turn("assistant", ("Noise.",)),
     Turn("user", (noise_image(5), "And this,", blank_image(), "beside it?")),
 )
+ASKED, JUDGE = VLM("vlm", "its"), VLM("judge", "its")  # type: ignore[arg-type]
 SHORT = {"max_new_tokens": 4, "min_new_tokens": 4}
 
 Llava = LlavaForConditionalGeneration
@@ -104,7 +106,7 @@ def with_logits(
         return seen[-1].sequences
 
     monkeypatch.setattr(model, "generate", generate)
-    found = defence.generate(model, processor, chats, **SHORT, **options)
+    found = defence.generate(VLM(model, processor), chats, **SHORT, **options)
     monkeypatch.undo()
     return found, torch.stack(seen[-1].logits, dim=1).double()
 
@@ -113,11 +115,12 @@ def with_logits(
 
 
 def test_all_go_through_one_door(model: Llava, processor: LlavaProcessor, guard: Guard) -> None:
-    shown = {**defences(guard), "guard model": GuardModel(model, processor, threshold=1e9)}
+    shown = {**defences(guard), "guard model": GuardModel(VLM(model, processor), threshold=1e9)}
     shown["ecso"] = ECSO(threshold=-1e9, caption_tokens=2)  # the longest way through
     guarded = {
         "vlm-guard-project",
         "vlm-guard-add",
+        "project",
         "restore",
         "refuse",
         "default",
@@ -126,7 +129,7 @@ def test_all_go_through_one_door(model: Llava, processor: LlavaProcessor, guard:
     }
     for name, defence in shown.items():
         assert defence.name == name
-        found = defence.generate(model, processor, (*CHATS, TALK), **SHORT)
+        found = defence.generate(VLM(model, processor), (*CHATS, TALK), **SHORT)
         assert [answer.tokens for answer in found] == [4 + (64 if "goal" in name else 0)] * 4
         assert [answer.receipt is not None for answer in found] == [name in guarded] * 4
     assert not any(layer._forward_hooks for layer in model.model.language_model.layers)
@@ -145,6 +148,7 @@ def test_the_table_has_an_order_and_says_what_is_in_it(guard: Guard) -> None:
         "shiftdc",
         "vlm-guard-project",
         "vlm-guard-add",
+        "project",
         "restore",
         "refuse",
         "default",
@@ -174,7 +178,7 @@ def test_table_and_demo_share_their_variants(guard: Guard) -> None:
 def test_without_words_it_is_the_model_itself(
     exact_model: Llava, processor: LlavaProcessor
 ) -> None:
-    found = NONE.generate(exact_model, processor, (*CHATS, TALK), **SHORT)
+    found = NONE.generate(VLM(exact_model, processor), (*CHATS, TALK), **SHORT)
     assert found == [greedy(exact_model, processor, chat) for chat in (*CHATS, TALK)]
 
 
@@ -183,25 +187,27 @@ def test_guarded_is_the_attached_guard_with_its_receipts(
 ) -> None:
     opened = guard.variant(gate=GATES["open"])
     with opened.attach(model):
-        expected = answers(model, processor, (*CHATS, TALK), **SHORT)
-    found = Guarded(opened).generate(model, processor, (*CHATS, TALK), **SHORT)
+        expected = generate_answers(VLM(model, processor), (*CHATS, TALK), **SHORT)
+    found = Guarded(opened).generate(VLM(model, processor), (*CHATS, TALK), **SHORT)
     assert [(a.text, a.tokens) for a in found] == [(a.text, a.tokens) for a in expected]
-    assert [a.text for a in found] != [a.text for a in answers(model, processor, CHATS, **SHORT)]
+    assert [a.text for a in found] != [
+        a.text for a in generate_answers(VLM(model, processor), CHATS, **SHORT)
+    ]
     receipts = [answer.receipt for answer in found]
     assert receipts == opened.receipts
     assert [receipt.images for receipt in receipts if receipt] == [1, 0, 1, 3]
 
-    beams = Guarded(opened).generate(model, processor, CHATS, num_beams=2, **SHORT)
+    beams = Guarded(opened).generate(VLM(model, processor), CHATS, num_beams=2, **SHORT)
     assert [a.receipt.images for a in beams if a.receipt] == [1, 0, 1]
 
 
 def test_an_answer_ends_where_the_model_ends_it(model: Llava, processor: LlavaProcessor) -> None:
     """Rows of a batch end at different places; padding is not counted."""
-    free = answers(model, processor, CHATS, max_new_tokens=6)
+    free = generate_answers(VLM(model, processor), CHATS, max_new_tokens=6)
     ids = [processor.tokenizer.encode(a.text, add_special_tokens=False) for a in free]
     end = ids[0][2]
     for options in ({"eos_token_id": end}, {"eos_token_id": [end, 1]}):
-        found = answers(model, processor, CHATS, max_new_tokens=6, **options)
+        found = generate_answers(VLM(model, processor), CHATS, max_new_tokens=6, **options)
         lengths = [row.index(end) + 1 if end in row else 6 for row in ids]
         assert [answer.tokens for answer in found] == lengths
         assert lengths[0] == 3
@@ -209,7 +215,9 @@ def test_an_answer_ends_where_the_model_ends_it(model: Llava, processor: LlavaPr
 
 def test_one_answer_each(model: Llava, processor: LlavaProcessor) -> None:
     with pytest.raises(SafeguardError, match="6 answers to 3 requests"):
-        answers(model, processor, CHATS, do_sample=True, num_return_sequences=2, max_new_tokens=1)
+        generate_answers(
+            VLM(model, processor), CHATS, do_sample=True, num_return_sequences=2, max_new_tokens=1
+        )
 
 
 # --- conversations ---
@@ -248,7 +256,7 @@ def test_prompts_hold_the_request_verbatim(defence: PromptDefence) -> None:
 def test_prompts_are_what_the_model_is_asked(
     exact_model: Llava, processor: LlavaProcessor, defence: PromptDefence
 ) -> None:
-    found = defence.generate(exact_model, processor, [CHATS[0], TALK], **SHORT)
+    found = defence.generate(VLM(exact_model, processor), [CHATS[0], TALK], **SHORT)
     said = defence.prompt("And this,\nbeside it?")
     talk = (*TALK[:3], Turn("user", (noise_image(5), blank_image(), said)))
     assert found == [
@@ -266,13 +274,13 @@ def test_only_what_follows_the_thoughts_is_the_answer(monkeypatch: pytest.Monkey
     ]
     given: dict[str, Any] = {}
 
-    def say(model: Any, processor: Any, chats: Sequence[Chat], **options: Any) -> list[Answer]:
+    def say(vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         given.update(options)
         assert all(prompts.GOAL_PRIORITY.marker in asked(chat) for chat in chats)
         return [Answer(reply, 9) for reply in replies]
 
-    monkeypatch.setattr(prompts, "answers", say)
-    found = GOAL_PRIORITY.generate("vlm", "its", CHATS, **SHORT)  # type: ignore[arg-type]
+    monkeypatch.setattr(prompts, "generate_answers", say)
+    found = GOAL_PRIORITY.generate(ASKED, CHATS, **SHORT)  # type: ignore[arg-type]
     assert [a.text for a in found] == ["Bake it. [Final response] No.", *replies[1:]]
     assert [a.tokens for a in found] == [9] * 3
     assert given == SHORT | {"max_new_tokens": SHORT["max_new_tokens"] + GOAL_PRIORITY.thoughts}
@@ -285,7 +293,7 @@ def test_only_what_follows_the_thoughts_is_the_answer(monkeypatch: pytest.Monkey
 def test_log_odds_are_those_of_the_next_token(
     exact_model: Llava, processor: LlavaProcessor
 ) -> None:
-    found = yes_log_odds(exact_model, processor, [chat_of(request) for request in REQUESTS])
+    found = yes_log_odds(VLM(exact_model, processor), [chat_of(request) for request in REQUESTS])
     first = {
         word: {
             processor.tokenizer.encode(form, add_special_tokens=False)[0]
@@ -305,7 +313,7 @@ def test_one_token_for_both_words_is_refused(
 ) -> None:
     monkeypatch.setattr(type(processor.tokenizer), "encode", lambda self, *a, **k: [7])
     with pytest.raises(SafeguardError, match="cannot tell"):
-        yes_log_odds(model, processor, CHATS)
+        yes_log_odds(VLM(model, processor), CHATS)
 
 
 # --- flows, scripted ---
@@ -318,17 +326,15 @@ class Script:
         self.asked: list[tuple[list[Chat], dict[str, Any]]] = []
         self.judged: list[tuple[Any, list[Chat]]] = []
         self.odds = odds
-        monkeypatch.setattr(module, "answers", self.answers)
+        monkeypatch.setattr(module, "generate_answers", self.answers)
         monkeypatch.setattr(module, "yes_log_odds", self.yes_log_odds)
 
-    def answers(
-        self, model: Any, processor: Any, chats: Sequence[Chat], **options: Any
-    ) -> list[Answer]:
+    def answers(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         self.asked.append((list(chats), options))
         return [told(len(self.asked), row) for row in range(len(chats))]
 
-    def yes_log_odds(self, model: Any, processor: Any, questions: Sequence[Chat]) -> Tensor:
-        self.judged.append((model, list(questions)))
+    def yes_log_odds(self, vlm: VLM, questions: Sequence[Chat]) -> Tensor:
+        self.judged.append((vlm, list(questions)))
         return torch.tensor(self.odds)
 
 
@@ -341,7 +347,7 @@ def test_ecso_closes_its_eyes_where_the_answer_was_harmful(
 ) -> None:
     script = Script(ecso, monkeypatch, odds=[1.0, -1.0, 1.0])
     chats = [*CHATS, TALK]
-    found = ECSO(caption_tokens=9).generate("vlm", "its", chats, **SHORT)  # type: ignore[arg-type]
+    found = ECSO(caption_tokens=9).generate(ASKED, chats, **SHORT)  # type: ignore[arg-type]
     assert found == [told(3, 0), told(1, 1), told(1, 2), told(3, 1)]
 
     (_, judged), *others = script.judged
@@ -369,26 +375,26 @@ def test_ecso_closes_its_eyes_where_the_answer_was_harmful(
 
 def test_ecso_leaves_other_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(ecso, monkeypatch, odds=[-1.0, 0.0])
-    found = ECSO().generate("vlm", "its", CHATS, **SHORT)  # type: ignore[arg-type]
+    found = ECSO().generate(ASKED, CHATS, **SHORT)  # type: ignore[arg-type]
     assert found == [told(1, row) for row in range(3)]
     assert len(script.asked) == 1
-    ECSO().generate("vlm", "its", CHATS[1:2], **SHORT)  # type: ignore[arg-type]
+    ECSO().generate(ASKED, CHATS[1:2], **SHORT)  # type: ignore[arg-type]
     assert len(script.judged) == 1  # nothing to close one's eyes to
 
 
 def test_the_guard_model_refuses_what_it_calls_unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(guard_model, monkeypatch, odds=[2.0, -2.0, 0.0])
-    defence = GuardModel("judge", "its")  # type: ignore[arg-type]
-    found = defence.generate("vlm", "its", CHATS, **SHORT)  # type: ignore[arg-type]
+    defence = GuardModel(JUDGE)  # type: ignore[arg-type]
+    found = defence.generate(ASKED, CHATS, **SHORT)  # type: ignore[arg-type]
     assert found == [Answer(REFUSAL, 0), told(1, 0), told(1, 1)]
     ((judge, questions),) = script.judged
-    assert judge == "judge"
+    assert judge is JUDGE
     assert not any(map(pictures, questions))
     assert all(r in asked(said) for r, said in zip(REQUESTS, questions, strict=True))
     assert script.asked == [(list(CHATS[1:]), SHORT)]
 
     script.odds = [1.0] * 3
-    found = defence.generate("vlm", "its", CHATS)  # type: ignore[arg-type]
+    found = defence.generate(ASKED, CHATS)  # type: ignore[arg-type]
     assert found == [Answer(REFUSAL, 0)] * 3
     assert len(script.asked) == 1
 
@@ -426,7 +432,7 @@ def test_shiftdc_is_two_passes_by_hand(
     """The last prompt token alone, in the guard's layers alone, and later layers see it."""
     model, defence = exact_model, ShiftDC.of(guard, caption_tokens=3)
     look = chat_of(shiftdc._DESCRIBE, *pictures(chat))
-    caption = answers(model, processor, [look], max_new_tokens=3)[0].text
+    caption = generate_answers(VLM(model, processor), [look], max_new_tokens=3)[0].text
     said = shiftdc._CAPTIONED.format(caption=caption, request=asked(chat))
     text = run_row(model, *by_hand(model, processor, rephrased(unseen(chat), said)))[0]
 
@@ -453,8 +459,8 @@ def test_shiftdc_is_two_passes_by_hand(
 
 
 def test_shiftdc_needs_an_image(model: Llava, processor: LlavaProcessor, guard: Guard) -> None:
-    plain = answers(model, processor, CHATS[1:2], **SHORT)
-    assert ShiftDC.of(guard).generate(model, processor, CHATS[1:2], **SHORT) == plain
+    plain = generate_answers(VLM(model, processor), CHATS[1:2], **SHORT)
+    assert ShiftDC.of(guard).generate(VLM(model, processor), CHATS[1:2], **SHORT) == plain
 
 
 @pytest.mark.parametrize("name", ["shiftdc", "cmrm", "inferaligner"])

@@ -23,6 +23,7 @@ from vlm_safeguard.evaluation.probes.divergence import divergences
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.conversation import Chat, chat_of
+from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.span import Span
 
@@ -75,8 +76,7 @@ def test_divergence_is_that_of_both_passes_by_hand(
 ) -> None:
     guard = spanning(open_guard, span)
     found = divergences(
-        exact_model,
-        processor,
+        VLM(exact_model, processor),
         chats(),
         guard.attach,
         max_new_tokens=STEPS,
@@ -99,7 +99,9 @@ def test_a_closed_gate_diverges_by_exactly_nothing(
     scores = sorted(receipt.scores["text_score"] for receipt in guard.receipts)
     between = (scores[2] + scores[1]) / 2
     halved = with_thresholds(guard, between, image=1e9)
-    found = divergences(model, processor, chats(questions), halved.attach, max_new_tokens=STEPS)
+    found = divergences(
+        VLM(model, processor), chats(questions), halved.attach, max_new_tokens=STEPS
+    )
     seen = [receipt.guarded for receipt in halved.receipts]
     assert sorted(seen) == [False, False, True, True, True]
     for values, guarded in zip(found, seen, strict=True):
@@ -113,12 +115,12 @@ def test_an_answer_ends_where_the_model_ends_it(
     open_guard: Guard,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = divergences(model, processor, chats(), open_guard.attach, max_new_tokens=STEPS)
+    whole = divergences(VLM(model, processor), chats(), open_guard.attach, max_new_tokens=STEPS)
     inputs = ask(processor, QUESTIONS)
     answers = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)[:, -STEPS:]
     end = int(answers[0, 2])
     monkeypatch.setattr(model.generation_config, "eos_token_id", end)
-    found = divergences(model, processor, chats(), open_guard.attach, max_new_tokens=STEPS)
+    found = divergences(VLM(model, processor), chats(), open_guard.attach, max_new_tokens=STEPS)
     for row, longer, shorter in zip(answers.tolist(), whole, found, strict=True):
         stop = row.index(end) + 1 if end in row else STEPS
         assert len(shorter) == stop
@@ -130,9 +132,9 @@ def test_the_same_model_on_both_sides_diverges_by_nothing(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
 ) -> None:
     still = guard.variant(gate=GATES["open"], edit=type(guard.policy.edit)(strength=0.0))
-    found = divergences(model, processor, chats(), still.attach, max_new_tokens=2)
+    found = divergences(VLM(model, processor), chats(), still.attach, max_new_tokens=2)
     assert all(float(values.max()) < 1e-8 for values in found)
-    assert divergences(model, processor, [], still.attach, max_new_tokens=2) == []
+    assert divergences(VLM(model, processor), [], still.attach, max_new_tokens=2) == []
 
 
 def test_logits_that_are_not_numbers_are_refused(
@@ -151,4 +153,4 @@ def test_logits_that_are_not_numbers_are_refused(
             self.handle.remove()
 
     with pytest.raises(SafeguardError, match="not numbers"):
-        divergences(model, processor, chats(), Breaks, max_new_tokens=2)  # type: ignore[arg-type]
+        divergences(VLM(model, processor), chats(), Breaks, max_new_tokens=2)  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from vlm_safeguard.evaluation.probes.perplexity import (
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.model.vlm import VLM, LanguageModel
 
 REQUESTS = ["How to bake", "How to steal a car from a neighbour at night", "Why?", "How to swim"]
 ANSWERS = ["Mix flour and water, wait a day, and bake it.", "No.", "", "Slowly, and not alone"]
@@ -54,8 +55,10 @@ def test_a_language_models_likelihoods(side: Literal["left", "right"], batch_siz
     tokenizer.padding_side = side
     model = language_model(tokenizer)
     reference = exact(language_model(tokenizer))
-    found = likelihoods(model, tokenizer, REQUESTS, ANSWERS, batch_size=batch_size)
-    finer = likelihoods(reference, tokenizer, REQUESTS, ANSWERS, batch_size=batch_size)
+    found = likelihoods(LanguageModel(model, tokenizer), REQUESTS, ANSWERS, batch_size=batch_size)
+    finer = likelihoods(
+        LanguageModel(reference, tokenizer), REQUESTS, ANSWERS, batch_size=batch_size
+    )
     for request, answer, one, fine in zip(REQUESTS, ANSWERS, found, finer, strict=True):
         prompt = tokenizer(f"<s>Q: {request}\nA:", add_special_tokens=False)["input_ids"]
         said = tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -75,7 +78,7 @@ def test_a_vlms_own_language_model_reads_text_alone(
     processor: LlavaProcessor,
     batch_size: int,
 ) -> None:
-    found = likelihoods(model, processor, REQUESTS, ANSWERS, batch_size=batch_size)
+    found = likelihoods(VLM(model, processor), REQUESTS, ANSWERS, batch_size=batch_size)
     for request, answer, one in zip(REQUESTS, ANSWERS, found, strict=True):
         said = processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
         ids = text_ids(processor, request) + said
@@ -91,7 +94,7 @@ def test_families_likelihoods_are_those_of_generate(family: str) -> None:
     """Made to write the answer by `generate`, unpadded, each model gives these likelihoods."""
     model, processor = load_makers()[family]()
     requests, answers = REQUESTS[:2], ANSWERS[:2]
-    found = likelihoods(model, processor, requests, answers)
+    found = likelihoods(VLM(model, processor), requests, answers)
     for request, answer, one in zip(requests, answers, found, strict=True):
         assert one.nll == pytest.approx(forced_nll(model, processor, request, answer), rel=1e-3)
 
@@ -133,15 +136,15 @@ def test_what_cannot_be_scored_is_refused(
     tokenizer = tokenizer_with(CHAT)
     short = language_model(tokenizer, max_position_embeddings=16)
     with pytest.raises(SafeguardError, match="reads 16"):
-        likelihoods(short, tokenizer, REQUESTS, ANSWERS)
+        likelihoods(LanguageModel(short, tokenizer), REQUESTS, ANSWERS)
     broken = language_model(tokenizer)
     with torch.no_grad():
         broken.lm_head.weight.fill_(math.nan)
     with pytest.raises(SafeguardError, match="no finite likelihood"):
-        likelihoods(broken, tokenizer, REQUESTS, ANSWERS)
+        likelihoods(LanguageModel(broken, tokenizer), REQUESTS, ANSWERS)
     with pytest.raises(SafeguardError, match="chat template"):
-        likelihoods(broken, tokenizer_with(None), REQUESTS, ANSWERS)
+        likelihoods(LanguageModel(broken, tokenizer_with(None)), REQUESTS, ANSWERS)
     with open_guard.attach(model), pytest.raises(SafeguardError, match="outside the guarded"):
-        likelihoods(model, processor, REQUESTS, ANSWERS)
-    assert likelihoods(broken, tokenizer, ["How?"], [""]) == [Likelihood(0.0, 0)]
-    assert likelihoods(model, processor, [], []) == []
+        likelihoods(VLM(model, processor), REQUESTS, ANSWERS)
+    assert likelihoods(LanguageModel(broken, tokenizer), ["How?"], [""]) == [Likelihood(0.0, 0)]
+    assert likelihoods(VLM(model, processor), [], []) == []

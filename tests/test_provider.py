@@ -37,14 +37,16 @@ from transformers import (
 from vlm_safeguard.defences.table import defences
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation import registry  # noqa: F401  (registers what inspect looks up)
-from vlm_safeguard.evaluation.answers import provider as module
+from vlm_safeguard.evaluation.answers import models as module
 from vlm_safeguard.evaluation.answers.messages import chat_of_messages, messages_of
-from vlm_safeguard.evaluation.answers.provider import generation_options, release
+from vlm_safeguard.evaluation.answers.models import release
+from vlm_safeguard.evaluation.answers.provider import generation_options
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.loading import load_model
 from vlm_safeguard.model.backbone import chat_inputs
 from vlm_safeguard.model.conversation import Turn, chat_of
+from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.gate import GATES
 
 GREEDY = GenerateConfig(max_tokens=5)
@@ -146,7 +148,9 @@ def test_a_defence_answers_as_the_table_says(
 ) -> None:
     guard = Guard.from_pretrained(folder / "guard")
     chat = chat_of("How to swim", blank_image())
-    expected = defences(guard, [name])[name].generate(model, processor, [chat], max_new_tokens=5)
+    expected = defences(guard, [name])[name].generate(
+        VLM(model, processor), [chat], max_new_tokens=5
+    )
     (found,) = ask(asks(folder, defence=name, guard=str(folder / "guard")), messages_of(chat))
     assert found.completion == expected[0].text
     receipt = expected[0].receipt

@@ -19,8 +19,9 @@ from tiny.pocket import make_processor
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation import afterwards, suite
+from vlm_safeguard.evaluation.answers import models as answer_models
 from vlm_safeguard.evaluation.answers import provider
-from vlm_safeguard.evaluation.answers.provider import release
+from vlm_safeguard.evaluation.answers.models import release
 from vlm_safeguard.evaluation.plan import Plan, read_plan
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.report.page import write_report
@@ -88,9 +89,9 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
             )
             return LlamaForCausalLM(config).eval(), processor.tokenizer
 
-        for module in (provider, afterwards):
-            monkeypatch.setattr(module, "load_model", load)
-            monkeypatch.setattr(module, "load_language_model", load_text)
+        monkeypatch.setattr(answer_models, "load_model", load)
+        monkeypatch.setattr(answer_models, "load_language_model", load_text)
+        for module in (answer_models, provider):
             monkeypatch.setattr(module, "sees", lambda asked: asked == name)
 
         def fit(source: Any, asked: str, model: Any, processor: Any) -> Guard:

@@ -23,8 +23,8 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 import vlm_safeguard
 from support.layouts import mm_harmful
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.answers import provider
-from vlm_safeguard.evaluation.answers.provider import release
+from vlm_safeguard.evaluation.answers import models
+from vlm_safeguard.evaluation.answers.models import release
 from vlm_safeguard.evaluation.judges import scorers
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.judges.rubric import RUBRIC
@@ -183,7 +183,7 @@ def test_what_is_done_is_not_done_again(
     out, results = done
     swept = {"strength": [0.0, 1.0], "threshold": [-0.5], "limit": 3}
     monkeypatch.setattr(
-        provider, "answers", lambda *a, **o: pytest.fail("something was answered again")
+        models, "generate_answers", lambda *a, **o: pytest.fail("something was answered again")
     )
     again = run(a_plan(tiny, frontier=swept), out)
     assert again.rows == results.rows
@@ -257,18 +257,18 @@ def test_an_answer_that_cannot_be_made_stops_the_run_with_its_reason(
 ) -> None:
     tried: list[int] = []
 
-    def broken(model: Any, processor: Any, chats: Any, **options: Any) -> Any:
+    def broken(vlm: Any, chats: Any, **options: Any) -> Any:
         tried.append(len(chats))
         raise SafeguardError("The hooks do not act.")
 
-    monkeypatch.setattr(provider, "answers", broken)
-    provider._defence.cache_clear()
+    monkeypatch.setattr(models, "generate_answers", broken)
+    release()
     small = a_plan(tiny, defences=["none"], benchmarks=[{"name": "harmful"}], limit=2)
     with pytest.raises(SafeguardError, match="The hooks do not act"):
         run(small, tmp_path)
     assert len(tried) <= 3 * 2 * 2 * 2  # retries are bounded
     assert not (tmp_path / "results.json").exists()
-    provider._defence.cache_clear()
+    release()
 
 
 def test_judges_that_are_models_are_asked_and_read(tiny: Path, tmp_path: Path) -> None:

@@ -29,10 +29,11 @@ def demo(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from vlm_safeguard.evaluation.asks.prompts import read_prompts
-    from vlm_safeguard.evaluation.demo import gap_states, run_demo
-    from vlm_safeguard.evaluation.probes.gap import gap_record
+    from vlm_safeguard.evaluation.demo import run_demo
+    from vlm_safeguard.evaluation.probes.gap import gap_record, gap_states
     from vlm_safeguard.evaluation.results.folder import write_results
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.model.vlm import VLM
     from vlm_safeguard.report.figures.bars import refusal_figure
     from vlm_safeguard.report.figures.gap import gap_figure
     from vlm_safeguard.report.figures.guard import guard_figure
@@ -71,7 +72,12 @@ def demo(
             ),
         )
     screen.print("[bold]4/4[/bold] Figures")
-    gap = gap_states(model, processor, guard, harmful[:25], harmless[:25])
+    gap = gap_states(
+        VLM(model, processor),
+        guard,
+        [prompt.text for prompt in harmful[:25]],
+        [prompt.text for prompt in harmless[:25]],
+    )
     gap_figure(
         gap_record(gap, "blank"),
         out / "gap.png",

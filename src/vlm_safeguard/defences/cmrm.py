@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.steering import adding, steered
-from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import Chat, pictures
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.model.vlm import VLM
 
 STRENGTH = 1.0
 
@@ -50,18 +48,14 @@ class CMRM:
         return cls(guard.policy.drift, guard.policy.layers, strength)
 
     @torch.no_grad()
-    def generate(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        chats: Sequence[Chat],
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
-        sees = torch.tensor([bool(pictures(chat)) for chat in chats])
+        has_image = torch.tensor([bool(pictures(chat)) for chat in chats])
         shifts = {
-            layer: adding(-self.strength / len(self.layers) * sees[:, None] * self.drift[layer])
+            layer: adding(
+                -self.strength / len(self.layers) * has_image[:, None] * self.drift[layer]
+            )
             for layer in self.layers
         }
-        with steered(Backbone.of(model), shifts):
-            return answers(model, processor, chats, **options)
+        with steered(vlm.backbone, shifts):
+            return generate_answers(vlm, chats, **options)

@@ -1,4 +1,4 @@
-"""The one door that everything compared goes through: conversations in, answers out."""
+"""What every defence is: conversations in, answers out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.model.backbone import chat_inputs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from vlm_safeguard.model.conversation import Chat
+    from vlm_safeguard.model.vlm import VLM
     from vlm_safeguard.policy.receipt import Receipt
 
 
@@ -40,38 +40,54 @@ class Defence(Protocol):
     def name(self) -> str:
         """What tables call it."""
 
-    def generate(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        chats: Sequence[Chat],
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """One answer for each conversation, which ends with what the user asks.
 
         Args:
-            model: a vision-language model in eval mode, to which no guard is attached.
+            vlm: in eval mode, with no guard attached.
             options: of the model's `generate`, for the answers: `max_new_tokens` and the like;
                 greedy unless they say otherwise.
 
         Raises:
-            SafeguardError: the model, the processor or the conversations cannot be used.
+            SafeguardError: the model or the conversations cannot be used.
         """
 
 
-def answers(
-    model: PreTrainedModel, processor: ProcessorMixin, chats: Sequence[Chat], **options: Any
-) -> list[Answer]:
-    """Answers to one batch of conversations, whatever is attached to the model."""
-    inputs = chat_inputs(model, processor, chats)
-    output = model.generate(**inputs, **{"do_sample": False, **options})
+def generate_answers(vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
+    """Answers to one batch of conversations, whatever is attached to the model.
+
+    Args:
+        options: of the model's `generate`; greedy unless they say otherwise.
+
+    Raises:
+        SafeguardError: the conversations cannot be encoded, or get several answers each.
+    """
+    inputs = vlm.encode(chats)
+    output = vlm.model.generate(**inputs, **{"do_sample": False, **options})
     if len(output) != len(chats):
         raise SafeguardError(
             f"generate gave {len(output)} answers to {len(chats)} requests; a defence gives one "
             "each. Leave num_return_sequences out."
         )
-    rows = [until_end(model, row, **options) for row in output[:, inputs["input_ids"].shape[1] :]]
-    return [Answer(processor.decode(row, skip_special_tokens=True), len(row)) for row in rows]
+    rows = output[:, inputs["input_ids"].shape[1] :]
+    return decoded(vlm.model, vlm.processor, rows, **options)
+
+
+def decoded(
+    model: PreTrainedModel,
+    decoder: ProcessorMixin | PreTrainedTokenizerBase,
+    rows: torch.Tensor,
+    **options: Any,
+) -> list[Answer]:
+    """Generated tokens as answers, each up to its end.
+
+    Args:
+        decoder: the model's processor or tokenizer.
+        rows: (rows, new tokens).
+        options: what `generate` was given.
+    """
+    answers = [until_end(model, row, **options) for row in rows]
+    return [Answer(decoder.decode(row, skip_special_tokens=True), len(row)) for row in answers]
 
 
 def until_end(model: PreTrainedModel, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -85,5 +101,5 @@ def until_end(model: PreTrainedModel, tokens: torch.Tensor, **options: Any) -> t
     ends = options.get("eos_token_id", config.eos_token_id)
     if ends is None:
         return tokens
-    found = torch.isin(tokens, torch.tensor(ends, device=tokens.device)).nonzero()
-    return tokens[: int(found[0]) + 1] if len(found) else tokens
+    ended = torch.isin(tokens, torch.tensor(ends, device=tokens.device)).nonzero()
+    return tokens[: int(ended[0]) + 1] if len(ended) else tokens

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.verdict import yes_log_odds
 from vlm_safeguard.model.conversation import Chat, asked, chat_of, pictures, rephrased, unseen
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from vlm_safeguard.model.vlm import VLM
 
 _HARMFUL = (
     "A user asked:\n{request}\n\nThe reply was:\n{answer}\n\n"
@@ -49,31 +49,26 @@ class ECSO:
 
     name: ClassVar[str] = "ecso"
 
-    def generate(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        chats: Sequence[Chat],
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
-        found = answers(model, processor, chats, **options)
-        seeing = [row for row, chat in enumerate(chats) if pictures(chat)]
-        if not seeing:
-            return found
+        answers = generate_answers(vlm, chats, **options)
+        with_image = [row for row, chat in enumerate(chats) if pictures(chat)]
+        if not with_image:
+            return answers
 
         def about(row: int, words: str, **more: str) -> Chat:
             question = words.format(request=asked(chats[row]), **more)
             return chat_of(question, *pictures(chats[row]))
 
-        questions = [about(row, _HARMFUL, answer=found[row].text) for row in seeing]
-        odds = yes_log_odds(model, processor, questions)
-        harmful = [row for row, value in zip(seeing, odds, strict=True) if value > self.threshold]
+        questions = [about(row, _HARMFUL, answer=answers[row].text) for row in with_image]
+        odds = yes_log_odds(vlm, questions)
+        harmful = [
+            row for row, value in zip(with_image, odds, strict=True) if value > self.threshold
+        ]
         if not harmful:
-            return found
-        captions = answers(
-            model,
-            processor,
+            return answers
+        captions = generate_answers(
+            vlm,
             [about(row, _DESCRIBE) for row in harmful],
             max_new_tokens=self.caption_tokens,
         )
@@ -84,7 +79,7 @@ class ECSO:
             )
             for row, caption in zip(harmful, captions, strict=True)
         ]
-        again = answers(model, processor, blind, **options)
+        again = generate_answers(vlm, blind, **options)
         for row, answer in zip(harmful, again, strict=True):
-            found[row] = answer
-        return found
+            answers[row] = answer
+        return answers

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.verdict import yes_log_odds
 from vlm_safeguard.model.conversation import Chat, asked, chat_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from vlm_safeguard.model.vlm import VLM
 
 REFUSAL = "I'm sorry, but I can't help with that."
 _UNSAFE = (
@@ -27,30 +27,22 @@ class GuardModel:
     Attributes:
         judge: another vision-language model, asked without the image; a second instance of the
             guarded one shows what a judge of its size costs.
-        judge_processor: its processor.
         threshold: log-odds of "unsafe" above which a request is refused.
     """
 
-    judge: PreTrainedModel
-    judge_processor: ProcessorMixin
+    judge: VLM
     threshold: float = 0.0
 
     name: ClassVar[str] = "guard model"
 
-    def generate(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        chats: Sequence[Chat],
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
         questions = [chat_of(_UNSAFE.format(request=asked(chat))) for chat in chats]
-        odds = yes_log_odds(self.judge, self.judge_processor, questions)
-        found = [Answer(REFUSAL, tokens=0)] * len(chats)
+        odds = yes_log_odds(self.judge, questions)
+        answers = [Answer(REFUSAL, tokens=0)] * len(chats)
         safe = [row for row, value in enumerate(odds) if value <= self.threshold]
         if safe:
-            told = answers(model, processor, [chats[row] for row in safe], **options)
-            for row, answer in zip(safe, told, strict=True):
-                found[row] = answer
-        return found
+            own = generate_answers(vlm, [chats[row] for row in safe], **options)
+            for row, answer in zip(safe, own, strict=True):
+                answers[row] = answer
+        return answers

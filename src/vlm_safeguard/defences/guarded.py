@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.defence import Answer, generate_answers
+from vlm_safeguard.engines.hooks.reader import TextReadings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.model.conversation import Chat
+    from vlm_safeguard.model.vlm import VLM
 
 
 @dataclass(frozen=True, eq=False)
 class Guarded:
-    """A guard, attached for each batch."""
+    """A guard, attached for each batch.
+
+    Attributes:
+        readings: text-only passes that it takes and adds to; None to make its own each time.
+    """
 
     guard: Guard
     name: str = "guard"
+    readings: TextReadings | None = None
 
-    def generate(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        chats: Sequence[Chat],
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`. Each answer carries its receipt."""
-        with self.guard.attach(model):
-            found = answers(model, processor, chats, **options)
+        with self.guard.attach(vlm.model, readings=self.readings):
+            answers = generate_answers(vlm, chats, **options)
         receipts = self.guard.receipts
-        beams = len(receipts) // len(found)  # each beam of a request has a receipt, all the same
+        beams = len(receipts) // len(answers)  # each beam of a request has a receipt, all the same
         return [
             replace(answer, receipt=receipt)
-            for answer, receipt in zip(found, receipts[::beams], strict=True)
+            for answer, receipt in zip(answers, receipts[::beams], strict=True)
         ]
+
+
+def sharing_readings(guards: Mapping[str, Guard]) -> dict[str, Guarded]:
+    """Guards of one model for one batch, by name: its text-only pass is made once for them all."""
+    readings = TextReadings()
+    return {name: Guarded(guard, name, readings) for name, guard in guards.items()}

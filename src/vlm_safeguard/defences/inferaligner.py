@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.steering import adding, steered
 from vlm_safeguard.model.activations import capture_last_token
-from vlm_safeguard.model.backbone import Backbone, chat_inputs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.model.conversation import Chat
+    from vlm_safeguard.model.vlm import VLM
 
 STRENGTH = 1.0
 
@@ -59,20 +57,12 @@ class InferAligner:
         return cls(direction, (direction * middle).sum(1), guard.policy.layers, strength)
 
     @torch.no_grad()
-    def generate(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        chats: Sequence[Chat],
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
-        backbone = Backbone.of(model)
+        backbone = vlm.backbone
         with capture_last_token(backbone) as states:
             # through generate, which counts the positions of padded rows as it does for the answer
-            model.generate(
-                **chat_inputs(model, processor, chats), max_new_tokens=1, do_sample=False
-            )
+            vlm.model.generate(**vlm.encode(chats), max_new_tokens=1, do_sample=False)
         pushes = {}
         for layer in self.layers:
             theta = self.direction[layer].to(states[layer].device)
@@ -80,4 +70,4 @@ class InferAligner:
             is_open = along @ theta.to(along.dtype) > float(self.threshold[layer])
             pushes[layer] = adding(self.strength / len(self.layers) * is_open[:, None] * theta)
         with steered(backbone, pushes):
-            return answers(model, processor, chats, **options)
+            return generate_answers(vlm, chats, **options)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.model.conversation import Chat, asked, rephrased
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from vlm_safeguard.model.vlm import VLM
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,19 @@ class PromptDefence:
         """The request, verbatim, between the added words."""
         return "\n\n".join(filter(None, (self.before, request, self.after)))
 
-    def generate(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        chats: Sequence[Chat],
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
         if self.before or self.after:
             chats = [rephrased(chat, self.prompt(asked(chat))) for chat in chats]
         if "max_new_tokens" in options:
             options["max_new_tokens"] += self.thoughts
-        found = answers(model, processor, chats, **options)
-        return [replace(answer, text=self.answer(answer.text)) for answer in found]
+        replies = generate_answers(vlm, chats, **options)
+        return [replace(reply, text=self.answer(reply.text)) for reply in replies]
 
     def answer(self, reply: str) -> str:
         """What a reply says after its thoughts."""
-        said = reply.partition(self.marker)[2].strip() if self.marker else ""
-        return said or reply
+        answer = reply.partition(self.marker)[2].strip() if self.marker else ""
+        return answer or reply
 
 
 #: The model as it is.

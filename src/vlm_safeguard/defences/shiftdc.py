@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
-from vlm_safeguard.defences.defence import Answer, answers
+from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.steering import steered
 from vlm_safeguard.model.activations import capture_last_token
-from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import (
     Chat,
     asked,
@@ -28,9 +27,8 @@ from vlm_safeguard.model.conversation import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-
     from vlm_safeguard.guard import Guard
+    from vlm_safeguard.model.vlm import VLM
 
 _DESCRIBE = "Describe the image."
 _CAPTIONED = "Image: {caption}\n\n{request}"
@@ -61,36 +59,30 @@ class ShiftDC:
         return cls(means.harmful_mean - means.harmless_mean, guard.policy.layers, caption_tokens)
 
     @torch.no_grad()
-    def generate(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        chats: Sequence[Chat],
-        **options: Any,
-    ) -> list[Answer]:
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
-        seeing = [row for row, chat in enumerate(chats) if pictures(chat)]
-        if not seeing:
-            return answers(model, processor, chats, **options)
-        captions = answers(
-            model,
-            processor,
-            [chat_of(_DESCRIBE, *pictures(chats[row])) for row in seeing],
+        with_image = [row for row, chat in enumerate(chats) if pictures(chat)]
+        if not with_image:
+            return generate_answers(vlm, chats, **options)
+        captions = generate_answers(
+            vlm,
+            [chat_of(_DESCRIBE, *pictures(chats[row])) for row in with_image],
             max_new_tokens=self.caption_tokens,
         )
         texts = []
-        for row, caption in zip(seeing, captions, strict=True):
+        for row, caption in zip(with_image, captions, strict=True):
             words = _CAPTIONED.format(caption=caption.text, request=asked(chats[row]))
-            alone = encode_chats(processor, [rephrased(unseen(chats[row]), words)])
+            alone = encode_chats(vlm.processor, [rephrased(unseen(chats[row]), words)])
             texts.append(alone["input_ids"][0].tolist())
-        backbone = Backbone.of(model)
+        backbone = vlm.backbone
         with capture_last_token(backbone) as text:
             backbone.run_text(texts)
         corrections = {
-            layer: self._correcting(layer, len(chats), seeing, text[layer]) for layer in self.layers
+            layer: self._correcting(layer, len(chats), with_image, text[layer])
+            for layer in self.layers
         }
         with steered(backbone, corrections):
-            return answers(model, processor, chats, **options)
+            return generate_answers(vlm, chats, **options)
 
     def _correcting(
         self, layer: int, count: int, rows: list[int], text: torch.Tensor

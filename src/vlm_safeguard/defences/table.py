@@ -11,13 +11,13 @@ from vlm_safeguard.defences.guarded import Guarded
 from vlm_safeguard.defences.inferaligner import InferAligner
 from vlm_safeguard.defences.prompts import ADASHIELD, GOAL_PRIORITY, NONE, SELF_REMINDER
 from vlm_safeguard.defences.shiftdc import ShiftDC
-from vlm_safeguard.defences.variants import variants
+from vlm_safeguard.defences.variants import VARIANTS
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 
 
 def _variant(name: str) -> Callable[[Guard], Defence]:
-    return lambda guard: Guarded(variants(guard, [name])[name], name)
+    return lambda guard: Guarded(VARIANTS[name](guard), name)
 
 
 _TABLE: dict[str, Callable[[Guard], Defence]] = {
@@ -29,13 +29,7 @@ _TABLE: dict[str, Callable[[Guard], Defence]] = {
     "inferaligner": InferAligner.of,
     "cmrm": CMRM.of,
     "shiftdc": ShiftDC.of,
-    **{
-        name: _variant(name)
-        for name in (
-            *("vlm-guard-project", "vlm-guard-add", "restore", "refuse", "default"),
-            *("random", "flipped"),
-        )
-    },
+    **{name: _variant(name) for name in VARIANTS},
 }
 NAMES = tuple(_TABLE)
 

@@ -12,20 +12,20 @@ from vlm_safeguard.policy.gate import GATES
 _SEED = 0
 
 #: By name, what makes a variant of a fitted guard:
-#: - `default`: the guard as it is;
-#: - `restore`, `refuse`: its gate, that edit;
-#: - `project`: the literal projection h − P h, on every request;
 #: - `vlm-guard-project`, `vlm-guard-add`: the projection and h + P h(q), as the paper writes them,
 #:   behind its uncentred gate, for each layer by itself;
+#: - `project`: the literal projection h − P h, on every request;
+#: - `restore`, `refuse`: its gate, that edit;
+#: - `default`: the guard as it is;
 #: - `random`: its gate and edit, in a random subspace of the same rank;
 #: - `flipped`: its gate and edit, pushing the other way.
 VARIANTS: dict[str, Callable[[Guard], Guard]] = {
-    "default": lambda guard: guard,
-    "restore": lambda guard: guard.variant(edit=Restore()),
-    "refuse": lambda guard: guard.variant(edit=Refuse()),
-    "project": lambda guard: guard.variant(edit=Project(), gate=GATES["open"]),
     "vlm-guard-project": lambda guard: guard.variant(edit=Project(), gate=GATES["paper"]),
     "vlm-guard-add": lambda guard: guard.variant(edit=Add(), gate=GATES["paper"]),
+    "project": lambda guard: guard.variant(edit=Project(), gate=GATES["open"]),
+    "restore": lambda guard: guard.variant(edit=Restore()),
+    "refuse": lambda guard: guard.variant(edit=Refuse()),
+    "default": lambda guard: guard,
     "random": lambda guard: guard.variant(random_seed=_SEED),
     "flipped": lambda guard: guard.variant(
         edit=replace(guard.policy.edit, strength=-guard.policy.edit.strength)

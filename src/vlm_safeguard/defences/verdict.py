@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.model.backbone import chat_inputs
-from vlm_safeguard.model.conversation import Chat, tokenizer_of
+from vlm_safeguard.model.conversation import Chat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from vlm_safeguard.model.vlm import VLM
 
 
-def yes_log_odds(
-    model: PreTrainedModel, processor: ProcessorMixin, questions: Sequence[Chat]
-) -> torch.Tensor:
+def yes_log_odds(vlm: VLM, questions: Sequence[Chat]) -> torch.Tensor:
     """Log p(yes) − log p(no) of the answer's first token; above 0 the model says yes.
 
     Args:
@@ -29,11 +26,11 @@ def yes_log_odds(
     Raises:
         SafeguardError: the tokenizer begins "yes" and "no" with the same token.
     """
-    yes, no = _openings(processor, "yes"), _openings(processor, "no")
+    yes, no = _first_tokens(vlm, "yes"), _first_tokens(vlm, "no")
     if not yes - no or not no - yes:
         raise SafeguardError('This tokenizer cannot tell "yes" from "no" by the first token.')
-    output = model.generate(
-        **chat_inputs(model, processor, questions),
+    output = vlm.model.generate(
+        **vlm.encode(questions),
         max_new_tokens=1,
         do_sample=False,
         output_logits=True,
@@ -43,8 +40,8 @@ def yes_log_odds(
     return logits[:, list(yes - no)].logsumexp(-1) - logits[:, list(no - yes)].logsumexp(-1)
 
 
-def _openings(processor: ProcessorMixin, word: str) -> set[int]:
+def _first_tokens(vlm: VLM, word: str) -> set[int]:
     """First tokens of a word, in either case, with a space before it or without."""
-    tokenizer = tokenizer_of(processor)
+    tokenizer = vlm.tokenizer
     forms = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
     return {tokenizer.encode(form, add_special_tokens=False)[0] for form in forms}

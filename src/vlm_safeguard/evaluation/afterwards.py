@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlm_safeguard.evaluation.answers.batches import Journal
-from vlm_safeguard.evaluation.answers.provider import loaded, release
+from vlm_safeguard.evaluation.answers.models import ModelName, loaded, loaded_vlm, release
 from vlm_safeguard.evaluation.asks.conditions import illustrated
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
-from vlm_safeguard.evaluation.demo import gap_states
 from vlm_safeguard.evaluation.plan import Plan
 from vlm_safeguard.evaluation.probes.divergence import divergences
-from vlm_safeguard.evaluation.probes.gap import gap_record
+from vlm_safeguard.evaluation.probes.gap import gap_record, gap_states
 from vlm_safeguard.evaluation.probes.perplexity import likelihoods
 from vlm_safeguard.evaluation.results.folder import write_gap
 from vlm_safeguard.evaluation.results.gap import GapRecord
@@ -24,14 +23,11 @@ from vlm_safeguard.evaluation.statistics import ratio
 from vlm_safeguard.evaluation.tasks import Asked
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image
-from vlm_safeguard.loading import load_language_model, load_model, sees
 from vlm_safeguard.model.activations import image_states, text_states
-from vlm_safeguard.model.backbone import Backbone, model_inputs
+from vlm_safeguard.model.backbone import model_inputs
+from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.directions import auroc
 from vlm_safeguard.timing import generation_ratio
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
 
 #: Called with (what is running, parts done, parts in all).
 Report = Callable[[str, int, int], None]
@@ -51,21 +47,21 @@ def measure_model(
     """
     measured = Journal(out / MEASURED)
     report("the gap", 0, 1)
-    model, processor = loaded(plan.model, plan.dtype, plan.device)
+    vlm = loaded_vlm(ModelName(plan.model, plan.dtype, plan.device))
     guard = Guard.from_pretrained(out / "guard")
     gap = _kept(
         measured,
         ["gap", plan.model, plan.dtype],
-        lambda: _gap(model, processor, guard).model_dump(mode="json"),
+        lambda: _gap(vlm, guard).model_dump(mode="json"),
     )
     write_gap(out, GapRecord.model_validate(gap))
     report("the time it takes", 0, 1)
     timing = _kept(
         measured,
         ["time", plan.model, plan.dtype, plan.device],
-        lambda: _time_ratio(model, processor, guard),
+        lambda: _time_ratio(vlm, guard),
     )
-    return _divergence_rows(plan, asked, model, processor, guard, measured, report), timing
+    return _divergence_rows(plan, asked, vlm, guard, measured, report), timing
 
 
 def _kept(journal: Journal, key: list[Any], compute: Callable[[], dict[str, Any]]) -> Any:
@@ -92,19 +88,14 @@ def measure_answers(plan: Plan, lines: Sequence[Line], out: Path, report: Report
 
     open_keys = {key(line): line for line in scored_lines if measured.get(key(line)) is None}
     if open_keys:
-        if plan.ppl_model is None:
-            model, processor = loaded(plan.model, plan.dtype, plan.device)
-        else:
-            release()
-            load = load_model if sees(scorer) else load_language_model
-            model, processor = load(scorer, plan.dtype, plan.device)
+        if plan.ppl_model is not None:
+            release()  # room for another model
         waiting = list(open_keys.items())
         for start in range(0, len(waiting), 8 * plan.batch_size):
             report("how likely the answers are", start, len(waiting))
             part = waiting[start : start + 8 * plan.batch_size]
             scored = likelihoods(
-                model,
-                processor,
+                loaded(ModelName(scorer, plan.dtype, plan.device)),
                 [line.request for _, line in part],
                 [line.answer for _, line in part],
                 batch_size=plan.batch_size,
@@ -128,8 +119,7 @@ def measure_answers(plan: Plan, lines: Sequence[Line], out: Path, report: Report
 def _divergence_rows(
     plan: Plan,
     asked: dict[str, Asked],
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    vlm: VLM,
     guard: Guard,
     measured: Journal,
     report: Report,
@@ -146,8 +136,7 @@ def _divergence_rows(
 
         def compute(harmless: Asked = harmless, condition: str = condition) -> dict[str, Any]:
             values = divergences(
-                model,
-                processor,
+                vlm,
                 [illustrated(sample, number, condition) for number, sample in harmless],
                 guard.attach,
                 max_new_tokens=plan.max_new_tokens,
@@ -174,18 +163,20 @@ def _divergence_rows(
     return found
 
 
-def _gap(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> GapRecord:
+def _gap(vlm: VLM, guard: Guard) -> GapRecord:
     """The gap on the held-out prompts, as points and as AUROC by layer."""
-    harmful, harmless = (read_prompts(kind)[:_AUROC] for kind in ("harmful", "harmless"))
-    requests = [prompt.text for prompt in (*harmful, *harmless)]
-    backbone = Backbone.of(model)
+    harmful, harmless = (
+        [prompt.text for prompt in read_prompts(kind)[:_AUROC]] for kind in ("harmful", "harmless")
+    )
+    requests = [*harmful, *harmless]
+    backbone, processor = vlm.backbone, vlm.processor
     states = {
         "text": text_states(backbone, processor, requests)[0],
         "blank": image_states(backbone, processor, requests, [blank_image()] * len(requests)),
     }
     scores = {name: guard.policy.directions.harm_scores(each) for name, each in states.items()}
     return gap_record(
-        gap_states(model, processor, guard, harmful[:_GAP], harmless[:_GAP]),
+        gap_states(vlm, guard, harmful[:_GAP], harmless[:_GAP]),
         "blank",
         {
             name: auroc(each[: len(harmful)], each[len(harmful) :]).tolist()
@@ -194,9 +185,9 @@ def _gap(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> Gap
     )
 
 
-def _time_ratio(model: PreTrainedModel, processor: ProcessorMixin, guard: Guard) -> dict[str, Any]:
+def _time_ratio(vlm: VLM, guard: Guard) -> dict[str, Any]:
     """Guarded over unguarded seconds of a batch of the held-out prompts with a blank image."""
     timed = [p.text for kind in ("harmful", "harmless") for p in read_prompts(kind)[:_TIMED]]
-    inputs = model_inputs(model, processor, timed, [blank_image()] * len(timed))
-    found = generation_ratio(model, inputs, guard)
+    inputs = model_inputs(vlm.model, vlm.processor, timed, [blank_image()] * len(timed))
+    found = generation_ratio(vlm.model, inputs, guard)
     return {"median": found.median, "low": found.low, "high": found.high}

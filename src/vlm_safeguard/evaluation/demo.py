@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +19,7 @@ from vlm_safeguard.evaluation.results.counting import ClosedGates
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import Replies, Row, generate_replies
 from vlm_safeguard.images import blank_image
-from vlm_safeguard.model.activations import image_states, text_states
-from vlm_safeguard.model.backbone import Backbone, model_inputs
+from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.timing import generation_ratio
 
 if TYPE_CHECKING:
@@ -33,16 +31,6 @@ if TYPE_CHECKING:
 CONDITIONS = ("text", "blank", "noise", "image")
 REFUSAL_TOKENS = 5  # enough to read an opening such as "I'm sorry, but I can't"
 ANSWER_TOKENS = 14  # enough for the longest right answer to an image question
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Last-token states at one layer: (harmful, harmless), each (n, hidden)."""
-
-    layer: int
-    text: tuple[torch.Tensor, torch.Tensor]
-    unguarded: tuple[torch.Tensor, torch.Tensor]
-    guarded: tuple[torch.Tensor, torch.Tensor]
 
 
 def run_demo(
@@ -176,27 +164,3 @@ def majority_accuracy(samples: Sequence[Sample]) -> float:
         answers.setdefault(sample.category, []).append(sample.answer)
     best = sum(max(given.count(a) for a in set(given)) for given in answers.values())
     return best / len(samples)
-
-
-@torch.inference_mode()
-def gap_states(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    guard: Guard,
-    harmful: Sequence[Prompt],
-    harmless: Sequence[Prompt],
-) -> Gap:
-    """States at the last edited layer: text only, with a blank image, and guarded with it."""
-    backbone = Backbone.of(model)
-    layer = guard.policy.layers[-1]
-    requests = [prompt.text for prompt in (*harmful, *harmless)]
-    blanks = [blank_image()] * len(requests)
-
-    def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return states[: len(harmful), layer], states[len(harmful) :, layer]
-
-    text = split(text_states(backbone, processor, requests)[0])
-    unguarded = split(image_states(backbone, processor, requests, blanks))
-    with guard.attach(model):
-        guarded = split(image_states(backbone, processor, requests, blanks, label="guarded"))
-    return Gap(layer, text, unguarded, guarded)

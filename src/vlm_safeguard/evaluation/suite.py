@@ -27,7 +27,8 @@ from inspect_ai.model import Model, get_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.afterwards import Report, measure_answers, measure_model
 from vlm_safeguard.evaluation.answers.logs import answered
-from vlm_safeguard.evaluation.answers.provider import PROVIDER, loaded
+from vlm_safeguard.evaluation.answers.models import ModelName, loaded_vlm
+from vlm_safeguard.evaluation.answers.provider import PROVIDER
 from vlm_safeguard.evaluation.asks.conditions import illustrated
 from vlm_safeguard.evaluation.plan import BenchmarkPlan, Plan
 from vlm_safeguard.evaluation.results.comparisons import comparisons
@@ -40,7 +41,6 @@ from vlm_safeguard.evaluation.results.ratios import cost_ratios
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.tasks import TASKS, Asked, chosen
 from vlm_safeguard.loading import load_guard
-from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import pictures
 
 if TYPE_CHECKING:
@@ -280,10 +280,10 @@ def _prepare_guard(plan: Plan, out: Path) -> None:
                 f"{out} holds an evaluation of another model or guard; name a new folder."
             )
         return
-    model, processor = loaded(plan.model, plan.dtype, plan.device)
+    vlm = loaded_vlm(ModelName(plan.model, plan.dtype, plan.device))
     named = None if plan.guard is None else Path(plan.guard)
-    guard = load_guard(named, plan.model, model, processor)
-    guard.check_fits(Backbone.of(model))
+    guard = load_guard(named, plan.model, vlm.model, vlm.processor)
+    guard.check_fits(vlm.backbone)
     guard.save_pretrained(folder)
     origin.write_text(source, "utf-8")  # last: a folder that has it is whole
 

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vlm_safeguard.defences.defence import Answer, until_end
+from vlm_safeguard.defences.defence import Answer, decoded
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.rendering import opens_itself, render_chats
 from vlm_safeguard.model.conversation import Chat, pictures
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from vlm_safeguard.model.vlm import LanguageModel
 
 
-def text_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chats: Sequence[Chat],
-    **options: Any,
-) -> list[Answer]:
+def text_answers(language: LanguageModel, chats: Sequence[Chat], **options: Any) -> list[Answer]:
     """Answers to one batch of conversations, greedy unless the options say otherwise.
 
     Raises:
-        SafeguardError: a conversation holds a picture, or the tokenizer cannot write it.
+        SafeguardError: a conversation holds an image, or the tokenizer cannot write it.
     """
+    model, tokenizer = language.model, language.tokenizer
     if any(pictures(chat) for chat in chats):
         raise SafeguardError(
             f"{model.name_or_path or type(model).__name__} takes no images, and the conversation "
@@ -50,5 +46,4 @@ def text_answers(
     output = model.generate(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options
     )
-    rows = [until_end(model, row, **options) for row in output[:, inputs["input_ids"].shape[1] :]]
-    return [Answer(tokenizer.decode(row, skip_special_tokens=True), len(row)) for row in rows]
+    return decoded(model, tokenizer, output[:, inputs["input_ids"].shape[1] :], **options)

@@ -8,11 +8,11 @@ judges are such models.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import torch
@@ -28,26 +28,14 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from vlm_safeguard.defences.defence import Answer, answers
-from vlm_safeguard.defences.guarded import Guarded
-from vlm_safeguard.defences.table import NAMES, defences
+from vlm_safeguard.defences.table import NAMES
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.batches import Journal, Request, submit
-from vlm_safeguard.evaluation.answers.language import text_answers
 from vlm_safeguard.evaluation.answers.messages import chat_of_messages, place_of
-from vlm_safeguard.evaluation.results.frontier import tuned
-from vlm_safeguard.loading import (
-    check_dtype,
-    load_guard,
-    load_language_model,
-    load_model,
-    sees,
-)
-from vlm_safeguard.model.conversation import Chat, pictures, tokenizer_of
-from vlm_safeguard.timing import now
-
-if TYPE_CHECKING:
-    from vlm_safeguard.guard import Guard
+from vlm_safeguard.evaluation.answers.models import DefenceName, ModelName, answering, loaded
+from vlm_safeguard.evaluation.answers.reply import Reply, timed_replies
+from vlm_safeguard.loading import check_dtype, sees
+from vlm_safeguard.model.conversation import Chat, pictures
 
 PROVIDER = "vlm-safeguard"
 MAX_TOKENS = 256  # where nothing else is asked for
@@ -129,8 +117,8 @@ class SafeguardAPI(ModelAPI):
         check_dtype(dtype)
         self.batch_size = int(batch_size)
         self._journal = None if journal is None else _journal(str(Path(journal).resolve()))
-        self._model = (model_name, dtype, device)
-        self._defence = (defence, guard, strength, threshold)
+        self._model = ModelName(model_name, dtype, device)
+        self._defence = DefenceName(defence, guard, strength, threshold)
         # inspect's cache knows a model by its name and base URL alone: without this it would serve
         # an undefended model's answer as a defended one's
         self.base_url = json.dumps([*self._model, *self._defence])
@@ -161,20 +149,20 @@ class SafeguardAPI(ModelAPI):
             place=place_of(input),
             journal=self._journal,
         )
-        found = await _finished(submit(request))
-        reached = found["tokens"] >= options["max_new_tokens"]
+        reply = Reply.model_validate(await _finished(submit(request)))
+        reached = reply.tokens >= options["max_new_tokens"]
         return ModelOutput(
             model=self.model_name,
             choices=[
                 ChatCompletionChoice(
                     message=ChatMessageAssistant(
-                        content=found["text"], model=self.model_name, source="generate"
+                        content=reply.text, model=self.model_name, source="generate"
                     ),
                     stop_reason="max_tokens" if reached else "stop",
                 )
             ],
-            usage=ModelUsage(output_tokens=found["tokens"], total_tokens=found["tokens"]),
-            metadata={name: found[name] for name in ("receipt", "seconds", "tokens", "batch")},
+            usage=ModelUsage(output_tokens=reply.tokens, total_tokens=reply.tokens),
+            metadata=reply.model_dump(mode="json", exclude={"text"}),
         )
 
     @cached_property
@@ -192,28 +180,21 @@ class SafeguardAPI(ModelAPI):
 
     def _answer(self, chats: list[Chat], options: dict[str, Any]) -> list[dict[str, Any]]:
         """Answer one batch; runs in the thread of `batches` only."""
-        model, processor = loaded(*self._model)
+        asked = loaded(self._model)
         options = dict(options)
         seed = options.pop("seed", None)
         if "stop_strings" in options:
-            options["tokenizer"] = tokenizer_of(processor)
-        devices = [model.device] if model.device.type == "cuda" else []
-        generate = _defence(self._model, *self._defence)
-        start = now()
+            options["tokenizer"] = asked.tokenizer
+        devices = [asked.model.device] if asked.model.device.type == "cuda" else []
+        generate = partial(answering(self._model, self._defence), **options)
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            found = generate(model, processor, chats, **options)
-        seconds = (now() - start) / len(chats)
+            replies = timed_replies(generate, chats)
+        stops = options.get("stop_strings", ())
         return [
-            {
-                "text": _cut(answer.text, options.get("stop_strings", ())),
-                "tokens": answer.tokens,
-                "seconds": seconds,
-                "batch": len(chats),
-                "receipt": answer.receipt and answer.receipt.model_dump(mode="json"),
-            }
-            for answer in found
+            reply.model_copy(update={"text": _cut(reply.text, stops)}).model_dump(mode="json")
+            for reply in replies
         ]
 
 
@@ -262,53 +243,6 @@ async def _finished(answer: Future[dict[str, Any]]) -> dict[str, Any]:
 def _cut(text: str, stops: Sequence[str]) -> str:
     """`text` up to the first of the strings that end it."""
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
-
-
-_models: dict[tuple[str, str, str], tuple[Any, Any]] = {}
-_guards: dict[tuple[tuple[str, str, str], str | None], Guard] = {}
-
-
-def loaded(name: str, dtype: str, device: str) -> tuple[Any, Any]:
-    """(model, processor), loaded once for everything that asks for the same."""
-    if (name, dtype, device) not in _models:
-        load = load_model if sees(name) else load_language_model
-        _models[name, dtype, device] = load(name, dtype, device)
-    return _models[name, dtype, device]
-
-
-def release() -> None:
-    """Let go of all models and guards, once nothing is asked any more."""
-    _models.clear()
-    _guards.clear()
-    _defence.cache_clear()
-
-
-def _guard(model: tuple[str, str, str], source: str | None) -> Guard:
-    if (model, source) not in _guards:
-        path = None if source is None else Path(source)
-        _guards[model, source] = load_guard(path, model[0], *loaded(*model))
-    return _guards[model, source]
-
-
-@cache
-def _defence(
-    model: tuple[str, str, str],
-    name: str,
-    source: str | None,
-    strength: float | None,
-    threshold: float | None,
-) -> Callable[..., list[Answer]]:
-    """How a loaded model answers under a defence."""
-    if not sees(model[0]):
-        if name != "none":
-            raise SafeguardError(f"'{model[0]}' takes no images, so there is nothing to defend.")
-        return text_answers
-    if name == "none":
-        return answers  # which needs no guard
-    guard = _guard(model, source)
-    if (strength, threshold) != (None, None):
-        return Guarded(tuned(guard, strength=strength, threshold=threshold)).generate
-    return defences(guard, [name])[name].generate
 
 
 @cache

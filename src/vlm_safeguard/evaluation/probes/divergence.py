@@ -12,18 +12,17 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlm_safeguard.defences.defence import until_end
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.model.backbone import chat_inputs
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel
 
     from vlm_safeguard.model.conversation import Chat
+    from vlm_safeguard.model.vlm import VLM
 
 
 @torch.inference_mode()
 def divergences(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    vlm: VLM,
     chats: Sequence[Chat],
     attach: Callable[[PreTrainedModel], AbstractContextManager[Any]],
     *,
@@ -49,9 +48,9 @@ def divergences(
     Raises:
         SafeguardError: a distribution is not one (logits that are not numbers).
     """
-    found = []
+    model, values = vlm.model, []
     for start in range(0, len(chats), batch_size):
-        inputs = chat_inputs(model, processor, chats[start : start + batch_size])
+        inputs = vlm.encode(chats[start : start + batch_size])
         plain, logits = _generate(model, inputs, max_new_tokens)
         answers = plain[:, inputs["input_ids"].shape[1] :]
         forced = _Forced(answers)
@@ -64,9 +63,9 @@ def divergences(
             )
         for row, answer in enumerate(answers):
             steps = range(len(until_end(model, answer)))
-            values = [_kl(logits[step][row], guarded[step][row]) for step in steps]
-            found.append(torch.tensor(values, dtype=torch.float64))
-    return found
+            kl = [_kl(logits[step][row], guarded[step][row]) for step in steps]
+            values.append(torch.tensor(kl, dtype=torch.float64))
+    return values
 
 
 class _Forced(LogitsProcessor):

@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from vlm_safeguard.evaluation.results.gap import GapRecord, Groups
+from vlm_safeguard.images import blank_image
+from vlm_safeguard.model.activations import image_states, text_states
 
 if TYPE_CHECKING:
-    from vlm_safeguard.evaluation.demo import Gap
+    from vlm_safeguard.guard import Guard
+    from vlm_safeguard.model.vlm import VLM
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Last-token states at one layer: (harmful, harmless), each (n, hidden)."""
+
+    layer: int
+    text: tuple[torch.Tensor, torch.Tensor]
+    unguarded: tuple[torch.Tensor, torch.Tensor]
+    guarded: tuple[torch.Tensor, torch.Tensor]
+
+
+@torch.inference_mode()
+def gap_states(vlm: VLM, guard: Guard, harmful: Sequence[str], harmless: Sequence[str]) -> Gap:
+    """States at the last edited layer: text only, with a blank image, and guarded with it."""
+    backbone, processor = vlm.backbone, vlm.processor
+    layer = guard.policy.layers[-1]
+    requests = [*harmful, *harmless]
+    blanks = [blank_image()] * len(requests)
+
+    def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return states[: len(harmful), layer], states[len(harmful) :, layer]
+
+    text = split(text_states(backbone, processor, requests)[0])
+    unguarded = split(image_states(backbone, processor, requests, blanks))
+    with guard.attach(vlm.model):
+        guarded = split(image_states(backbone, processor, requests, blanks, label="guarded"))
+    return Gap(layer, text, unguarded, guarded)
 
 
 def gap_record(
