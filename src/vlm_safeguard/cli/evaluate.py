@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlm_safeguard.cli.loading import AsJson, console
+from vlm_safeguard.cli.plan_options import plan_options
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.extras import require
 
@@ -27,45 +29,15 @@ _TITLES = {
 
 
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="'pocket', a Hugging Face Hub id, or a checkpoint folder."),
-    ] = None,
+    context: typer.Context,
     plan: Annotated[
         Path | None, typer.Option(help="A YAML file that says all of it, as in recipes/.")
     ] = None,
-    guard: Annotated[
-        str | None, typer.Option(help="A guard's folder or Hub id; fitted if left out.")
-    ] = None,
-    defence: Annotated[list[str] | None, typer.Option(help="none, default, …; repeat it.")] = None,
-    benchmark: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME or NAME=PATH (a local copy, or a Hub data set); repeat it."),
-    ] = None,
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(help="text, blank, noise, image, own, typographic, folder:DIR; repeat it."),
-    ] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(help="refusal, llama-guard=MODEL, rubric; repeat it."),
-    ] = None,
-    grader: Annotated[
-        str | None, typer.Option(help="Who grades by rubric: openai/…, vlm-safeguard/MODEL, …")
-    ] = None,
-    ppl_model: Annotated[
-        str | None, typer.Option(help="Scores the answers' perplexity; the model's LLM else.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Samples of each benchmark.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draws them.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Length of the answers.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the models run: cpu, cuda, …")] = None,
     out: Annotated[Path, typer.Option(help="Folder for all that comes of it.")] = Path(
         "eval-output"
     ),
     as_json: AsJson = False,
+    **fields: Any,
 ) -> None:
     """Measure defences of a model on benchmarks; options override what --plan says.
 
@@ -73,22 +45,14 @@ def evaluate(
     guard/ into the output's folder, and inspect-ai's logs into its logs/ (inspect view).
     """
     require("eval", "inspect_ai", "yaml")
-    given: dict[str, Any] = {
-        "model": model,
-        "guard": guard,
-        "defences": defence,
-        "judges": judge,
-        "grader": grader,
-        "ppl_model": ppl_model,
-        "limit": limit,
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "device": device,
-        "benchmarks": _benchmarks(benchmark, condition),
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in fields.items() if _was_given(context, name)}
+    conditions = given.pop("conditions", [])
+    if "benchmarks" in given:
+        given["benchmarks"] = [_benchmark(name, conditions) for name in given["benchmarks"]]
+    elif conditions:
+        raise SafeguardError("--condition goes with --benchmark; a plan has its own.")
+    elif plan is None:
+        raise SafeguardError("Say what to evaluate: name a --benchmark, or give a --plan.")
     screen = console(as_json)
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -96,16 +60,9 @@ def evaluate(
     from vlm_safeguard.evaluation.suite import run
 
     if plan is None:
-        missing = [name for name in ("model", "benchmarks") if name not in given]
-        if missing:
-            raise SafeguardError(
-                f"Say what to evaluate: {' and '.join(missing)} missing, or give a --plan."
-            )
-        chosen = plan_of(given, "the options")
+        whole = plan_of(given, "the options")
     else:
-        if condition and not benchmark:
-            raise SafeguardError("--condition goes with --benchmark; the plan has its own.")
-        chosen = plan_of(read_plan(plan).model_dump() | given, f"{plan} with the options")
+        whole = plan_of(read_plan(plan).model_dump() | given, f"{plan} with the options")
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -115,7 +72,7 @@ def evaluate(
     ) as progress:
         task = progress.add_task("starting", total=None)
         results = run(
-            chosen,
+            whole,
             out,
             command=shlex.join(["vlm-safeguard", *sys.argv[1:]]),
             report=lambda what, done, total: progress.update(
@@ -128,15 +85,25 @@ def evaluate(
     _show(screen, results, out)
 
 
-def _benchmarks(names: list[str] | None, conditions: list[str] | None) -> list[Any] | None:
-    """Benchmarks as a plan names them, from `NAME` or `NAME=PATH`; all are shown alike."""
-    if not names:
-        return None
-    parted = [name.partition("=") for name in names]
-    return [
-        {"name": name, "path": path or None, "conditions": conditions or []}
-        for name, _, path in parted
-    ]
+def _was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line: defaults do not override a plan's file."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _benchmark(name: str, conditions: list[str]) -> dict[str, Any]:
+    """A benchmark as a plan names it, from `NAME` or `NAME=PATH`."""
+    name, _, path = name.partition("=")
+    return {"name": name, "path": path or None, "conditions": conditions}
+
+
+def _signature() -> Signature:
+    """The command's own parameters, and a plan's in place of `fields`."""
+    own = signature(evaluate, eval_str=True).parameters.values()
+    return Signature([*(each for each in own if each.name != "fields"), *plan_options()])
+
+
+evaluate.__signature__ = _signature()  # type: ignore[attr-defined]  # which typer reads
 
 
 def _show(screen: Console, results: Results, out: Path) -> None:

@@ -1,26 +1,70 @@
-"""What an evaluation measures: one object, from the command line or a YAML file."""
+"""What an evaluation measures: one object, from the command line or a YAML file.
+
+Its fields are the command line's options, so that importing it loads no model's library.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from vlm_safeguard.defences.table import NAMES
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
-from vlm_safeguard.evaluation.asks.conditions import CONDITIONS, FOLDER
 from vlm_safeguard.loading import check_dtype
 
 JUDGES = ("refusal", "llama-guard", "rubric")
+Knob = Literal["strength", "threshold"]
 
 
-def _known(name: str, there: tuple[str, ...] | dict[str, Any], what: str) -> str:
-    if name not in there:
-        raise ValueError(f"there is no {what} '{name}'; there are {', '.join(there)}")
+def _known(name: str, names: Collection[str], what: str) -> str:
+    if name not in names:
+        raise ValueError(f"there is no {what} '{name}'; there are {', '.join(names)}")
     return name
+
+
+def _benchmark(name: str) -> str:
+    from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
+
+    return _known(name, BENCHMARKS, "benchmark")
+
+
+def _condition(name: str) -> str:
+    from vlm_safeguard.evaluation.asks.conditions import CONDITIONS, FOLDER
+
+    return name if name.startswith(FOLDER) else _known(name, CONDITIONS, "image condition")
+
+
+def _defence(name: str) -> str:
+    from vlm_safeguard.defences.table import NAMES
+
+    return _known(name, NAMES, "defence")
+
+
+def _judge(judge: str) -> str:
+    name, _, model = judge.partition("=")
+    _known(name, JUDGES, "judge")
+    if (name == "llama-guard") != bool(model):
+        raise ValueError(
+            "llama-guard names its model, as in llama-guard=meta-llama/LlamaGuard-7b; the "
+            "rubric's is the grader, and refusal has none"
+        )
+    return judge
+
+
+BenchmarkName = Annotated[str, AfterValidator(_benchmark)]
+Condition = Annotated[str, AfterValidator(_condition)]
+DefenceName = Annotated[str, AfterValidator(_defence)]
+JudgeName = Annotated[str, AfterValidator(_judge)]
 
 
 class _Part(BaseModel):
@@ -30,40 +74,30 @@ class _Part(BaseModel):
 class BenchmarkPlan(_Part):
     """One benchmark and how it is shown."""
 
-    name: str = Field(description="A benchmark of the catalogue.")
+    name: BenchmarkName = Field(description="A benchmark of the catalogue.")
     path: str | None = Field(None, description="A local copy, or a data set on the Hub.")
-    conditions: tuple[str, ...] = Field((), description="Image conditions; its usual one if empty.")
-    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Samples at most.")
-    defences: tuple[str, ...] | None = Field(None, description="Only these; all if left out.")
+    conditions: tuple[Condition, ...] = Field(
+        (),
+        description="text, blank, noise, image, own, typographic or folder:DIR; by default its own "
+        "images where it has some, else text.",
+    )
+    limit: int | None = Field(None, ge=1, description="Samples at most.")
+    defences: tuple[DefenceName, ...] | None = Field(
+        None, description="Only these; all if left out."
+    )
     judges: tuple[str, ...] | None = Field(
         None, description="Only these, without their models; all if left out."
     )
 
-    @field_validator("name")
-    @classmethod
-    def _there_is(cls, name: str) -> str:
-        return _known(name, BENCHMARKS, "benchmark")
-
-    @field_validator("conditions")
-    @classmethod
-    def _shows(cls, conditions: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(
-            each if each.startswith(FOLDER) else _known(each, CONDITIONS, "image condition")
-            for each in conditions
-        )
-
-    @field_validator("defences")
-    @classmethod
-    def _defends(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return names and tuple(_known(name, NAMES, "defence") for name in names)
-
     @model_validator(mode="after")
-    def _usual(self) -> Self:
-        own = BENCHMARKS[self.name].own_images
-        if "own" in self.conditions and not own:
-            raise ValueError(f"'{self.name}' has no pictures of its own to show as 'own'")
+    def _usual_condition(self) -> Self:
+        from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
+
+        benchmark = BENCHMARKS[self.name]
+        if "own" in self.conditions and not benchmark.own_images:
+            raise ValueError(f"'{self.name}' has no images of its own to show as 'own'")
         if not self.conditions:
-            object.__setattr__(self, "conditions", ("own" if own else "text",))
+            object.__setattr__(self, "conditions", (benchmark.usual_condition,))
         return self
 
 
@@ -72,25 +106,15 @@ class FrontierPlan(_Part):
 
     strength: tuple[float, ...] = Field((), description="Of the edit, λ.")
     threshold: tuple[float, ...] = Field((), description="Added to the gate's thresholds.")
-    attack: str = Field("harmful", description="The benchmark of harmful requests.")
-    benign: str = Field("harmless", description="The benchmark of harmless requests.")
-    conditions: tuple[str, ...] = Field(("blank",), min_length=1)
-    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Samples of each at most.")
+    attack: BenchmarkName = Field("harmful", description="The benchmark of harmful requests.")
+    benign: BenchmarkName = Field("harmless", description="The benchmark of harmless requests.")
+    conditions: tuple[Condition, ...] = Field(("blank",), min_length=1)
+    limit: int | None = Field(None, ge=1, description="Samples of each at most.")
     judges: tuple[str, ...] | None = Field(
         None, description="Only these, without their models; all if left out."
     )
 
-    @field_validator("attack", "benign")
-    @classmethod
-    def _there_is(cls, name: str) -> str:
-        return _known(name, BENCHMARKS, "benchmark")
-
-    @field_validator("conditions")
-    @classmethod
-    def _shows(cls, conditions: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_known(each, CONDITIONS, "image condition") for each in conditions)
-
-    def settings(self) -> list[tuple[str, float]]:
+    def settings(self) -> list[tuple[Knob, float]]:
         """(knob, setting), one after the other."""
         return [
             *(("strength", value) for value in self.strength),
@@ -101,25 +125,35 @@ class FrontierPlan(_Part):
 class Plan(_Part):
     """An evaluation: a model, how it is defended, what it is asked, and who judges the answers."""
 
-    model: str = Field("pocket", description="'pocket', a Hub id, or a checkpoint folder.")
-    dtype: str = Field("auto", description="Weights' type: auto, float32, bfloat16 or float16.")
-    device: str = Field("cpu", description="Where the models run.")
-    guard: str | None = Field(None, description="A guard's folder or Hub id; else fitted.")
-    defences: tuple[str, ...] = Field(("none", "default"), min_length=1)
-    benchmarks: tuple[BenchmarkPlan, ...] = Field(min_length=1)
-    judges: tuple[str, ...] = Field(
-        ("refusal",), min_length=1, description="'refusal', 'llama-guard=MODEL', 'rubric'."
+    model: str = Field(
+        "pocket", description="'pocket', 'coder', a Hugging Face Hub id, or a checkpoint folder."
+    )
+    guard: str | None = Field(None, description="A guard's folder or Hub id; fitted if left out.")
+    defences: tuple[DefenceName, ...] = Field(
+        ("none", "default"), min_length=1, description="What is compared: none, default, …"
+    )
+    benchmarks: tuple[BenchmarkPlan, ...] = Field(
+        min_length=1, description="NAME or NAME=PATH (a local copy, or a Hub data set)."
+    )
+    judges: tuple[JudgeName, ...] = Field(
+        ("refusal",), min_length=1, description="refusal, llama-guard=MODEL or rubric."
     )
     grader: str | None = Field(
         None,
-        description="Who grades by rubric, as inspect names it: openai/…, vlm-safeguard/<model>.",
+        description="Who grades by rubric, as inspect names it: openai/…, vlm-safeguard/MODEL, …",
     )
-    ppl_model: str | None = Field(None, description="Scores the answers; the model's own LLM else.")
-    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="Samples of a benchmark.")
+    ppl_model: str | None = Field(
+        None, description="Scores the answers' perplexity; the model's own LLM if left out."
+    )
+    limit: int | None = Field(None, ge=1, description="Samples of each benchmark; all if left out.")
     seed: int = Field(0, description="Draws the samples where there is a limit.")
-    max_new_tokens: int = Field(64, ge=1)
-    batch_size: int = Field(16, ge=1)
-    frontier: FrontierPlan | None = None
+    max_new_tokens: int = Field(64, ge=1, description="Length of the answers.")
+    batch_size: int = Field(16, ge=1, description="Requests at once.")
+    dtype: str = Field("auto", description="Weights' type: auto, float32, bfloat16 or float16.")
+    device: str = Field("cpu", description="Where the models run: cpu, cuda, cuda:1, mps, …")
+    frontier: FrontierPlan | None = Field(
+        None, description="The default guard with one setting moved."
+    )
 
     @field_validator("dtype")
     @classmethod
@@ -129,24 +163,6 @@ class Plan(_Part):
         except SafeguardError as error:
             raise ValueError(str(error)) from error
         return dtype
-
-    @field_validator("defences")
-    @classmethod
-    def _defends(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_known(name, NAMES, "defence") for name in names)
-
-    @field_validator("judges")
-    @classmethod
-    def _judges(cls, judges: tuple[str, ...]) -> tuple[str, ...]:
-        for judge in judges:
-            name, _, model = judge.partition("=")
-            _known(name, JUDGES, "judge")
-            if (name == "llama-guard") != bool(model):
-                raise ValueError(
-                    "llama-guard names its model, as in llama-guard=meta-llama/LlamaGuard-7b; the "
-                    "rubric's is the grader, and refusal has none"
-                )
-        return judges
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -163,13 +179,13 @@ class Plan(_Part):
                     f"{', '.join(sorted(unknown))} is to judge, which the plan's judges do not hold"
                 )
         for benchmark in self.benchmarks:
-            if strange := set(benchmark.defences or ()) - set(self.defences):
+            if unknown := set(benchmark.defences or ()) - set(self.defences):
                 raise ValueError(
-                    f"'{benchmark.name}' is to be defended by {', '.join(sorted(strange))}, which "
+                    f"'{benchmark.name}' is to be defended by {', '.join(sorted(unknown))}, which "
                     "the plan's defences do not hold"
                 )
-        twice = [benchmark.name for benchmark in self.benchmarks]
-        if len(set(twice)) < len(twice):
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if len(set(names)) < len(names):
             raise ValueError("a benchmark is named twice; give it several conditions instead")
         return self
 
@@ -184,6 +200,22 @@ class Plan(_Part):
         models = [judge.partition("=")[2] for judge in self.judges if "=" in judge]
         return models[0] if models else None
 
+    def frontier_benchmarks(self) -> list[BenchmarkPlan]:
+        """What the frontier asks, with the data that the plan names."""
+        if self.frontier is None:
+            return []
+        paths = {benchmark.name: benchmark.path for benchmark in self.benchmarks}
+        return [
+            BenchmarkPlan(
+                name=name,
+                path=paths.get(name),
+                limit=self.frontier.limit,
+                conditions=self.frontier.conditions,
+                judges=self.frontier.judges,
+            )
+            for name in (self.frontier.attack, self.frontier.benign)
+        ]
+
     def asks(self, defence: str) -> list[tuple[BenchmarkPlan, str]]:
         """What a defence is asked: benchmarks with their conditions, in the plan's order."""
         return [
@@ -194,19 +226,22 @@ class Plan(_Part):
         ]
 
 
-def plan_of(facts: dict[str, Any], where: str) -> Plan:
+def plan_of(values: dict[str, Any], where: str) -> Plan:
     """A plan from plain values.
+
+    Args:
+        where: they come from, for messages.
 
     Raises:
         SafeguardError: what is wrong in it, by the field's name.
     """
     try:
-        return Plan.model_validate(facts)
+        return Plan.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        raise SafeguardError(f"{where}: {place + ': ' if place else ''}{said}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SafeguardError(f"{where}: {place + ': ' if place else ''}{reason}") from error
 
 
 def read_plan(path: Path) -> Plan:
@@ -215,12 +250,14 @@ def read_plan(path: Path) -> Plan:
     Raises:
         SafeguardError: no such file, no YAML, or what is wrong in it, by the field's name.
     """
+    import yaml
+
     try:
-        facts = yaml.safe_load(path.read_text("utf-8"))
+        values = yaml.safe_load(path.read_text("utf-8"))
     except FileNotFoundError:
         raise SafeguardError(f"There is no plan {path}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SafeguardError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(facts, dict):
+    if not isinstance(values, dict):
         raise SafeguardError(f"{path} is no plan: it has to hold names and values.")
-    return plan_of(facts, str(path))
+    return plan_of(values, str(path))

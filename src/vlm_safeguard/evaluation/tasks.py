@@ -38,11 +38,6 @@ def chosen(name: str, path: str | None = None, limit: int | None = None, seed: i
     return sorted(random.Random(seed).sample(samples, limit), key=lambda each: each[0])
 
 
-def usual_condition(name: str) -> str:
-    """The condition a benchmark is meant for: its own pictures where it has some."""
-    return "own" if BENCHMARKS[name].own_images else "text"
-
-
 def benchmark_task(
     name: str,
     *,
@@ -62,7 +57,7 @@ def benchmark_task(
     if strange := [judge for judge in wanted if judge not in SCORERS]:
         raise SafeguardError(f"There is no judge {strange[0]}; there are {', '.join(SCORERS)}.")
     samples = chosen(name, path, limit, seed)
-    shown = condition or usual_condition(name)
+    shown = condition or BENCHMARKS[name].usual_condition
     kinds = {sample.kind for _, sample in samples}
     scorers: list[Scorer] = [right()] if "utility" in kinds else []
     if kinds - {"utility"}:

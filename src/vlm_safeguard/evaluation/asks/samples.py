@@ -66,6 +66,11 @@ class Benchmark:
     files: tuple[str, ...] = ()
 
     @property
+    def usual_condition(self) -> str:
+        """The image condition it is meant for: its own images where it has some."""
+        return "own" if self.own_images else "text"
+
+    @property
     def shipped(self) -> bool:
         """Whether it comes with the package."""
         return not self.files
