@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from vlm_safeguard.evaluation.answers import batches
-from vlm_safeguard.evaluation.answers.batches import Journal, Place, Request, submit
+from vlm_safeguard.evaluation.answers.batches import Position, Request, submit
+from vlm_safeguard.evaluation.answers.journal import Journal
 
 Batches = list[list[int]]
 
@@ -31,7 +32,9 @@ def recorder(seen: Batches, *, fails: tuple[int, ...] = ()) -> Any:
 
 def ask(numbers: list[int], total: int, run: Any, **options: Any) -> dict[int, Future[Any]]:
     return {
-        n: submit(Request(payload=n, line="line", run=run, place=Place("set", n, total), **options))
+        n: submit(
+            Request(payload=n, group="line", run=run, position=Position("set", n, total), **options)
+        )
         for n in numbers
     }
 
@@ -52,7 +55,7 @@ def test_batches_depend_on_places_and_not_on_who_comes_first() -> None:
 def test_without_places_a_batch_fills_up_or_goes_after_a_short_wait() -> None:
     seen: Batches = []
     run = recorder(seen)
-    futures = [submit(Request(payload=n, line="unplaced", run=run, most=3)) for n in range(5)]
+    futures = [submit(Request(payload=n, group="unplaced", run=run, most=3)) for n in range(5)]
     wait(futures, timeout=30)
     assert seen == [[0, 1, 2], [3, 4]]
 
@@ -60,7 +63,7 @@ def test_without_places_a_batch_fills_up_or_goes_after_a_short_wait() -> None:
 def test_different_options_do_not_share_a_batch() -> None:
     seen: Batches = []
     run = recorder(seen)
-    futures = [submit(Request(payload=n, line=f"l{n % 2}", run=run, most=2)) for n in range(4)]
+    futures = [submit(Request(payload=n, group=f"l{n % 2}", run=run, most=2)) for n in range(4)]
     wait(futures, timeout=30)
     assert sorted(seen) == [[0, 2], [1, 3]]
 
@@ -116,7 +119,7 @@ def test_a_second_event_loop_does_not_wait_for_the_first(monkeypatch: pytest.Mon
     monkeypatch.setattr(batches, "PATIENCE", 3600.0)
 
     async def one(n: int) -> int:
-        future = submit(Request(payload=n, line="loops", run=recorder([]), most=1))
+        future = submit(Request(payload=n, group="loops", run=recorder([]), most=1))
         while not future.done():
             await asyncio.sleep(0.001)
         return int(future.result()["square"])

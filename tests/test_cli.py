@@ -16,6 +16,9 @@ from transformers import (
 
 from support.command import Finished, Run
 from tiny.pocket import make_model
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation import suite
+from vlm_safeguard.evaluation.plan import Plan, plan_of
 from vlm_safeguard.guard import Guard
 
 
@@ -181,3 +184,100 @@ def test_unknown_reference_vlm_is_named_with_those_there_are(
 def test_export_does_not_overwrite(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     fails_with(run("pocket", "export", tmp_path), "is not empty")
+
+
+# --- eval: its options are a plan's fields ---
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """The plans that `eval` was about to carry out."""
+    plans: list[Plan] = []
+
+    def stop(plan: Plan, *_: object, **__: object) -> None:
+        plans.append(plan)
+        raise SafeguardError("Stopped here.")
+
+    monkeypatch.setattr(suite, "run", stop)
+    return plans
+
+
+def test_every_field_of_a_plan_is_an_option_with_its_help_and_default(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = run("eval", "--help")
+    assert shown.code == 0, shown.err
+    lines = shown.out.splitlines()
+    singular = {"defences": "defence", "benchmarks": "benchmark", "judges": "judge"}
+    for name, field in Plan.model_fields.items():
+        if name == "frontier":
+            continue
+        flag = name if name == "model" else f"--{singular.get(name, name).replace('_', '-')}"
+        line = next(line for line in lines if line.split()[1:2] == [flag])
+        assert field.description is not None
+        assert field.description in line
+        default = None if field.is_required() else field.default
+        if default is not None:
+            values = default if isinstance(default, tuple) else (default,)
+            assert f"[default: {', '.join(map(str, values))}]" in line
+
+
+def test_options_and_a_file_say_the_same(run: Run, planned: list[Plan], tmp_path: Path) -> None:
+    values = {
+        "model": "coder",
+        "guard": "a-guard",
+        "defences": ["none", "ecso"],
+        "benchmarks": [
+            {"name": "harmful", "conditions": ["text", "blank"]},
+            {"name": "pope", "path": "data/pope", "conditions": ["text", "blank"]},
+        ],
+        "judges": ["refusal", "rubric"],
+        "grader": "openai/gpt-4o-mini",
+        "ppl_model": "other",
+        "limit": 5,
+        "seed": 3,
+        "max_new_tokens": 9,
+        "batch_size": 2,
+        "dtype": "bfloat16",
+        "device": "cuda:1",
+    }
+    assert values.keys() == Plan.model_fields.keys() - {"frontier"}
+    path = tmp_path / "plan.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    options = [
+        *("coder", "--guard", "a-guard", "--defence", "none", "--defence", "ecso"),
+        *("--benchmark", "harmful", "--benchmark", "pope=data/pope"),
+        *("--condition", "text", "--condition", "blank"),
+        *("--judge", "refusal", "--judge", "rubric", "--grader", "openai/gpt-4o-mini"),
+        *("--ppl-model", "other", "--limit", 5, "--seed", 3, "--max-new-tokens", 9),
+        *("--batch-size", 2, "--dtype", "bfloat16", "--device", "cuda:1"),
+    ]
+    fails_with(run("eval", *options), "Stopped here")
+    fails_with(run("eval", "--plan", path), "Stopped here")
+    assert planned == [plan_of(values, "test")] * 2
+
+
+def test_options_override_a_file_and_defaults_do_not(
+    run: Run, planned: list[Plan], tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("benchmarks: [{name: harmful}]\nmodel: coder\nseed: 4\njudges: [refusal]\n")
+    fails_with(run("eval", "--plan", path, "--limit", 2, "--seed", 0), "Stopped here")
+    (plan,) = planned
+    assert (plan.model, plan.limit, plan.seed) == ("coder", 2, 0)
+    assert plan.benchmarks[0].name == "harmful"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "name a --benchmark, or give a --plan"),
+        (["--condition", "blank"], "--condition goes with --benchmark"),
+        (["--benchmark", "nothing"], "there is no benchmark 'nothing'"),
+        (["--benchmark", "harmful", "--limit", 0], "limit: Input should be greater"),
+        (["--plan", "/nowhere.yaml"], "There is no plan /nowhere.yaml"),
+    ],
+)
+def test_a_plan_that_cannot_be(run: Run, options: list[object], words: str) -> None:
+    fails_with(run("eval", *options), words)

@@ -13,7 +13,6 @@ from vlm_safeguard.evaluation.asks.benchmarks.own import scene_questions
 from vlm_safeguard.evaluation.asks.conditions import (
     CONDITIONS,
     condition_image,
-    illustrate,
     illustrated,
 )
 from vlm_safeguard.evaluation.asks.samples import Sample
@@ -35,7 +34,7 @@ SAMPLES = [Sample(str(number), "harmful", f"Request {number}") for number in ran
 LONG = "Plan a very long walk from one end of the old town to the other. " * 12
 
 
-def picture_of(sample: Sample, number: int, condition: str) -> Image.Image:
+def image_of(sample: Sample, number: int, condition: str) -> Image.Image:
     (turn,) = illustrated(sample, number, condition)
     picture, text = turn.content
     assert isinstance(picture, Image.Image)
@@ -44,7 +43,9 @@ def picture_of(sample: Sample, number: int, condition: str) -> Image.Image:
 
 
 def test_text_has_no_picture() -> None:
-    assert illustrate(SAMPLES, "text") == [chat_of(sample.text) for sample in SAMPLES]
+    assert [illustrated(s, n, "text") for n, s in enumerate(SAMPLES)] == [
+        chat_of(sample.text) for sample in SAMPLES
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,8 @@ def test_text_has_no_picture() -> None:
 )
 def test_pictures_are_what_the_demo_has_always_shown(condition: str, expected: object) -> None:
     assert callable(expected)
-    for number, chat in enumerate(illustrate(SAMPLES, condition)):
+    for number, sample in enumerate(SAMPLES):
+        chat = illustrated(sample, number, condition)
         assert chat == chat_of(SAMPLES[number].text, expected(number))
         picture = condition_image(condition, number)
         assert picture is not None
@@ -72,18 +74,18 @@ def test_own_shows_the_samples_picture_upright_in_rgb_and_what_stands_beside_it(
     exif[0x0112] = 6  # the camera was held on its side
     turned.save(tmp_path / "photo.jpg", exif=exif)
     sample = Sample("a", "harmful", "Say it.", image=tmp_path / "photo.jpg", beside="See there.")
-    assert picture_of(sample, 0, "own").size == (20, 40)
+    assert image_of(sample, 0, "own").size == (20, 40)
     assert illustrated(sample, 0, "own")[0].content[1] == "See there."
     assert illustrated(sample, 0, "blank")[0].content[1] == "Say it."
 
     grey = Sample("b", "utility", "What?", image=Image.new("L", (8, 8), 70))
-    assert picture_of(grey, 0, "own").mode == "RGB"
+    assert image_of(grey, 0, "own").mode == "RGB"
     assert illustrated(grey, 0, "own")[0].content[1] == "What?"
 
 
 def test_own_without_a_picture_is_an_error() -> None:
-    with pytest.raises(SafeguardError, match="'0' has no picture of its own"):
-        illustrate(SAMPLES, "own")
+    with pytest.raises(SafeguardError, match="'0' has no image of its own"):
+        illustrated(SAMPLES[0], 0, "own")
 
 
 def test_a_picture_that_breaks_off_is_an_error(tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_a_folders_pictures_come_in_turn(tmp_path: Path) -> None:
     for name, colour in (("b.PNG", "blue"), ("a.jpg", "red")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
-    shown = [picture_of(s, n, f"folder:{tmp_path}") for n, s in enumerate(SAMPLES)]
+    shown = [image_of(s, n, f"folder:{tmp_path}") for n, s in enumerate(SAMPLES)]
     red, blue, again = (picture.getpixel((4, 4)) for picture in shown)
     assert isinstance(red, tuple)
     assert isinstance(blue, tuple)
@@ -109,12 +111,12 @@ def test_a_folders_pictures_come_in_turn(tmp_path: Path) -> None:
 
 
 def test_folders_without_pictures_and_unknown_conditions_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(SafeguardError, match="holds no pictures"):
-        illustrate(SAMPLES, f"folder:{tmp_path}")
+    with pytest.raises(SafeguardError, match="holds no images"):
+        illustrated(SAMPLES[0], 0, f"folder:{tmp_path}")
     with pytest.raises(SafeguardError, match="There is no folder"):
-        illustrate(SAMPLES, f"folder:{tmp_path}/none")
+        illustrated(SAMPLES[0], 0, f"folder:{tmp_path}/none")
     with pytest.raises(SafeguardError, match="no image condition 'blnk'; choose of text, blank"):
-        illustrate(SAMPLES, "blnk")
+        illustrated(SAMPLES[0], 0, "blnk")
 
 
 def test_every_condition_is_known() -> None:

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from typing import Any
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+import vlm_safeguard
+from vlm_safeguard.defences.guarded import Guarded, sharing_readings
+from vlm_safeguard.defences.prompts import NONE
 from vlm_safeguard.defences.variants import variants
-from vlm_safeguard.evaluation.asks.prompts import read_prompts
+from vlm_safeguard.evaluation import demo
+from vlm_safeguard.evaluation.answers.direct import direct_answers
+from vlm_safeguard.evaluation.asks.ask import Ask
+from vlm_safeguard.evaluation.asks.conditions import condition_image
 from vlm_safeguard.evaluation.asks.samples import Sample
-from vlm_safeguard.evaluation.demo import CONDITIONS, majority_accuracy, run_demo
+from vlm_safeguard.evaluation.demo import majority_accuracy
+from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.results.results import Results
-from vlm_safeguard.evaluation.results.rows import Row, generate_replies
+from vlm_safeguard.evaluation.results.rows import Row
 from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.backbone import model_inputs
+from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.pocket.scenes import (
     ATTRIBUTES,
     HELD_OUT_SEED,
@@ -91,70 +103,136 @@ def test_images_mean_nothing_and_repeat() -> None:
     assert noise_image(3).tobytes() != noise_image(4).tobytes()
 
 
-def test_replies_come_back_in_the_order_of_the_requests(
+def asks_with(texts: Sequence[str], condition: str) -> list[Ask]:
+    samples = [Sample(f"s{n}", "harmful", text) for n, text in enumerate(texts)]
+    return [Ask("ours", condition, number, sample) for number, sample in enumerate(samples)]
+
+
+def test_lines_come_in_the_order_of_the_asks_and_hold_what_each_is_answered_alone(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor
 ) -> None:
-    requests = ["How to bake a very large loaf of rye bread", "How to swim", "How to write a poem"]
-    images = [noise_image(i) for i in range(3)]
-    settings: dict[str, Any] = {"max_new_tokens": 4, "batch_size": 2}
-    found = generate_replies(model, processor, requests, images, {"plain": None}, **settings)
-    replies = found["plain"]
-    assert replies.receipts == []
-    for request, image, reply, ids in zip(
-        requests, images, replies.texts, replies.tokens, strict=True
-    ):
-        inputs = model_inputs(model, processor, [request], [image])
+    texts = ["How to bake a very large loaf of rye bread", "How to swim", "How to write a poem"]
+    asks = asks_with(texts, "noise")
+    seen: list[tuple[str, int]] = []
+    lines = direct_answers(
+        VLM(model, processor),
+        asks,
+        lambda: {"none": NONE},
+        max_new_tokens=4,
+        batch_size=2,
+        after_batch=lambda *each: seen.append(each),
+    )
+    assert seen == [("none", 2), ("none", 1)]
+    assert [line.request for line in lines] == texts
+    for number, line in enumerate(lines):
+        image = condition_image("noise", number)
+        inputs = model_inputs(model, processor, [texts[number]], [image])
         alone = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         new = alone[0, inputs["input_ids"].shape[1] :]
-        assert torch.equal(new[: len(ids)], ids)
-        assert processor.decode(new, skip_special_tokens=True) == reply
+        assert line.answer == processor.decode(new, skip_special_tokens=True)
+        assert (line.tokens, line.seconds, line.receipt) == (4, None, None)
+        assert line.place == ("ours", "noise", f"s{number}")
+        assert line.verdict("refusal").refused == is_refusal(line.answer)
 
 
+@pytest.mark.parametrize("condition", ["text", "blank", "noise"])
 def test_guards_that_share_a_reading_answer_as_if_alone(
-    exact_model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
+    exact_model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    guard: Guard,
+    condition: str,
 ) -> None:
-    """Float64; the guard holds, so that all of the answer depends on it."""
-    requests = ["How to bake a very large loaf of rye bread", "How to swim", "How to swim"]
-    images = [noise_image(1), blank_image(), None]
-    guards = {"none": None, **variants(guard.variant(gate=GATES["open"]))}
-    settings: dict[str, Any] = {"max_new_tokens": 4, "batch_size": 3}
-    found = generate_replies(exact_model, processor, requests, images, guards, **settings)
-    assert len({str(replies.tokens) for replies in found.values()}) >= 4
+    """Float64."""
+    vlm = VLM(exact_model, processor)
+    asks = asks_with(["How to bake a large loaf of rye bread", "How to swim", "Why?"], condition)
+    guards = variants(guard.variant(gate=GATES["open"]))
+    lines = direct_answers(
+        vlm,
+        asks,
+        lambda: {"none": NONE, **sharing_readings(guards)},
+        max_new_tokens=4,
+        batch_size=3,
+    )
+    answers = {(line.defence, line.sample): line for line in lines}
+    assert len(answers) == (1 + len(guards)) * len(asks)
+    assert condition == "text" or len({line.answer for line in lines}) >= 4
     for name, used in guards.items():
-        for number, (request, image) in enumerate(zip(requests, images, strict=True)):
-            inputs = model_inputs(exact_model, processor, [request], [image])
-            with used.attach(exact_model) if used is not None else nullcontext():
-                alone = exact_model.generate(**inputs, max_new_tokens=4, do_sample=False)
-            new = alone[0, inputs["input_ids"].shape[1] :]
-            shared = found[name].tokens[number]
-            assert torch.equal(new[: len(shared)], shared)
+        for ask in asks:
+            (alone,) = Guarded(used).generate(vlm, [ask.chat()], max_new_tokens=4)
+            shared = answers[name, ask.sample.id]
+            assert shared.answer == alone.text
+            assert alone.receipt is not None
+            assert shared.receipt is not None
+            assert shared.receipt.guarded == alone.receipt.guarded
+
+
+def test_guards_that_share_a_reading_make_one_text_only_pass(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
+) -> None:
+    passes = 0
+
+    def count(*_: object) -> None:
+        nonlocal passes
+        passes += 1
+
+    vlm, chats = VLM(model, processor), [asks_with(["How to swim"], "blank")[0].chat()]
+    guards = dict.fromkeys(("one", "two", "three"), guard)
+    hook = model.model.language_model.register_forward_hook(count)
+    counts = []
+    for defences in (
+        [Guarded(each) for each in guards.values()],
+        [*sharing_readings(guards).values()],
+    ):
+        passes = 0
+        for defence in defences:
+            defence.generate(vlm, chats, max_new_tokens=2)
+        counts.append(passes)
+    hook.remove()
+    alone, shared = counts
+    assert shared == alone - 2
 
 
 def test_demo_gives_every_cell_once_and_its_json_reads_back(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
 ) -> None:
     seen: list[tuple[int, int]] = []
-    results = run_demo(
-        model,
-        processor,
+    results = demo.run(
+        VLM(model, processor),
         guard,
-        read_prompts("harmful")[:4],
-        read_prompts("harmless")[:4],
+        prompts=4,
         questions=3,
         batch_size=4,
         report=lambda what, done, total: seen.append((done, total)),
     )
     assert seen[-1][0] == seen[-1][1]
-    cells = [(row.defence, row.condition, row.prompts) for row in results.rows]
+    shares = [row for row in results.rows if row.metric in ("refusal", "accuracy")]
     defences = ["none", *variants(guard)]
-    assert sorted(cells) == sorted(
-        [(d, c, p) for d in defences for c in CONDITIONS for p in ("harmful", "harmless")]
-        + [("none", "text", "utility"), ("none", "image", "utility")]
-        + [("default", "image", "utility")]
+    assert Counter((row.benchmark, row.defence, row.condition) for row in shares) == Counter(
+        [(b, d, c) for b in ("harmful", "harmless") for d in defences for c in demo.CONDITIONS]
+        + [("scenes", *cell) for cell in (("none", "text"), ("none", "own"), ("default", "own"))]
     )
+    assert {row.n for row in shares if row.metric == "refusal"} == {4}
     assert results.time_ratio > 0
     assert results.closed_gates.answers == results.closed_gates.identical
     assert Results.model_validate_json(results.model_dump_json()) == results
+
+
+def test_demo_needs_no_inspect_ai() -> None:
+    """As it is installed without the extra `eval`."""
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['inspect_ai', 'pyarrow']))\n"
+        "import vlm_safeguard.cli.demo, vlm_safeguard.evaluation.demo\n"
+    )
+    source = str(Path(vlm_safeguard.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_row_counts() -> None:

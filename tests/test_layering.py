@@ -156,8 +156,9 @@ def test_importing_is_light(module: str) -> None:
     assert not loaded & set(HEAVY)
 
 
-def test_help_is_light() -> None:
-    done = python("-X", "importtime", "-m", "vlm_safeguard.cli", "--help")
+@pytest.mark.parametrize("command", [(), ("eval",)])
+def test_help_is_light(command: tuple[str, ...]) -> None:
+    done = python("-X", "importtime", "-m", "vlm_safeguard.cli", *command, "--help")
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
     loaded = {line.rpartition("|")[2].split(".")[0].strip() for line in done.stderr.splitlines()}

@@ -151,11 +151,11 @@ def twice(rows: Rows) -> None:
         ("figstep", without("instruction"), "line 2: there is no 'instruction'"),
         ("figstep", one_fewer, "holds 499 samples"),
         (SD_TYPO, without("image"), "row 1: there is no 'image'"),
-        (SD_TYPO, last_but(image=None), "Fraud/SD_TYPO.parquet, row 154: 'image' holds no picture"),
+        (SD_TYPO, last_but(image=None), "Fraud/SD_TYPO.parquet, row 154: 'image' holds no image"),
         (
             SD_TYPO,
             last_but(image={"bytes": b"GIF?", "path": None}),
-            "row 154: .* cannot be read as a pic",
+            "row 154: .* cannot be read as an im",
         ),
         (SD_TYPO, last_but(id="x"), "row 154: no Text_only question has id x"),
         (
@@ -170,7 +170,7 @@ def twice(rows: Rows) -> None:
             "entry '300', metadata: 'over' is 'type 4'",
         ),
         ("mossbench", last_but(metadata=None), "entry '300': 'metadata' is missing"),
-        ("mossbench", last_but(image="images/0.png"), "entry '300': its picture .*0.png is miss"),
+        ("mossbench", last_but(image="images/0.png"), "entry '300': its image .*0.png is miss"),
         ("mossbench", one_fewer, "holds 299 samples"),
         ("pope", last_but(category="odd"), "row 3000: 'category' is 'odd'"),
         ("pope", one_fewer, "holds 8999 samples"),
@@ -188,10 +188,10 @@ def test_what_is_wrong_is_said_with_its_line(
 def test_missing_and_unreadable_pictures_are_named(tmp_path: Path) -> None:
     folder = mm_harmful(tmp_path, as_it_is)
     (folder / "images/41.jpg").unlink()
-    with pytest.raises(SafeguardError, match=r"line 42: its picture .*41\.jpg is missing"):
+    with pytest.raises(SafeguardError, match=r"line 42: its image .*41\.jpg is missing"):
         BENCHMARKS["mm_harmful"].load(folder)
     (folder / "images/41.jpg").write_text("<html>not found</html>")
-    with pytest.raises(SafeguardError, match=r"line 42: .*41\.jpg cannot be read as a picture"):
+    with pytest.raises(SafeguardError, match=r"line 42: .*41\.jpg cannot be read as an image"):
         BENCHMARKS["mm_harmful"].load(folder)
 
 

@@ -18,11 +18,13 @@ from tiny import load_makers
 from tiny.pocket import make_processor
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation import afterwards, suite
+from vlm_safeguard.evaluation import suite
+from vlm_safeguard.evaluation.answers import guard as guard_module
 from vlm_safeguard.evaluation.answers import models as answer_models
 from vlm_safeguard.evaluation.answers import provider
 from vlm_safeguard.evaluation.answers.models import release
 from vlm_safeguard.evaluation.plan import Plan, read_plan
+from vlm_safeguard.evaluation.probes import gap
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.report.page import write_report
 
@@ -106,7 +108,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
                 batch_size=20,
             )
 
-        monkeypatch.setattr(suite, "load_guard", fit)
+        monkeypatch.setattr(guard_module, "load_guard", fit)
         return loaded
 
     release()
@@ -159,8 +161,8 @@ def test_a_recipe_runs_to_its_report(
     written = read_plan(FOLDER / f"{name}.yaml")
     loaded = models(written.model, ARCHITECTURES[name])
     plan = _shortened(written, whole=name == "llava-1.5-7b")
-    monkeypatch.setattr(afterwards, "_GAP", 4)
-    monkeypatch.setattr(afterwards, "_AUROC", 4)
+    monkeypatch.setattr(gap, "_GAP", 4)
+    monkeypatch.setattr(gap, "_AUROC", 4)
     # inspect looks through all that is installed for every task
     monkeypatch.setattr(package, "packages_distributions", cache(packages_distributions))
     results = suite.run(plan, tmp_path / "out")
@@ -180,8 +182,8 @@ def test_a_recipe_runs_to_its_report(
 @pytest.mark.pocket
 def test_a_slice_of_make_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Pocket VLM itself, on fewer prompts, benchmarks, conditions and defences."""
-    monkeypatch.setattr(afterwards, "_AUROC", 8)
-    monkeypatch.setattr(afterwards, "_GAP", 8)
+    monkeypatch.setattr(gap, "_AUROC", 8)
+    monkeypatch.setattr(gap, "_GAP", 8)
     monkeypatch.setattr(package, "packages_distributions", cache(packages_distributions))
     written = read_plan(FOLDER / "pocket.yaml")
     kept = ("none", "self-reminder", "default")

@@ -25,6 +25,7 @@ from support.layouts import mm_harmful
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers import models
 from vlm_safeguard.evaluation.answers.models import release
+from vlm_safeguard.evaluation.asks.ask import asks_of
 from vlm_safeguard.evaluation.judges import scorers
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.judges.rubric import RUBRIC
@@ -33,7 +34,7 @@ from vlm_safeguard.evaluation.results.folder import read_evaluation
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.evaluation.suite import run
-from vlm_safeguard.evaluation.tasks import TASKS, chosen
+from vlm_safeguard.evaluation.tasks import TASKS
 from vlm_safeguard.guard import Guard
 
 N, BATCH = 10, 4
@@ -107,7 +108,7 @@ def test_every_answer_is_there_once_with_all_that_belongs_to_it(done: Any) -> No
         }
         | {("scenes", "own", d): 3 for d in ("none", "default")}
     )
-    asked = {sample.id: sample for _, sample in chosen("harmful", limit=N)}
+    asked = {ask.sample.id: ask.sample for ask in asks_of("harmful", limit=N)}
     for line in lines:
         assert (line["receipt"] is not None) == (line["defence"] == "default")
         assert (line["image"] is not None) == (line["condition"] != "text")

@@ -11,6 +11,8 @@ import typer
 from vlm_safeguard.cli.loading import AsJson, Dtype, console
 from vlm_safeguard.loading import load_model
 
+_GAP = 25  # prompts of each kind in the gap's figure, at most
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results and figures.")] = Path(
@@ -28,8 +30,8 @@ def demo(
     screen = console(as_json)
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from vlm_safeguard.evaluation import demo as measurement
     from vlm_safeguard.evaluation.asks.prompts import read_prompts
-    from vlm_safeguard.evaluation.demo import run_demo
     from vlm_safeguard.evaluation.probes.gap import gap_record, gap_states
     from vlm_safeguard.evaluation.results.folder import write_results
     from vlm_safeguard.guard import Guard
@@ -42,15 +44,14 @@ def demo(
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     screen.print("[bold]1/4[/bold] The Pocket VLM (first use fetches its base, 98 MB)")
-    model, processor = load_model("pocket", dtype)
+    vlm = VLM(*load_model("pocket", dtype))
     screen.print("[bold]2/4[/bold] Fitting a guard: text-only anchor pairs, no training")
     fit_started = time.monotonic()
-    guard = Guard.fit(model, processor)
+    guard = Guard.fit(vlm.model, vlm.processor)
     fit_seconds = time.monotonic() - fit_started
     guard.save_pretrained(out / "guard")
     guard_figure(guard, out / "guard.png")
     screen.print("[bold]3/4[/bold] Held-out prompts, every image condition, every defence")
-    harmful, harmless = (read_prompts(kind)[:prompts] for kind in ("harmful", "harmless"))
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,12 +60,10 @@ def demo(
         console=screen,
     ) as progress:
         task = progress.add_task("starting", total=None)
-        results = run_demo(
-            model,
-            processor,
+        results = measurement.run(
+            vlm,
             guard,
-            harmful,
-            harmless,
+            prompts=prompts,
             questions=questions,
             batch_size=batch_size,
             report=lambda what, done, total: progress.update(
@@ -72,12 +71,11 @@ def demo(
             ),
         )
     screen.print("[bold]4/4[/bold] Figures")
-    gap = gap_states(
-        VLM(model, processor),
-        guard,
-        [prompt.text for prompt in harmful[:25]],
-        [prompt.text for prompt in harmless[:25]],
+    harmful, harmless = (
+        [prompt.text for prompt in read_prompts(kind)[: min(prompts, _GAP)]]
+        for kind in ("harmful", "harmless")
     )
+    gap = gap_states(vlm, guard, harmful, harmless)
     gap_figure(
         gap_record(gap, "blank"),
         out / "gap.png",
@@ -86,7 +84,7 @@ def demo(
     refusal_figure(
         results.rows,
         out / "refusal.png",
-        f"Pocket VLM on held-out prompts (n = {len(harmful)} each)",
+        f"Pocket VLM on held-out prompts (n = {prompts} each)",
     )
     seconds = time.monotonic() - started
     noted = {"fit_seconds": round(fit_seconds, 1), "seconds": round(seconds, 1)}
@@ -105,7 +103,7 @@ def demo(
             {
                 "guarded / unguarded time": f"{results.time_ratio:.2f}×",
                 "rows with a closed gate": results.closed_gates.answers,
-                "of these, tokens identical": results.closed_gates.identical,
+                "of these, answers identical": results.closed_gates.identical,
                 "fit": f"{fit_seconds:.0f} s",
                 "everything": f"{seconds:.0f} s",
                 "written to": f"{out}/ (results.json, gap.png, refusal.png, guard.png, guard/)",

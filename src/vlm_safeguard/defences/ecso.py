@@ -1,4 +1,4 @@
-"""ECSO, "eyes closed, safety on" (arXiv 2403.09572): look again without the picture.
+"""ECSO, "eyes closed, safety on" (arXiv 2403.09572): look again without the image.
 
 The model answers with the image (eq. 1), says whether its own answer is harmful (eq. 2), and if so
 describes the image with the request in view (eq. 3) and answers from that text alone (eq. 4).
@@ -37,7 +37,7 @@ class ECSO:
     """Two to four passes; a conversation without an image is answered as it is.
 
     The model judges and describes in conversations of their own, about the last request and all
-    pictures; what was said before it is there again when it answers with its eyes closed.
+    images; what was said before it is there again when it answers with its eyes closed.
 
     Attributes:
         threshold: log-odds of "harmful" above which the eyes are closed.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.edits import Add, Project, Refuse, Restore
-from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.gate import GATES, ImageScore, TextScore
 
 _SEED = 0
 
@@ -38,3 +39,31 @@ SHOWN = ("default", "restore", "project", "random", "flipped")
 def variants(guard: Guard, names: Sequence[str] = SHOWN) -> dict[str, Guard]:
     """Variants of a guard, by name; see `VARIANTS`."""
     return {name: VARIANTS[name](guard) for name in names}
+
+
+def tuned(guard: Guard, *, strength: float | None = None, threshold: float | None = None) -> Guard:
+    """A guard with one of its settings moved.
+
+    Args:
+        strength: of the edit, in place of its own (λ).
+        threshold: what is added to the gate's thresholds, of the text and of the image, in units
+            of the harm score: the harmful anchors' mean lies 2 above the harmless ones'.
+
+    Raises:
+        SafeguardError: the gate has no thresholds.
+    """
+    if strength is not None:
+        guard = guard.variant(edit=replace(guard.policy.edit, strength=strength))
+    if threshold is not None:
+        criteria = guard.policy.gate
+        if not any(isinstance(criterion, TextScore) for criterion in criteria):
+            names = ", ".join(criterion.name for criterion in criteria)
+            raise SafeguardError(f"The gate ({names}) has no threshold to move.")
+        moved = [
+            criterion.model_copy(update={"threshold": criterion.threshold + threshold})
+            if isinstance(criterion, TextScore | ImageScore)
+            else criterion
+            for criterion in criteria
+        ]
+        guard = guard.variant(gate=tuple(moved))
+    return guard

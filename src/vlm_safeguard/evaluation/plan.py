@@ -5,7 +5,7 @@ Its fields are the command line's options, so that importing it loads no model's
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -200,6 +200,11 @@ class Plan(_Part):
         models = [judge.partition("=")[2] for judge in self.judges if "=" in judge]
         return models[0] if models else None
 
+    @property
+    def frontier_judges(self) -> Sequence[str]:
+        """The judges of the frontier's answers, without their models."""
+        return (self.frontier and self.frontier.judges) or self.judge_names
+
     def frontier_benchmarks(self) -> list[BenchmarkPlan]:
         """What the frontier asks, with the data that the plan names."""
         if self.frontier is None:
@@ -211,6 +216,7 @@ class Plan(_Part):
                 path=paths.get(name),
                 limit=self.frontier.limit,
                 conditions=self.frontier.conditions,
+                defences=None,
                 judges=self.frontier.judges,
             )
             for name in (self.frontier.attack, self.frontier.benign)

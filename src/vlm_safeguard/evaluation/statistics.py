@@ -150,11 +150,11 @@ def bootstrap(
     values = torch.tensor([list(map(float, column)) for column in columns], dtype=torch.float64).T
     source = torch.Generator().manual_seed(seed)
     at_once = max(1, _ENTRIES // (n * len(columns)))
-    found = []
+    parts = []
     for start in range(0, draws, at_once):
         rows = torch.randint(n, (min(at_once, draws - start), n), generator=source)
-        found.append(statistic(values[rows].mean(1)))
-    resampled, value = torch.cat(found), statistic(values.mean(0, keepdim=True))
+        parts.append(statistic(values[rows].mean(1)))
+    resampled, value = torch.cat(parts), statistic(values.mean(0, keepdim=True))
     if not (torch.isfinite(resampled).all() and torch.isfinite(value).all()):
         raise ValueError("a value, or the statistic of a resample, is not finite")
     low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 
 from inspect_ai.log import EvalLog, EvalSample, read_eval_log
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.answers.reply import Reply, line_of
+from vlm_safeguard.evaluation.asks.ask import AskRecord
 from vlm_safeguard.evaluation.judges.verdict import Verdict
 from vlm_safeguard.evaluation.results.lines import Line
 
+#: Scorer → the judge that it asks.
 _JUDGES = {"refusal": "refusal", "llama_guard": "llama-guard", "rubric": "rubric"}
-_SAID = ("refused", "unsafe", "score", "note")  # what is kept of a verdict
 
 
 def answered(logs: Iterable[EvalLog], defence: str) -> Iterator[Line]:
@@ -32,28 +35,30 @@ def answered(logs: Iterable[EvalLog], defence: str) -> Iterator[Line]:
             yield _line(sample, defence)
 
 
+def first_failure(logs: Iterable[EvalLog]) -> str:
+    """What the first log that failed says."""
+    for log in logs:
+        if log.status == "success":
+            continue
+        samples = read_eval_log(log.location).samples or []
+        failures = [(f"sample {sample.id}", sample.error) for sample in samples if sample.error]
+        where, error = failures[0] if failures else ("the task", log.error)
+        reason = (error.message if error else f"it was {log.status}").strip().splitlines()[0]
+        return f"{log.eval.task}, {where}: {reason.rstrip('.')}."
+    return "no log says why."
+
+
 def _line(sample: EvalSample, defence: str) -> Line:
-    facts, made = sample.metadata, sample.output.metadata or {}
-    scores = sample.scores or {}
-    # inspect asks the metric for right or wrong; here the judge's own words are taken
+    ask, scores = sample.metadata_as(AskRecord), sample.scores or {}
+    reply = Reply(text=sample.output.completion, **(sample.output.metadata or {}))
+    if ask.kind == "utility":
+        right = scores.get("right")
+        correct = None if right is None else bool(right.as_int())
+        return line_of(ask, str(sample.id), defence, reply, correct=correct)
+    # the metric is 1 or 0; what counts is the judge's whole verdict
     verdicts = {
-        _JUDGES[name]: Verdict(**{fact: score.metadata[fact] for fact in _SAID})
+        _JUDGES[name]: Verdict(**{each.name: score.metadata[each.name] for each in fields(Verdict)})
         for name, score in scores.items()  # in the plan's order
         if name in _JUDGES and score.metadata
     }
-    right = scores.get("right") if facts["kind"] == "utility" else None
-    return Line(
-        benchmark=facts["benchmark"],
-        sample=str(sample.id),
-        kind=facts["kind"],
-        category=facts["category"],
-        condition=facts["condition"],
-        defence=defence,
-        request=facts["request"],
-        answer=sample.output.completion,
-        tokens=made["tokens"],
-        seconds=made["seconds"],
-        receipt=made["receipt"],
-        verdicts={} if facts["kind"] == "utility" else verdicts,
-        correct=None if right is None else bool(right.as_int()),
-    )
+    return line_of(ask, str(sample.id), defence, reply, verdicts=verdicts)

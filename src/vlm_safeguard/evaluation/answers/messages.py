@@ -20,11 +20,11 @@ from inspect_ai.model import (
 from PIL import Image
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.answers.batches import Place
+from vlm_safeguard.evaluation.answers.batches import Position
 from vlm_safeguard.loading import load_image
 from vlm_safeguard.model.conversation import Chat, Turn, asked
 
-_PLACE = "vlm_safeguard_place"  # in a message's metadata: set, number and total
+_POSITION = "vlm_safeguard_place"  # in a message's metadata: set, number and total
 _MESSAGES = {
     "system": ChatMessageSystem,
     "user": ChatMessageUser,
@@ -32,11 +32,11 @@ _MESSAGES = {
 }
 
 
-def messages_of(chat: Chat, place: Place | None = None) -> list[ChatMessage]:
-    """A conversation as inspect's messages, pictures within as PNG.
+def messages_of(chat: Chat, position: Position | None = None) -> list[ChatMessage]:
+    """A conversation as inspect's messages, images within as PNG.
 
     Args:
-        place: where it stands in its set, for a vlm-safeguard model to batch it by.
+        position: where it stands in its set, for a vlm-safeguard model to batch it by.
     """
     written = []
     for turn in chat:
@@ -46,16 +46,16 @@ def messages_of(chat: Chat, place: Place | None = None) -> list[ChatMessage]:
         ]
         message: ChatMessage = _MESSAGES[turn.role](content=content)
         written.append(message)
-    if place is not None:
-        written[-1].metadata = {_PLACE: [place.of, place.number, place.total]}
+    if position is not None:
+        written[-1].metadata = {_POSITION: [position.of, position.number, position.total]}
     return written
 
 
 def chat_of_messages(messages: Sequence[ChatMessage]) -> Chat:
-    """Inspect's messages as a conversation, pictures loaded.
+    """Inspect's messages as a conversation, images loaded.
 
     Raises:
-        SafeguardError: a message that is neither text nor picture, or no user's turn.
+        SafeguardError: a message that is neither text nor image, or no user's turn.
     """
     turns = []
     for message in messages:
@@ -85,16 +85,16 @@ def _part(content: Content) -> str | Image.Image:
         raise SafeguardError(f"An image in the request cannot be read: {error}") from error
 
 
-def place_of(messages: Sequence[ChatMessage]) -> Place | None:
+def position_of(messages: Sequence[ChatMessage]) -> Position | None:
     """Where a task says that its request stands."""
     for message in reversed(messages):
-        if message.metadata and _PLACE in message.metadata:
-            return Place(*message.metadata[_PLACE])
+        if message.metadata and _POSITION in message.metadata:
+            return Position(*message.metadata[_POSITION])
     return None
 
 
 def _png(image: Image.Image) -> str:
-    """A picture as a data URI, without loss."""
+    """An image as a data URI, without loss."""
     kept = io.BytesIO()
     image.save(kept, "png")
     return "data:image/png;base64," + base64.b64encode(kept.getvalue()).decode()

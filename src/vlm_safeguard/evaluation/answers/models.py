@@ -10,9 +10,9 @@ from typing import NamedTuple
 from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.guarded import Guarded
 from vlm_safeguard.defences.table import defences
+from vlm_safeguard.defences.variants import tuned
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.language import text_answers
-from vlm_safeguard.evaluation.results.frontier import tuned
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.loading import load_guard, load_language_model, load_model, sees
 from vlm_safeguard.model.vlm import VLM, LanguageModel
@@ -83,10 +83,10 @@ def answering(model: ModelName, defence: DefenceName) -> Generate:
         SafeguardError: the model or the guard cannot be used, or there is nothing to defend.
     """
     if defence.name == "none":  # needs no guard
-        asked = loaded(model)
-        if isinstance(asked, LanguageModel):
-            return partial(text_answers, asked)
-        return partial(generate_answers, asked)
+        answerer = loaded(model)
+        if isinstance(answerer, LanguageModel):
+            return partial(text_answers, answerer)
+        return partial(generate_answers, answerer)
     vlm = loaded_vlm(model)
     guard = _guard(model, defence.guard)
     if (defence.strength, defence.threshold) != (None, None):

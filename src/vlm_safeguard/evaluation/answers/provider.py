@@ -1,4 +1,4 @@
-"""inspect-ai's way to our models: `vlm-safeguard/<model>`, with pictures and a defence.
+"""inspect-ai's way to our models: `vlm-safeguard/<model>`, with images and a defence.
 
 `inspect eval … --model vlm-safeguard/pocket -M defence=default`, where the model is `pocket`, a
 Hugging Face Hub id or a folder. A language model without a vision tower is taken, too, undefended:
@@ -30,8 +30,9 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from vlm_safeguard.defences.table import NAMES
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.answers.batches import Journal, Request, submit
-from vlm_safeguard.evaluation.answers.messages import chat_of_messages, place_of
+from vlm_safeguard.evaluation.answers.batches import Request, submit
+from vlm_safeguard.evaluation.answers.journal import Journal
+from vlm_safeguard.evaluation.answers.messages import chat_of_messages, position_of
 from vlm_safeguard.evaluation.answers.models import DefenceName, ModelName, answering, loaded
 from vlm_safeguard.evaluation.answers.reply import Reply, timed_replies
 from vlm_safeguard.loading import check_dtype, sees
@@ -142,11 +143,11 @@ class SafeguardAPI(ModelAPI):
         chat = chat_of_messages(input)
         request = Request(
             payload=chat,
-            # processors may take pictures for all of a batch or for none
-            line=json.dumps([*self._model, *self._defence, options, bool(pictures(chat))]),
+            # processors may take images for all of a batch or for none
+            group=json.dumps([*self._model, *self._defence, options, bool(pictures(chat))]),
             run=lambda chats: self._answer(chats, options),
             most=min(self.batch_size, config.max_connections or self.batch_size),
-            place=place_of(input),
+            position=position_of(input),
             journal=self._journal,
         )
         reply = Reply.model_validate(await _finished(submit(request)))
@@ -180,12 +181,12 @@ class SafeguardAPI(ModelAPI):
 
     def _answer(self, chats: list[Chat], options: dict[str, Any]) -> list[dict[str, Any]]:
         """Answer one batch; runs in the thread of `batches` only."""
-        asked = loaded(self._model)
+        answerer = loaded(self._model)
         options = dict(options)
         seed = options.pop("seed", None)
         if "stop_strings" in options:
-            options["tokenizer"] = asked.tokenizer
-        devices = [asked.model.device] if asked.model.device.type == "cuda" else []
+            options["tokenizer"] = answerer.tokenizer
+        devices = [answerer.model.device] if answerer.model.device.type == "cuda" else []
         generate = partial(answering(self._model, self._defence), **options)
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
@@ -207,20 +208,20 @@ def generation_options(config: GenerateConfig) -> dict[str, Any]:
     Raises:
         SafeguardError: it asks for something that cannot be honoured.
     """
-    asked_for = config.model_dump(exclude_none=True)
-    strange = sorted(
-        name for name, value in asked_for.items() if name not in _HONOURED | _TRANSPORT and value
+    wanted = config.model_dump(exclude_none=True)
+    unknown = sorted(
+        name for name, value in wanted.items() if name not in _HONOURED | _TRANSPORT and value
     )
-    if strange:
+    if unknown:
         raise SafeguardError(
-            f"A vlm-safeguard model cannot honour {', '.join(strange)}; it knows "
+            f"A vlm-safeguard model cannot honour {', '.join(unknown)}; it knows "
             f"{', '.join(sorted(_HONOURED))}."
         )
     options: dict[str, Any] = {"max_new_tokens": config.max_tokens or MAX_TOKENS}
-    chosen = {name: asked_for[name] for name in ("top_p", "top_k") if name in asked_for}
-    options["do_sample"] = config.temperature != 0 and bool(chosen or config.temperature)
+    sampling = {name: wanted[name] for name in ("top_p", "top_k") if name in wanted}
+    options["do_sample"] = config.temperature != 0 and bool(sampling or config.temperature)
     if options["do_sample"]:
-        options |= chosen | {
+        options |= sampling | {
             "temperature": 1.0 if config.temperature is None else config.temperature
         }
         if config.seed is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.asks.pictures import opened
+from vlm_safeguard.evaluation.asks.images import opened
 from vlm_safeguard.evaluation.asks.samples import Sample
 from vlm_safeguard.evaluation.asks.typography import INSTRUCTION, typeset
 from vlm_safeguard.images import blank_image, noise_image
@@ -18,47 +17,42 @@ from vlm_safeguard.pocket.scenes import HELD_OUT_SEED, Scene
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: "image" is a rendered scene; "own" the benchmark's picture. Besides, "folder:DIR" takes the
-#: pictures of a folder in turn.
+#: "image" is a rendered scene; "own" the benchmark's image. Besides, "folder:DIR" takes the
+#: images of a folder in turn.
 CONDITIONS = ("text", "blank", "noise", "image", "own", "typographic")
 FOLDER = "folder:"
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-
-
-def illustrate(samples: Sequence[Sample], condition: str) -> list[Chat]:
-    """Each sample as it is asked under a condition, all pictures in memory."""
-    return [illustrated(sample, number, condition) for number, sample in enumerate(samples)]
 
 
 def illustrated(sample: Sample, number: int, condition: str) -> Chat:
     """One sample as it is asked under a condition: its request, and what is shown beside it.
 
     Args:
-        number: its place in the benchmark, which noise, scenes and a folder's pictures depend on.
+        number: its place in the benchmark, which noise, scenes and a folder's images depend on.
 
     Raises:
-        SafeguardError: there is no such condition, or no picture for it.
+        SafeguardError: there is no such condition, or no image for it.
     """
     if condition == "typographic":
         return chat_of(INSTRUCTION, typeset(sample.text))
     if condition == "own":
         if sample.image is None:
             raise SafeguardError(
-                f"The sample '{sample.id}' has no picture of its own; choose another condition: "
+                f"The sample '{sample.id}' has no image of its own; choose another condition: "
                 f"{', '.join(name for name in CONDITIONS if name != 'own')} or {FOLDER}DIR."
             )
         return chat_of(sample.beside or sample.text, opened(sample.image))
     if condition.startswith(FOLDER):
-        pictures = folder_pictures(condition.removeprefix(FOLDER))
-        return chat_of(sample.text, opened(pictures[number % len(pictures)]))
+        images = folder_images(condition.removeprefix(FOLDER))
+        return chat_of(sample.text, opened(images[number % len(images)]))
     image = condition_image(condition, number)
     return chat_of(sample.text) if image is None else chat_of(sample.text, image)
 
 
 def condition_image(condition: str, number: int) -> Image | None:
-    """The picture that goes with prompt `number`; None for text alone.
+    """The image that goes with prompt `number`; None for text alone.
 
-    Blank is the same white picture each time; noise and rendered scenes differ from prompt to
+    Blank is the same white image each time; noise and rendered scenes differ from prompt to
     prompt and from everything seen in training and fitting.
 
     Raises:
@@ -79,16 +73,16 @@ def condition_image(condition: str, number: int) -> Image | None:
 
 
 @cache
-def folder_pictures(folder: str) -> tuple[Path, ...]:
-    """The pictures of a folder, by name; other files are not looked at.
+def folder_images(folder: str) -> tuple[Path, ...]:
+    """The images of a folder, by name; other files are not looked at.
 
     Raises:
-        SafeguardError: there is no such folder, or no picture in it.
+        SafeguardError: there is no such folder, or no image in it.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise SafeguardError(f"There is no folder {path} to take pictures from.")
-    pictures = tuple(sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES))
-    if not pictures:
-        raise SafeguardError(f"The folder {path} holds no pictures ({', '.join(_SUFFIXES)}).")
-    return pictures
+        raise SafeguardError(f"There is no folder {path} to take images from.")
+    images = tuple(sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES))
+    if not images:
+        raise SafeguardError(f"The folder {path} holds no images ({', '.join(_SUFFIXES)}).")
+    return images

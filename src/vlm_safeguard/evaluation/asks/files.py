@@ -10,10 +10,10 @@ from typing import Any
 
 from vlm_safeguard.anchors import records
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.asks.pictures import checked, stored
+from vlm_safeguard.evaluation.asks.images import checked, stored
 from vlm_safeguard.extras import require
 
-_AT_ONCE = 64  # rows of a Parquet file held in memory, pictures and all
+_AT_ONCE = 64  # rows of a Parquet file held in memory, images and all
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Record:
             )
         return value
 
-    def picture(self, name: str) -> Path:
-        """A picture that a Parquet file holds, as a file of its own.
+    def image(self, name: str) -> Path:
+        """An image that a Parquet file holds, as a file of its own.
 
         Raises:
             SafeguardError: there is none, or it cannot be read.
@@ -56,7 +56,7 @@ class Record:
         value = self._field(name)
         content = value.get("bytes") if isinstance(value, Mapping) else None
         if not content:
-            raise SafeguardError(f"{self.where}: '{name}' holds no picture.")
+            raise SafeguardError(f"{self.where}: '{name}' holds no image.")
         return checked(stored(content), self.where)
 
     def _field(self, name: str) -> Any:

@@ -58,7 +58,7 @@ def obtain(path: str | Path | None, files: Sequence[str], source: str) -> Path:
     return Path(folder)
 
 
-def found(root: Path, *patterns: str) -> list[Path]:
+def files_in(root: Path, *patterns: str) -> list[Path]:
     """The files under a folder that match the first pattern that any does; a file is itself.
 
     Raises:
@@ -67,20 +67,20 @@ def found(root: Path, *patterns: str) -> list[Path]:
     if root.is_file():
         return [root]
     for pattern in patterns:
-        if there := sorted(path for path in root.glob(pattern) if path.is_file()):
-            return there
+        if matches := sorted(path for path in root.glob(pattern) if path.is_file()):
+            return matches
     raise NotInFolderError(f"{root} holds no {' or '.join(patterns)}.")
 
 
-def found_one(root: Path, *patterns: str) -> Path:
-    """The only file under a folder that matches, as `found` looks for it.
+def file_in(root: Path, *patterns: str) -> Path:
+    """The only file under a folder that matches, as `files_in` looks for it.
 
     Raises:
         NotInFolderError: none does.
         SafeguardError: several do.
     """
-    there = found(root, *patterns)
-    if len(there) > 1:
-        names = ", ".join(path.name for path in there)
+    matches = files_in(root, *patterns)
+    if len(matches) > 1:
+        names = ", ".join(path.name for path in matches)
         raise SafeguardError(f"{root} holds several such files ({names}); give the path of one.")
-    return there[0]
+    return matches[0]

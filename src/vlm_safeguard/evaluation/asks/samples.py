@@ -23,10 +23,10 @@ class Sample:
     Attributes:
         id: unique within its benchmark, and stable.
         text: the request itself: what is asked, judged, and refused or not.
-        image: the benchmark's own picture.
+        image: the benchmark's own image.
         answer: for utility, the right answer, one of `choices`.
         choices: for utility, all answers; right is who names `answer` and no other.
-        beside: what is written beside `image` where the picture carries the request, so that
+        beside: what is written beside `image` where the image carries the request, so that
             `text` would be said twice; None where `text` stands beside it.
     """
 
@@ -48,7 +48,7 @@ class Benchmark:
         licence: of the data.
         source: where it is published, in which layout, and what `load` takes.
         count: of samples; another number is an error.
-        own_images: whether samples carry pictures (the condition "own").
+        own_images: whether samples carry images (the condition "own").
         read: the samples of a file or folder in the original layout; of None, if it is shipped.
         hub: the data set on the Hub that holds this layout, if there is one.
         files: patterns of the files fetched from there; none for what is shipped.

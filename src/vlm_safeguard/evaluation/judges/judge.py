@@ -51,7 +51,7 @@ class Judge:
         says why.
 
         Args:
-            processor: the model's tokenizer, or its processor where it looks at pictures.
+            processor: the model's tokenizer, or its processor where it looks at images.
             images: one a request or None; only for a model that takes them (`takes_images`).
 
         Raises:
@@ -82,9 +82,9 @@ class Judge:
             rows.sort(key=lambda i: lengths[i])
             for start in range(0, len(rows), batch_size):
                 batch = rows[start : start + batch_size]
-                pictures = [image for i in batch if (image := shown[i]) is not None]
+                batch_images = [image for i in batch if (image := shown[i]) is not None]
                 replies = _replies(
-                    model, processor, [texts[i] for i in batch], pictures, self.max_new_tokens
+                    model, processor, [texts[i] for i in batch], batch_images, self.max_new_tokens
                 )
                 verdicts |= dict(zip(batch, map(self._read, replies), strict=True))
         return [verdicts[i] for i in range(len(texts))]
@@ -101,7 +101,7 @@ def _unreadable(why: str) -> Verdict:
 
 
 def takes_images(processor: PreTrainedTokenizerBase | ProcessorMixin) -> bool:
-    """Whether a model's processor reads pictures, too; a tokenizer alone does not."""
+    """Whether a model's processor reads images, too; a tokenizer alone does not."""
     return getattr(processor, "image_processor", None) is not None
 
 

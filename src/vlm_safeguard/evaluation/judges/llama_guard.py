@@ -1,7 +1,7 @@
 """The `llama-guard` judge: any model that answers `safe`, or `unsafe` and what is violated.
 
 LlamaGuard-7b (Inan et al. 2023, arXiv 2312.06674; categories O1 …), Llama Guard 2 and 3 (S1 …),
-3 Vision and 4, which look at the picture, too. Their chat templates write the instruction around
+3 Vision and 4, which look at the image, too. Their chat templates write the instruction around
 the conversation themselves and ask about its last turn: here the assistant's.
 """
 
@@ -21,7 +21,7 @@ _UNSAFE = re.compile(r"unsafe(?:\s*\n\s*([SO]\d{1,2}(?:\s*,\s*[SO]\d{1,2})*))?")
 
 
 def messages(request: str, answer: str, image: Image | None = None) -> Chat:
-    """The conversation to be judged: the request, with its picture if any, and the answer."""
+    """The conversation to be judged: the request, with its image if any, and the answer."""
     asked = chat_of(request) if image is None else chat_of(request, image)
     return (*asked, Turn("assistant", (answer,)))
 

@@ -71,7 +71,7 @@ _LINE = re.compile(r"\s*(refused|convincing|specific)\s*:\s*(.*?)\s*", re.IGNORE
 
 
 def messages(request: str, answer: str, image: Image | None = None) -> Chat:
-    """The task with graded examples, then request, picture if any, and answer to be graded."""
+    """The task with graded examples, then request, image if any, and answer to be graded."""
     turns: list[Turn] = []
     for one, other, grades in _EXAMPLES:
         lines = [f"{name}: {value}" for name, value in zip(_VALUES, grades, strict=True)]

@@ -5,19 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlm_safeguard.defences.defence import until_end
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.statistics import Estimate, ratio
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from vlm_safeguard.model.conversation import Chat
     from vlm_safeguard.model.vlm import VLM
+
+
+class Divergence(BaseModel):
+    """KL along answers: its sum in nats, and the tokens, of each."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sums: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[torch.Tensor]) -> Self:
+        """Of (tokens,) values each, as `divergences` gives them."""
+        return cls(
+            sums=tuple(float(each.sum()) for each in values), tokens=tuple(map(len, values))
+        )
+
+    def mean(self) -> Estimate:
+        """Nats a token, with the interval of a bootstrap over answers."""
+        return ratio(self.sums, self.tokens)
 
 
 @torch.inference_mode()

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.evaluation.results.gap import GapRecord, Groups
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.activations import image_states, text_states
+from vlm_safeguard.policy.directions import auroc as auroc_of
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.model.vlm import VLM
+
+_GAP, _AUROC = 25, 100  # prompts of each kind in the plane, and behind the AUROC
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,28 @@ def gap_states(vlm: VLM, guard: Guard, harmful: Sequence[str], harmless: Sequenc
     with guard.attach(vlm.model):
         guarded = split(image_states(backbone, processor, requests, blanks, label="guarded"))
     return Gap(layer, text, unguarded, guarded)
+
+
+def held_out_gap(vlm: VLM, guard: Guard) -> GapRecord:
+    """The gap that a blank image opens on held-out prompts, and the AUROC of harm by layer."""
+    harmful, harmless = (
+        [prompt.text for prompt in read_prompts(kind)[:_AUROC]] for kind in ("harmful", "harmless")
+    )
+    requests = [*harmful, *harmless]
+    blanks = [blank_image()] * len(requests)
+    states = {
+        "text": text_states(vlm.backbone, vlm.processor, requests)[0],
+        "blank": image_states(vlm.backbone, vlm.processor, requests, blanks),
+    }
+    scores = {name: guard.policy.directions.harm_scores(each) for name, each in states.items()}
+    return gap_record(
+        gap_states(vlm, guard, harmful[:_GAP], harmless[:_GAP]),
+        "blank",
+        {
+            name: auroc_of(each[: len(harmful)], each[len(harmful) :]).tolist()
+            for name, each in scores.items()
+        },
+    )
 
 
 def gap_record(

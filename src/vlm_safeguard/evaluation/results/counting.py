@@ -86,7 +86,7 @@ class ClosedGates(BaseModel):
     """Answers of the default guard whose gate stayed closed, beside the unguarded ones.
 
     Attributes:
-        identical: of these, the answers that equal the unguarded model's.
+        identical: of these, the answers that equal the unguarded model's, text and length.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -97,9 +97,11 @@ class ClosedGates(BaseModel):
 
 def closed_gates(lines: Sequence[Line]) -> ClosedGates:
     """Count the default guard's answers behind a closed gate, and those it left as they were."""
-    unguarded = {line.place: line.answer for line in lines if line.defence == BASELINE}
+    unguarded = {
+        line.place: (line.answer, line.tokens) for line in lines if line.defence == BASELINE
+    }
     identical = [
-        line.answer == unguarded[line.place]
+        (line.answer, line.tokens) == unguarded[line.place]
         for line in lines
         if line.defence == DEFAULT
         and line.place in unguarded

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
-from vlm_safeguard.defences.defence import until_end
-from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.evaluation.asks.samples import Kind
 from vlm_safeguard.evaluation.statistics import Estimate, share
-from vlm_safeguard.model.backbone import model_inputs
-from vlm_safeguard.policy.receipt import Receipt
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from transformers import PreTrainedModel, ProcessorMixin
-
-    from vlm_safeguard.guard import Guard
-
 
 Metric = Literal[
     "refusal",
@@ -81,66 +68,3 @@ class Row(BaseModel):
     def of(cls, estimate: Estimate, **names: Any) -> Row:
         """The row of a share, a mean, a ratio or a perplexity."""
         return cls(**asdict(estimate), **names)
-
-
-@dataclass
-class Replies:
-    """What a model answered under one defence, request by request.
-
-    Attributes:
-        texts: the decoded replies.
-        tokens: their new token ids, one dimension each, up to the end of the answer.
-        receipts: one for each request; empty without a guard.
-    """
-
-    texts: list[str]
-    tokens: list[torch.Tensor]
-    receipts: list[Receipt]
-
-
-@torch.inference_mode()
-def generate_replies(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    requests: Sequence[str],
-    images: Sequence[Image | None],
-    guards: Mapping[str, Guard | None],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    after_batch: Callable[[str, int], None] = lambda name, done: None,
-) -> dict[str, Replies]:
-    """Greedy replies to requests, each with its image if it has one, under several defences.
-
-    The text-only pass is made once for all of them.
-
-    Args:
-        guards: by name, the guard that is attached while generating; None for the model as it is.
-        after_batch: called with a guard's name and the number of requests it has just done.
-    """
-    order = sorted(range(len(requests)), key=lambda i: (len(requests[i]), requests[i]))
-    found: dict[str, dict[int, tuple[str, torch.Tensor, Receipt | None]]] = {n: {} for n in guards}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        inputs = model_inputs(
-            model, processor, [requests[i] for i in batch], [images[i] for i in batch]
-        )
-        readings = TextReadings()
-        for name, guard in guards.items():
-            with guard.attach(model, readings=readings) if guard is not None else nullcontext():
-                output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-            receipts = [None] * len(batch) if guard is None else guard.receipts
-            for i, row, receipt in zip(batch, output.cpu(), receipts, strict=True):
-                tokens = until_end(model, row[inputs["input_ids"].shape[1] :])
-                text = processor.decode(tokens, skip_special_tokens=True)
-                found[name][i] = (text, tokens, receipt)
-            after_batch(name, len(batch))
-    rows = range(len(requests))
-    return {
-        name: Replies(
-            texts=[replies[i][0] for i in rows],
-            tokens=[replies[i][1] for i in rows],
-            receipts=[receipt for i in rows if (receipt := replies[i][2]) is not None],
-        )
-        for name, replies in found.items()
-    }

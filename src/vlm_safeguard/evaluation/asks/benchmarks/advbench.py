@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_safeguard.evaluation.asks.files import read_lines
-from vlm_safeguard.evaluation.asks.obtain import found_one
+from vlm_safeguard.evaluation.asks.obtain import file_in
 from vlm_safeguard.evaluation.asks.samples import Benchmark, Sample
 
 
 def _read(root: Path) -> list[Sample]:
-    path = found_one(
+    path = file_in(
         root, "harmful_behaviors.csv", "data/advbench/harmful_behaviors.csv", "data/*.parquet"
     )
     # on the Hub the column is called prompt

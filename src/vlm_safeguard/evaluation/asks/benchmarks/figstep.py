@@ -1,4 +1,4 @@
-"""FigStep's SafeBench (Gong et al. 2023, 2311.05608): requests drawn as pictures of text."""
+"""FigStep's SafeBench (Gong et al. 2023, 2311.05608): requests drawn as images of text."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from pathlib import Path
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.files import read_lines
-from vlm_safeguard.evaluation.asks.obtain import found_one
-from vlm_safeguard.evaluation.asks.pictures import checked
+from vlm_safeguard.evaluation.asks.images import checked
+from vlm_safeguard.evaluation.asks.obtain import file_in
 from vlm_safeguard.evaluation.asks.samples import Benchmark, Sample
 from vlm_safeguard.evaluation.asks.typography import INSTRUCTION
 
 
-def _read(root: Path, table: str, pictures: str) -> list[Sample]:
+def _read(root: Path, table: str, images_folder: str) -> list[Sample]:
     if not root.is_dir():
         raise SafeguardError(f"{root} is a file; give the folder of the repository, or its data/.")
-    path = found_one(root, f"data/question/{table}", f"question/{table}")
-    folder = path.parent.parent / "images" / pictures
+    path = file_in(root, f"data/question/{table}", f"question/{table}")
+    folder = path.parent.parent / "images" / images_folder
     samples = []
     for record in read_lines(path):
         dataset, category, task = (
             record.text(name) for name in ("dataset", "category_id", "task_id")
         )
-        record.text("instruction")  # what the picture says
-        picture = checked(folder / f"query_{dataset}_{category}_{task}_6.png", record.where)
+        record.text("instruction")  # what the image says
+        image = checked(folder / f"query_{dataset}_{category}_{task}_6.png", record.where)
         samples.append(
             Sample(
                 f"{category}-{task}",
                 "harmful",
                 record.text("question"),
                 record.text("category_name"),
-                image=picture,
+                image=image,
                 beside=INSTRUCTION,
             )
         )
@@ -40,7 +40,7 @@ def _read(root: Path, table: str, pictures: str) -> list[Sample]:
 _SOURCE = (
     "github.com/CryptoAILab/FigStep: give the path of the repository, for "
     "data/question/{} (dataset, category_id, task_id, category_name, question, instruction) and "
-    "data/images/{}/. What stands beside the pictures is in its code, not its data: ours is in "
+    "data/images/{}/. What stands beside the images is in its code, not its data: ours is in "
     "our own words."
 )
 FIGSTEP = Benchmark(

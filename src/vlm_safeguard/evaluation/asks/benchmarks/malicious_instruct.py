@@ -6,12 +6,12 @@ from pathlib import Path
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.files import read_lines
-from vlm_safeguard.evaluation.asks.obtain import found_one
+from vlm_safeguard.evaluation.asks.obtain import file_in
 from vlm_safeguard.evaluation.asks.samples import Benchmark, Sample
 
 
 def _read(root: Path) -> list[Sample]:
-    path = found_one(root, "MaliciousInstruct.txt", "data/MaliciousInstruct.txt", "data/*.parquet")
+    path = file_in(root, "MaliciousInstruct.txt", "data/MaliciousInstruct.txt", "data/*.parquet")
     texts = (
         [record.text("prompt") for record in read_lines(path)]
         if path.suffix == ".parquet"

@@ -1,4 +1,4 @@
-"""MM-SafetyBench (Liu et al. 2023, 2311.17600): pictures that carry the harm of a request."""
+"""MM-SafetyBench (Liu et al. 2023, 2311.17600): images that carry the harm of a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.files import read_lines
-from vlm_safeguard.evaluation.asks.obtain import found_one
+from vlm_safeguard.evaluation.asks.obtain import file_in
 from vlm_safeguard.evaluation.asks.samples import Benchmark, Sample
 
 #: The number of questions in each configuration, spelt as the data set spells it.
@@ -52,7 +52,7 @@ def _read(root: Path, variants: tuple[str, ...]) -> list[Sample]:
                         "harmful",
                         requests[number],
                         f"{configuration}/{variant}",
-                        image=record.picture("image"),
+                        image=record.image("image"),
                         beside=record.text("question"),
                     )
                 )
@@ -63,7 +63,7 @@ def _read(root: Path, variants: tuple[str, ...]) -> list[Sample]:
 
 def _file(root: Path, configuration: str, variant: str) -> Path:
     place = f"{configuration}/{variant}.parquet"
-    return found_one(root, f"data/{place}", place)
+    return file_in(root, f"data/{place}", place)
 
 
 def _benchmark(name: str, title: str, *variants: str) -> Benchmark:

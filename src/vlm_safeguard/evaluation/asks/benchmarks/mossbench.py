@@ -1,4 +1,4 @@
-"""MOSSBench (Li et al. 2024, 2406.17806): harmless requests whose pictures look harmful."""
+"""MOSSBench (Li et al. 2024, 2406.17806): harmless requests whose images look harmful."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.files import Record, read_lines
-from vlm_safeguard.evaluation.asks.obtain import found_one
-from vlm_safeguard.evaluation.asks.pictures import checked
+from vlm_safeguard.evaluation.asks.images import checked
+from vlm_safeguard.evaluation.asks.obtain import file_in
 from vlm_safeguard.evaluation.asks.samples import Benchmark, Sample
 
 _TYPES = {
@@ -21,7 +21,7 @@ def _read(root: Path) -> list[Sample]:
     if not root.is_dir():
         raise SafeguardError(f"{root} is a file; give the folder of the repository, or its data/.")
     place = "images_information/information.json"
-    path = found_one(root, f"data/{place}", place)
+    path = file_in(root, f"data/{place}", place)
     folder = path.parent.parent
     samples = []
     for record in read_lines(path):
@@ -48,7 +48,7 @@ MOSSBENCH = Benchmark(
     licence="CC BY-SA 4.0; its authors ask not to train on it",
     source="github.com/xirui-li/MOSSBench: give the path of the repository, for "
     "data/images_information/information.json (pid, question, image, metadata.over) and "
-    "data/images/. The Hub has the pictures without that file.",
+    "data/images/. The Hub has the images without that file.",
     count=300,
     own_images=True,
     read=_read,

@@ -24,12 +24,12 @@ def jailbreak_templates() -> dict[str, str]:
 
 def scene_questions(count: int) -> list[Sample]:
     """One question each about `count` held-out scenes, attributes in turn."""
-    asked = []
+    samples = []
     for number in range(count):
         scene = Scene.from_seed(HELD_OUT_SEED + 1_000_000 + number)
         questions = scene.questions()
         question = questions[number % len(questions)]
-        asked.append(
+        samples.append(
             Sample(
                 f"scene-{number:04}",
                 "utility",
@@ -40,7 +40,7 @@ def scene_questions(count: int) -> list[Sample]:
                 choices=ATTRIBUTES[question.attribute],
             )
         )
-    return asked
+    return samples
 
 
 def _prompts(name: str, kind: Kind) -> list[Sample]:

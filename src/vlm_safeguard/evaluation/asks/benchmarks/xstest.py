@@ -6,14 +6,14 @@ from pathlib import Path
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.files import read_lines
-from vlm_safeguard.evaluation.asks.obtain import found_one
+from vlm_safeguard.evaluation.asks.obtain import file_in
 from vlm_safeguard.evaluation.asks.samples import Benchmark, Sample
 
 _SAFE, _UNSAFE = 250, 200
 
 
 def _read(root: Path) -> list[Sample]:
-    path = found_one(root, "xstest_prompts.csv", "xstest_v2_prompts.csv")
+    path = file_in(root, "xstest_prompts.csv", "xstest_v2_prompts.csv")
     samples = []
     for record in read_lines(path):
         category = record.text("type")

@@ -1,6 +1,6 @@
-"""POPE (Li et al. 2023, 2305.10355) and MME (Fu et al. 2023, 2306.13394): yes or no, by a picture.
+"""POPE (Li et al. 2023, 2305.10355) and MME (Fu et al. 2023, 2306.13394): yes or no, by an image.
 
-MME's own score, accuracy+, wants both questions about a picture right: their ids differ in the
+MME's own score, accuracy+, wants both questions about an image right: their ids differ in the
 last figure only.
 """
 
@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from vlm_safeguard.evaluation.asks.files import read_lines
-from vlm_safeguard.evaluation.asks.obtain import found
+from vlm_safeguard.evaluation.asks.obtain import files_in
 from vlm_safeguard.evaluation.asks.samples import Benchmark, Sample
 
 _ANSWERS = ("yes", "no")
@@ -25,31 +25,31 @@ def _pope(root: Path) -> list[Sample]:
             "utility",
             record.text("question") + _FORM,
             record.one_of("category", _POPE_CATEGORIES),
-            image=record.picture("image"),
+            image=record.image("image"),
             answer=record.one_of("answer", _ANSWERS),
             choices=_ANSWERS,
         )
-        for path in found(root, "data/test-*.parquet", "test-*.parquet")
+        for path in files_in(root, "data/test-*.parquet", "test-*.parquet")
         for record in read_lines(path)
     ]
 
 
 def _mme(root: Path) -> list[Sample]:
-    asked: Counter[str] = Counter()
+    questions: Counter[str] = Counter()
     samples = []
-    for path in found(root, "data/test-*.parquet", "test-*.parquet"):
+    for path in files_in(root, "data/test-*.parquet", "test-*.parquet"):
         for record in read_lines(path):
-            picture = record.text("question_id")
+            name = record.text("question_id")
             category = record.text("category")
-            picture = picture if picture.startswith(f"{category}/") else f"{category}/{picture}"
-            asked[picture] += 1
+            name = name if name.startswith(f"{category}/") else f"{category}/{name}"
+            questions[name] += 1
             samples.append(
                 Sample(
-                    f"{picture}-{asked[picture]}",
+                    f"{name}-{questions[name]}",
                     "utility",
                     record.text("question"),
                     category,
-                    image=record.picture("image"),
+                    image=record.image("image"),
                     answer=record.one_of("answer", _ANSWERS),
                     choices=_ANSWERS,
                 )
@@ -61,7 +61,7 @@ POPE = Benchmark(
     name="pope",
     title="POPE",
     kinds=frozenset({"utility"}),
-    licence="MIT; the pictures are COCO's, under Flickr's terms",
+    licence="MIT; the images are COCO's, under Flickr's terms",
     source="lmms-lab/POPE on the Hub, or the path of such a folder: data/test-*.parquet "
     "(question_id, question, answer, category, image).",
     count=9000,
