@@ -280,7 +280,7 @@ def test_only_what_follows_the_thoughts_is_the_answer(monkeypatch: pytest.Monkey
         return [Answer(reply, 9) for reply in replies]
 
     monkeypatch.setattr(prompts, "generate_answers", say)
-    found = GOAL_PRIORITY.generate(ASKED, CHATS, **SHORT)  # type: ignore[arg-type]
+    found = GOAL_PRIORITY.generate(ASKED, CHATS, **SHORT)
     assert [a.text for a in found] == ["Bake it. [Final response] No.", *replies[1:]]
     assert [a.tokens for a in found] == [9] * 3
     assert given == SHORT | {"max_new_tokens": SHORT["max_new_tokens"] + GOAL_PRIORITY.thoughts}
@@ -347,7 +347,7 @@ def test_ecso_closes_its_eyes_where_the_answer_was_harmful(
 ) -> None:
     script = Script(ecso, monkeypatch, odds=[1.0, -1.0, 1.0])
     chats = [*CHATS, TALK]
-    found = ECSO(caption_tokens=9).generate(ASKED, chats, **SHORT)  # type: ignore[arg-type]
+    found = ECSO(caption_tokens=9).generate(ASKED, chats, **SHORT)
     assert found == [told(3, 0), told(1, 1), told(1, 2), told(3, 1)]
 
     (_, judged), *others = script.judged
@@ -375,17 +375,17 @@ def test_ecso_closes_its_eyes_where_the_answer_was_harmful(
 
 def test_ecso_leaves_other_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(ecso, monkeypatch, odds=[-1.0, 0.0])
-    found = ECSO().generate(ASKED, CHATS, **SHORT)  # type: ignore[arg-type]
+    found = ECSO().generate(ASKED, CHATS, **SHORT)
     assert found == [told(1, row) for row in range(3)]
     assert len(script.asked) == 1
-    ECSO().generate(ASKED, CHATS[1:2], **SHORT)  # type: ignore[arg-type]
+    ECSO().generate(ASKED, CHATS[1:2], **SHORT)
     assert len(script.judged) == 1  # nothing to close one's eyes to
 
 
 def test_the_guard_model_refuses_what_it_calls_unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(guard_model, monkeypatch, odds=[2.0, -2.0, 0.0])
-    defence = GuardModel(JUDGE)  # type: ignore[arg-type]
-    found = defence.generate(ASKED, CHATS, **SHORT)  # type: ignore[arg-type]
+    defence = GuardModel(JUDGE)
+    found = defence.generate(ASKED, CHATS, **SHORT)
     assert found == [Answer(REFUSAL, 0), told(1, 0), told(1, 1)]
     ((judge, questions),) = script.judged
     assert judge is JUDGE
@@ -394,7 +394,7 @@ def test_the_guard_model_refuses_what_it_calls_unsafe(monkeypatch: pytest.Monkey
     assert script.asked == [(list(CHATS[1:]), SHORT)]
 
     script.odds = [1.0] * 3
-    found = defence.generate(ASKED, CHATS)  # type: ignore[arg-type]
+    found = defence.generate(ASKED, CHATS)
     assert found == [Answer(REFUSAL, 0)] * 3
     assert len(script.asked) == 1
 

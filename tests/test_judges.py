@@ -26,6 +26,7 @@ from vlm_safeguard.evaluation.judges.rubric import RUBRIC
 from vlm_safeguard.evaluation.judges.verdict import UnreadableError, Verdict
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.conversation import chat_of
+from vlm_safeguard.model.vlm import VLM, LanguageModel
 
 #: The form of LlamaGuard-7b, Llama Guard 2 and 3: content is a string, the last turn is judged.
 AS_STRING = (
@@ -238,7 +239,7 @@ def test_a_scripted_llama_guard_is_read_in_the_order_of_the_requests(template: s
         tokenizer,
         {"bake": "\n\nsafe", "steal": "\n\nunsafe\nS2,S9", "swim": "I think it is safe."},
     )
-    found = LLAMA_GUARD.judge(model, tokenizer, REQUESTS, ANSWERS, batch_size=2)  # type: ignore[arg-type]
+    found = LLAMA_GUARD.judge(LanguageModel(model, tokenizer), REQUESTS, ANSWERS, batch_size=2)  # type: ignore[arg-type]
     assert found[:2] == [Verdict(None, False), Verdict(None, True, note="S2,S9")]
     assert not found[2].readable
     assert found[2].succeeded is None
@@ -257,7 +258,7 @@ def test_a_scripted_grader() -> None:
         tokenizer,
         {"bake": grades("no", 5, 5), "steal": grades("yes", 1, 1), "swim": "refused: no"},
     )
-    found = RUBRIC.judge(model, tokenizer, REQUESTS, ANSWERS)  # type: ignore[arg-type]
+    found = RUBRIC.judge(LanguageModel(model, tokenizer), REQUESTS, ANSWERS)  # type: ignore[arg-type]
     assert [verdict.score for verdict in found] == [1.0, 0.0, None]
     assert [verdict.readable for verdict in found] == [True, True, False]
 
@@ -274,7 +275,7 @@ def test_a_batch_is_judged_as_each_alone_is(side: Literal["left", "right"]) -> N
     tokenizer.pad_token = None  # as Llama 2's
     model = language_model(tokenizer)
     requests, answers = REQUESTS * 2, ANSWERS + ANSWERS[::-1]
-    found = raw(LLAMA_GUARD).judge(model, tokenizer, requests, answers, batch_size=4)
+    found = raw(LLAMA_GUARD).judge(LanguageModel(model, tokenizer), requests, answers, batch_size=4)
     assert len({verdict.note for verdict in found}) >= 4
     for request, answer, verdict in zip(requests, answers, found, strict=True):
         prompt = (
@@ -289,7 +290,9 @@ def test_a_batch_is_judged_as_each_alone_is(side: Literal["left", "right"]) -> N
 
 def test_a_random_models_words_are_unreadable_not_safe() -> None:
     tokenizer = tokenizer_with(AS_STRING)
-    found = LLAMA_GUARD.judge(language_model(tokenizer), tokenizer, REQUESTS, ANSWERS)
+    found = LLAMA_GUARD.judge(
+        LanguageModel(language_model(tokenizer), tokenizer), REQUESTS, ANSWERS
+    )
     assert [verdict.readable for verdict in found] == [False] * 3
     assert all(verdict.note.startswith("unreadable: ") for verdict in found)
 
@@ -298,7 +301,7 @@ def test_what_is_too_long_for_the_judge_is_said() -> None:
     tokenizer = tokenizer_with(AS_STRING)
     model = language_model(tokenizer, max_position_embeddings=160)
     answers = ["Mix flour.", "very long " * 80, "Swim."]
-    found = raw(LLAMA_GUARD).judge(model, tokenizer, REQUESTS, answers)
+    found = raw(LLAMA_GUARD).judge(LanguageModel(model, tokenizer), REQUESTS, answers)
     assert [verdict.readable for verdict in found] == [True, False, True]
     assert "the judge has room for 152" in found[1].note
 
@@ -307,8 +310,8 @@ def test_a_judge_that_sees_is_shown_each_picture_with_its_request(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor
 ) -> None:
     images: list[Image | None] = [noise_image(1), None, noise_image(2)]
-    found = raw(LLAMA_GUARD).judge(model, processor, REQUESTS, ANSWERS, images, batch_size=3)
-    blind = raw(LLAMA_GUARD).judge(model, processor, REQUESTS, ANSWERS)
+    found = raw(LLAMA_GUARD).judge(VLM(model, processor), REQUESTS, ANSWERS, images, batch_size=3)
+    blind = raw(LLAMA_GUARD).judge(VLM(model, processor), REQUESTS, ANSWERS)
     assert found[1] == blind[1]
     assert found[0] != blind[0]
     for request, answer, image, verdict in zip(REQUESTS, ANSWERS, images, found, strict=True):
@@ -329,4 +332,6 @@ def test_pictures_for_a_judge_that_reads_only_are_refused() -> None:
     tokenizer = tokenizer_with(AS_PARTS)
     images = [noise_image(1), None, None]
     with pytest.raises(SafeguardError, match="reads text only"):
-        LLAMA_GUARD.judge(language_model(tokenizer), tokenizer, REQUESTS, ANSWERS, images)
+        LLAMA_GUARD.judge(
+            LanguageModel(language_model(tokenizer), tokenizer), REQUESTS, ANSWERS, images
+        )

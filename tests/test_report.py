@@ -24,8 +24,7 @@ from PIL import Image
 from support.command import Run
 from support.synthetic import write_evaluation
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.demo import Gap
-from vlm_safeguard.evaluation.probes.gap import gap_record
+from vlm_safeguard.evaluation.probes.gap import Gap, gap_record
 from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
 from vlm_safeguard.evaluation.results.gap import GapRecord
 from vlm_safeguard.evaluation.results.lines import KeptReceipt, Line

@@ -11,10 +11,10 @@ import torch
 from vlm_safeguard.errors import SafeguardError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import PreTrainedModel
 
     from vlm_safeguard.model.conversation import Chat
-    from vlm_safeguard.model.vlm import VLM
+    from vlm_safeguard.model.vlm import VLM, LanguageModel
     from vlm_safeguard.policy.receipt import Receipt
 
 
@@ -70,24 +70,19 @@ def generate_answers(vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[An
             "each. Leave num_return_sequences out."
         )
     rows = output[:, inputs["input_ids"].shape[1] :]
-    return decoded(vlm.model, vlm.processor, rows, **options)
+    return decoded(vlm, rows, **options)
 
 
-def decoded(
-    model: PreTrainedModel,
-    decoder: ProcessorMixin | PreTrainedTokenizerBase,
-    rows: torch.Tensor,
-    **options: Any,
-) -> list[Answer]:
+def decoded(answerer: VLM | LanguageModel, rows: torch.Tensor, **options: Any) -> list[Answer]:
     """Generated tokens as answers, each up to its end.
 
     Args:
-        decoder: the model's processor or tokenizer.
         rows: (rows, new tokens).
         options: what `generate` was given.
     """
-    answers = [until_end(model, row, **options) for row in rows]
-    return [Answer(decoder.decode(row, skip_special_tokens=True), len(row)) for row in answers]
+    answers = [until_end(answerer.model, row, **options) for row in rows]
+    decode = answerer.processor.decode
+    return [Answer(decode(row, skip_special_tokens=True), len(row)) for row in answers]
 
 
 def until_end(model: PreTrainedModel, tokens: torch.Tensor, **options: Any) -> torch.Tensor:

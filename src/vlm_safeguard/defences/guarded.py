@@ -29,9 +29,9 @@ class Guarded:
 
     def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`. Each answer carries its receipt."""
-        with self.guard.attach(vlm.model, readings=self.readings):
+        with self.guard.attach(vlm.model, readings=self.readings) as attachment:
             answers = generate_answers(vlm, chats, **options)
-        receipts = self.guard.receipts
+        receipts = attachment.receipts
         beams = len(receipts) // len(answers)  # each beam of a request has a receipt, all the same
         return [
             replace(answer, receipt=receipt)

@@ -52,3 +52,8 @@ class LanguageModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def processor(self) -> PreTrainedTokenizerBase:
+        """What writes and encodes its conversations: the tokenizer."""
+        return self.tokenizer

@@ -46,4 +46,4 @@ def text_answers(language: LanguageModel, chats: Sequence[Chat], **options: Any)
     output = model.generate(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **options
     )
-    return decoded(model, tokenizer, output[:, inputs["input_ids"].shape[1] :], **options)
+    return decoded(language, output[:, inputs["input_ids"].shape[1] :], **options)

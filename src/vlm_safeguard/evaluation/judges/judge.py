@@ -12,11 +12,11 @@ from transformers import BatchFeature
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.rendering import longest, opens_itself, render_chats
 from vlm_safeguard.evaluation.judges.verdict import UnreadableError, Verdict
-from vlm_safeguard.model.conversation import Chat, tokenizer_of
+from vlm_safeguard.model.conversation import Chat
+from vlm_safeguard.model.vlm import VLM, LanguageModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Judge:
     @torch.inference_mode()
     def judge(
         self,
-        model: PreTrainedModel,
-        processor: PreTrainedTokenizerBase | ProcessorMixin,
+        answerer: VLM | LanguageModel,
         requests: Sequence[str],
         answers: Sequence[str],
         images: Sequence[Image | None] | None = None,
@@ -51,25 +50,25 @@ class Judge:
         says why.
 
         Args:
-            processor: the model's tokenizer, or its processor where it looks at images.
-            images: one a request or None; only for a model that takes them (`takes_images`).
+            images: one a request or None; only for a model that takes them.
 
         Raises:
             SafeguardError: images for a model that takes none, or a chat template that does not
                 hold what is to be judged.
         """
         shown = [None] * len(requests) if images is None else list(images)
-        if any(shown) and not takes_images(processor):
+        if any(shown) and isinstance(answerer, LanguageModel):
             raise SafeguardError(
                 "This judge reads text only: give it no images, or take a model that sees them "
                 "(Llama Guard 3 Vision or 4) with its processor."
             )
         texts = render_chats(
-            processor, [self.messages(*of) for of in zip(requests, answers, shown, strict=True)]
+            answerer.processor,
+            [self.messages(*of) for of in zip(requests, answers, shown, strict=True)],
         )
-        tokenizer = tokenizer_of(processor)
+        tokenizer = answerer.tokenizer
         lengths = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-        room = longest(model) - self.max_new_tokens
+        room = longest(answerer.model) - self.max_new_tokens
         verdicts = {
             i: _unreadable(f"{length} tokens, and the judge has room for {room}")
             for i, length in enumerate(lengths)
@@ -84,7 +83,7 @@ class Judge:
                 batch = rows[start : start + batch_size]
                 batch_images = [image for i in batch if (image := shown[i]) is not None]
                 replies = _replies(
-                    model, processor, [texts[i] for i in batch], batch_images, self.max_new_tokens
+                    answerer, [texts[i] for i in batch], batch_images, self.max_new_tokens
                 )
                 verdicts |= dict(zip(batch, map(self._read, replies), strict=True))
         return [verdicts[i] for i in range(len(texts))]
@@ -100,23 +99,17 @@ def _unreadable(why: str) -> Verdict:
     return Verdict(refused=None, unsafe=None, note=f"unreadable: {why}")
 
 
-def takes_images(processor: PreTrainedTokenizerBase | ProcessorMixin) -> bool:
-    """Whether a model's processor reads images, too; a tokenizer alone does not."""
-    return getattr(processor, "image_processor", None) is not None
-
-
 def _replies(
-    model: PreTrainedModel,
-    processor: PreTrainedTokenizerBase | ProcessorMixin,
+    answerer: VLM | LanguageModel,
     texts: list[str],
     images: list[Image],
     max_new_tokens: int,
 ) -> list[str]:
     """Greedy replies to rendered conversations, one image each or none at all."""
-    tokenizer = tokenizer_of(processor)
+    model, tokenizer = answerer.model, answerer.tokenizer
     if tokenizer.pad_token is None:  # Llama 2's has none; what pads is masked out
         tokenizer.pad_token = tokenizer.eos_token
-    given = processor(
+    encoded = answerer.processor(
         text=texts,
         **({"images": [[image] for image in images]} if images else {}),
         add_special_tokens=not opens_itself(tokenizer, texts[0]),
@@ -124,7 +117,7 @@ def _replies(
         padding_side="left",
         return_tensors="pt",
     )
-    inputs = BatchFeature(dict(given)).to(model.device, model.dtype)
+    inputs = BatchFeature(dict(encoded)).to(model.device, model.dtype)
     output = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,

@@ -33,9 +33,7 @@ class Divergence(BaseModel):
     @classmethod
     def of(cls, values: Sequence[torch.Tensor]) -> Self:
         """Of (tokens,) values each, as `divergences` gives them."""
-        return cls(
-            sums=tuple(float(each.sum()) for each in values), tokens=tuple(map(len, values))
-        )
+        return cls(sums=tuple(float(each.sum()) for each in values), tokens=tuple(map(len, values)))
 
     def mean(self) -> Estimate:
         """Nats a token, with the interval of a bootstrap over answers."""
