@@ -88,7 +88,7 @@ class ModelHooks:
         self._continuing.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copied module carries the same hooks: it does not run unguarded, nor under two locks."""
+        """A copied module carries the same hooks, so it does not run unguarded."""
         return self
 
     @property
