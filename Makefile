@@ -39,8 +39,9 @@ lint: $(VENV)/.installed
 	$(BIN)/deptry src
 	$(BIN)/mypy
 
+# Small models gain nothing from threads: two workers of one thread each take half the time.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 # An environment without the extras: torch by pip, as above, then what $(1) asks uv for.
 core = rm -rf $(VENV)-core && $(PYTHON) -m venv $(VENV)-core \

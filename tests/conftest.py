@@ -12,6 +12,8 @@ from support.reference import make_exact, with_thresholds
 from tiny.pocket import make_model, make_processor
 from vlm_safeguard.anchors import shipped_calibration
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.pocket import load
 from vlm_safeguard.policy.gate import GATES, TextScore
 
 
@@ -48,6 +50,17 @@ def open_guard(guard: Guard) -> Guard:
 def exact_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     """The same weights as `model`, in float64 throughout."""
     return make_exact(make_model(processor))
+
+
+@pytest.fixture(scope="session")
+def pocket() -> VLM:
+    return VLM(*load())
+
+
+@pytest.fixture(scope="session")
+def pocket_guard(pocket: VLM) -> Guard:
+    """Fitted anew in every session, whatever the cache holds."""
+    return Guard.fit(pocket.model, pocket.processor)
 
 
 @pytest.fixture

@@ -347,6 +347,7 @@ def test_shipped_weights_are_small(name: str) -> None:
 
 
 @pytest.mark.pocket
+@pytest.mark.xdist_group("pocket")
 def test_export_is_an_ordinary_checkpoint_that_answers_alike(tmp_path: Path) -> None:
     export(tmp_path / "pocket")
     model, processor = load()

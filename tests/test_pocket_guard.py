@@ -13,20 +13,9 @@ from vlm_safeguard.evaluation.asks.benchmarks.own import scene_questions
 from vlm_safeguard.evaluation.results.counting import closed_gates
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.vlm import VLM
-from vlm_safeguard.pocket import load
 
-pytestmark = pytest.mark.pocket
+pytestmark = [pytest.mark.pocket, pytest.mark.xdist_group("pocket")]
 N = 40
-
-
-@pytest.fixture(scope="module")
-def pocket() -> VLM:
-    return VLM(*load())
-
-
-@pytest.fixture(scope="module")
-def pocket_guard(pocket: VLM) -> Guard:
-    return Guard.fit(pocket.model, pocket.processor)
 
 
 def refused(pocket: VLM, kind: str, condition: str, guard: Guard | None) -> int:

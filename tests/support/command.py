@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import pytest
 
-from vlm_safeguard.cli import main
-
 
 class Finished(NamedTuple):
     """How a command ended: its exit code, and what it wrote."""
@@ -26,6 +24,8 @@ def run_command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object
 ) -> Finished:
     """`vlm-safeguard` with these arguments."""
+    from vlm_safeguard.cli import main  # the core is tested without typer, too
+
     monkeypatch.setattr(sys, "argv", ["vlm-safeguard", *map(str, arguments)])
     capfd.readouterr()
     code = 0
