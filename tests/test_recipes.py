@@ -25,10 +25,10 @@ from vlm_safeguard.evaluation.answers import provider
 from vlm_safeguard.evaluation.answers.models import release
 from vlm_safeguard.evaluation.plan import Plan, read_plan
 from vlm_safeguard.evaluation.probes import gap
+from vlm_safeguard.evaluation.results.folder import read_evaluation
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.report.contents import contents
 from vlm_safeguard.report.page import write_report
-from vlm_safeguard.report.source import read_source
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 ARCHITECTURES = {
@@ -182,7 +182,7 @@ def test_a_recipe_runs_to_its_report(
     if whole:
         assert write_report(tmp_path / "out").is_file()
     else:  # what the report says; its figures take longer than all else
-        assert contents(read_source(tmp_path / "out")).sections
+        assert contents(read_evaluation(tmp_path / "out")).sections
 
 
 @pytest.mark.pocket
