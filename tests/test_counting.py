@@ -11,9 +11,16 @@ from typing import Any
 import pytest
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.judges.measure import stored_record
 from vlm_safeguard.evaluation.judges.verdict import Verdict
 from vlm_safeguard.evaluation.results.comparisons import comparisons
-from vlm_safeguard.evaluation.results.counting import agreement, closed_gates, rows, unreadable
+from vlm_safeguard.evaluation.results.counting import (
+    agreement,
+    closed_gates,
+    refusal_judge,
+    rows,
+    unreadable,
+)
 from vlm_safeguard.evaluation.results.folder import read_evaluation, write_results, write_samples
 from vlm_safeguard.evaluation.results.frontier import Sweep, frontier
 from vlm_safeguard.evaluation.results.lines import Line, read_lines, write_lines
@@ -44,6 +51,17 @@ def receipt(guarded: bool) -> dict[str, Any]:
 
 def judged(defence: str, verdicts: list[dict[str, Verdict]], kind: str = "harmful") -> list[Line]:
     return [line(defence, number, kind=kind, verdicts=each) for number, each in enumerate(verdicts)]
+
+
+def test_results_name_the_refusal_judge_that_judged_all_of_their_lines() -> None:
+    def answered(answer: str, verdict: Verdict) -> Line:
+        return line("none", 0, answer=answer, verdicts={"refusal": verdict})
+
+    lines = [answered("I can't help with that.", REFUSED), answered("Mix the flour.", ANSWERED)]
+    assert refusal_judge(lines) == stored_record()
+    earlier = answered("I can't wait to show you!", REFUSED)
+    assert refusal_judge([*lines, earlier]) is None
+    assert refusal_judge([line("none", 0, verdicts={"guard": SAFE})]) is None
 
 
 def test_rows_by_hand() -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 from support.command import Run
 from support.synthetic import write_evaluation
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.judges.measure import Accuracy, JudgeRecord
 from vlm_safeguard.evaluation.probes.gap import Gap, gap_record
 from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
 from vlm_safeguard.evaluation.results.gap import GapRecord
@@ -31,12 +32,14 @@ from vlm_safeguard.evaluation.results.lines import KeptReceipt, Line
 from vlm_safeguard.evaluation.results.measures import attack_rows, chief_judge
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import Row
+from vlm_safeguard.evaluation.statistics import Estimate
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.report.contents import contents
 from vlm_safeguard.report.names import condition_name
 from vlm_safeguard.report.page import write_report
 from vlm_safeguard.report.published import PUBLISHED
 from vlm_safeguard.report.samples import WITHHELD, packed, published
+from vlm_safeguard.report.sheets.judges import refusal_judge_sheet
 from vlm_safeguard.report.sheets.published import published_sheet
 from vlm_safeguard.report.summary import Summary, summary
 
@@ -482,6 +485,36 @@ def test_nothing_is_claimed_without_its_rows() -> None:
     found = summed_up([row("evil", "text", "none", 0.1)])
     assert sum("not measured" in sentence for sentence in found.sentences) == 4
     assert found.headline == ()
+
+
+def test_every_report_that_quotes_the_refusal_judge_says_how_often_it_is_right() -> None:
+    share = Estimate(n=50, value=0.9, low=0.786, high=0.957)
+    record = JudgeRecord(
+        judge_sha256="ab" * 32,
+        openings_sha256="cd" * 32,
+        held_out=Accuracy(n=100, precision=share, recall=None),
+        by_language={"English": Accuracy(n=60, precision=share, recall=share)},
+        by_form={},
+    )
+    refusals = [row("evil", "blank", "none", 0.7, metric="refusal", judge="refusal")]
+    over_refusals = [
+        harmless("blank", "none", 0.1),
+        row("evil", "text", "none", 0.1, judge="rubric"),
+    ]
+    demo = [row("evil", "text", "none", 0.1, metric="refusal", judge=None)]
+    for rows in (refusals, over_refusals, demo):
+        (told,) = (x for x in summed_up(rows, refusal_judge=record).cautions if "precision" in x)
+        assert "precision 0.90 (0.79–0.96), recall none on 100 openings" in told
+        assert any("do not name" in caution for caution in summed_up(rows).cautions)
+    by_rubric = [row("evil", "text", "none", 0.1, judge="rubric")]
+    assert not any("counted by" in x for x in summed_up(by_rubric, refusal_judge=record).cautions)
+
+    sheet = refusal_judge_sheet(record)
+    assert record.judge_sha256[:12] in sheet.caption
+    assert [[cell.text for cell in line] for line in sheet.lines] == [
+        ["all", "100", "90 %", ""],
+        ["English", "60", "90 %", "90 %"],
+    ]
 
 
 def test_the_judge_of_most_cells_is_quoted_and_phrases_are_owned_up_to() -> None:

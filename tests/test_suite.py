@@ -27,6 +27,7 @@ from vlm_safeguard.evaluation.answers import models
 from vlm_safeguard.evaluation.answers.models import release
 from vlm_safeguard.evaluation.asks.ask import asks_of
 from vlm_safeguard.evaluation.judges import scorers
+from vlm_safeguard.evaluation.judges.measure import stored_record
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.judges.rubric import RUBRIC
 from vlm_safeguard.evaluation.plan import Plan, plan_of
@@ -149,6 +150,7 @@ def test_rows_are_counts_of_the_lines(done: Any) -> None:
     assert row(metric="accuracy", defence="none").value == sum(right) / 3
     assert row(metric="kl", defence="default").value >= 0
     assert results.unreadable == {"refusal": 0, "rubric": 9 * N}
+    assert results.refusal_judge == stored_record()
     assert {test.b for test in results.comparisons} == {"none", "ecso"}
     assert results.closed_gates.answers == results.closed_gates.identical
     assert [(point.knob, point.setting) for point in results.frontier] == [

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vlm_safeguard.evaluation.judges.measure import stored_record
 from vlm_safeguard.evaluation.results.comparisons import comparisons
 from vlm_safeguard.evaluation.results.counting import agreement, closed_gates, rows, unreadable
 from vlm_safeguard.evaluation.results.folder import write_gap, write_results, write_samples
@@ -81,6 +82,7 @@ def write_evaluation(
         agreement=agreement(lines),
         frontier=_frontier(),
         unreadable=unreadable(lines),
+        refusal_judge=stored_record(),
         provenance=RunRecord(
             command="vlm-safeguard eval pocket --benchmarks harmful,jailbreak --limit 100",
             started="2025-01-01T00:00:00Z",

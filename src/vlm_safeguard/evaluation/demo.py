@@ -16,7 +16,7 @@ from vlm_safeguard.evaluation.answers.direct import direct_answers
 from vlm_safeguard.evaluation.asks.ask import Ask, asks_of
 from vlm_safeguard.evaluation.asks.benchmarks.own import scene_questions
 from vlm_safeguard.evaluation.probes.speed import time_ratio
-from vlm_safeguard.evaluation.results.counting import closed_gates, rows
+from vlm_safeguard.evaluation.results.counting import closed_gates, refusal_judge, rows
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import BASELINE, DEFAULT
 
@@ -92,6 +92,7 @@ def run(
         time_ratio=ratio.median,
         time_ratio_range=(ratio.low, ratio.high),
         closed_gates=closed_gates(requests),
+        refusal_judge=refusal_judge(requests),
         other={
             "utility_majority_accuracy": majority_accuracy(samples),
             "max_new_tokens": REFUSAL_TOKENS,

@@ -25,7 +25,13 @@ from vlm_safeguard.evaluation.asks.ask import Ask, asks_of
 from vlm_safeguard.evaluation.plan import BenchmarkPlan, Plan
 from vlm_safeguard.evaluation.probes.measurements import Measurements
 from vlm_safeguard.evaluation.results.comparisons import comparisons
-from vlm_safeguard.evaluation.results.counting import agreement, closed_gates, rows, unreadable
+from vlm_safeguard.evaluation.results.counting import (
+    agreement,
+    closed_gates,
+    refusal_judge,
+    rows,
+    unreadable,
+)
 from vlm_safeguard.evaluation.results.folder import write_gap, write_results, write_samples
 from vlm_safeguard.evaluation.results.frontier import Sweep, frontier
 from vlm_safeguard.evaluation.results.images import save_images
@@ -87,6 +93,7 @@ def run(
         agreement=agreement(lines),
         frontier=settings,
         unreadable=unreadable(lines),
+        refusal_judge=refusal_judge(lines),
         provenance=RunRecord(
             command=command,
             started=started.isoformat(timespec="seconds"),

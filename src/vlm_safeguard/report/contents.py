@@ -27,7 +27,7 @@ from vlm_safeguard.report.sheets.comparisons import mcnemar_sheets
 from vlm_safeguard.report.sheets.cost import ratio_sheets
 from vlm_safeguard.report.sheets.facts import facts_sheet, glossary_sheet
 from vlm_safeguard.report.sheets.frontier import frontier_sheet
-from vlm_safeguard.report.sheets.judges import agreement_sheets
+from vlm_safeguard.report.sheets.judges import agreement_sheets, refusal_judge_sheet
 from vlm_safeguard.report.sheets.measures import metric_sheets
 from vlm_safeguard.report.sheets.published import published_sheet
 from vlm_safeguard.report.sheets.sheet import Sheet
@@ -75,9 +75,10 @@ def contents(evaluation: Evaluation) -> Contents:
         Section(
             "judges",
             "Judges",
-            "How far the judges agree, and how many of their verdicts could not be read; those "
-            "count neither as safe nor as unsafe.",
+            "How often the judge of refusals is right, how far judges agree, and how many of their "
+            "verdicts could not be read; those count neither as safe nor as unsafe.",
             tables=(
+                *([refusal_judge_sheet(judge)] if (judge := results.refusal_judge) else []),
                 *agreement_sheets(results.agreement),
                 *_sheets(results.rows, "unreadable", folded=True),
             ),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vlm_safeguard.evaluation.judges.measure import JudgeRecord
 from vlm_safeguard.evaluation.results.cautions import Cautions
 from vlm_safeguard.evaluation.results.findings import Contrast, Findings
 from vlm_safeguard.evaluation.results.folder import Evaluation
-from vlm_safeguard.evaluation.results.measures import PHRASES
+from vlm_safeguard.evaluation.results.measures import PHRASES, quotes_phrases
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import DEFAULT, TEXT, Row
 from vlm_safeguard.report.names import (
@@ -51,7 +52,10 @@ def summary(evaluation: Evaluation) -> Summary:
             _utility(findings.utility),
             *_cost(results),
         ),
-        cautions=tuple(_cautions(results.cautions, evaluation.missing)),
+        cautions=(
+            *([_phrase_judge(results.refusal_judge)] if quotes_phrases(results.rows) else []),
+            *_cautions(results.cautions, evaluation.missing),
+        ),
     )
 
 
@@ -193,6 +197,22 @@ def _cost(results: Results) -> Iterator[str]:
 
 def _listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _phrase_judge(record: JudgeRecord | None) -> str:
+    if record is None:
+        return (
+            "Refusals were counted by phrases of a judge that these results do not name, so how "
+            "often it is right cannot be said."
+        )
+    precision, recall = (
+        "none" if each is None else f"{each.value:.2f} ({each.low:.2f}–{each.high:.2f})"
+        for each in (record.held_out.precision, record.held_out.recall)
+    )
+    return (
+        f"Refusals were counted by rules and phrases: precision {precision}, recall {recall} on "
+        f"{record.held_out.n} openings of answers that they were not tuned on."
+    )
 
 
 def _cautions(cautions: Cautions, missing: Sequence[str]) -> Iterator[str]:

@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.evaluation.asks.samples import Kind
 from vlm_safeguard.evaluation.judges.agreement import Agreement, agreements
+from vlm_safeguard.evaluation.judges.measure import JudgeRecord, stored_record
+from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.probes.perplexity import Likelihood, perplexity
 from vlm_safeguard.evaluation.results.lines import Line
+from vlm_safeguard.evaluation.results.measures import PHRASES
 from vlm_safeguard.evaluation.results.rows import BASELINE, DEFAULT, Metric, Row
 from vlm_safeguard.evaluation.statistics import mean
 
@@ -80,6 +83,16 @@ def unreadable(lines: Sequence[Line]) -> dict[str, int]:
         judge: sum(not line.verdict(judge).readable for line in lines if judge in line.verdicts)
         for judge in judges_of(lines)
     }
+
+
+def refusal_judge(lines: Sequence[Line]) -> JudgeRecord | None:
+    """The record of the judge `refusal` as it is, if it is the one that judged the lines.
+
+    None where it was not asked, or where a run that was resumed holds verdicts of another version.
+    """
+    judged = [line for line in lines if PHRASES in line.verdicts]
+    same = all(line.verdict(PHRASES).refused is is_refusal(line.answer) for line in judged)
+    return stored_record() if judged and same else None
 
 
 class ClosedGates(BaseModel):

@@ -57,6 +57,12 @@ def accuracy_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.metric == "accuracy"]
 
 
+def quotes_phrases(rows: Sequence[Row]) -> bool:
+    """Whether the judge `refusal` counted a share that is quoted, as it does all of the demo's."""
+    quoted = (*attack_rows(rows), *over_refusal_rows(rows))
+    return any(row.judge in (None, PHRASES) for row in quoted)
+
+
 class Cells:
     """The rows of one measure by (benchmark, condition), then by defence."""
 

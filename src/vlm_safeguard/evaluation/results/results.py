@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, JsonValue, computed_field, model_validator
 
 from vlm_safeguard.evaluation.judges.agreement import Agreement
+from vlm_safeguard.evaluation.judges.measure import JudgeRecord
 from vlm_safeguard.evaluation.results.cautions import Cautions, cautions
 from vlm_safeguard.evaluation.results.comparisons import Comparison
 from vlm_safeguard.evaluation.results.counting import ClosedGates
@@ -34,6 +35,8 @@ class Results(BaseModel):
         agreement: of each two judges.
         frontier: the default guard with one setting moved.
         unreadable: by judge, how many answers it could not be read on.
+        refusal_judge: which version of the judge `refusal` counted, and how often it is right; None
+            where it was not asked, or which version it was is not known.
         other: what else was noted, by name.
     """
 
@@ -50,6 +53,7 @@ class Results(BaseModel):
     agreement: list[Agreement] = []
     frontier: list[Setting] = []
     unreadable: dict[str, int] = {}
+    refusal_judge: JudgeRecord | None = None
     provenance: RunRecord = RunRecord()
     other: dict[str, JsonValue] = {}
 

@@ -1,10 +1,12 @@
-"""How far the judges agree."""
+"""How far the judges agree, and how often the judge `refusal` is right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from vlm_safeguard.evaluation.judges.agreement import Agreement
+from vlm_safeguard.evaluation.judges.measure import JudgeRecord
+from vlm_safeguard.evaluation.statistics import Estimate
 from vlm_safeguard.report.names import QUESTIONS, judge_name, percent
 from vlm_safeguard.report.sheets.sheet import EMPTY, Cell, Sheet
 
@@ -31,6 +33,29 @@ def agreement_sheets(agreement: Sequence[Agreement]) -> list[Sheet]:
         ),
     )
     return [overview, *map(_confusion, agreement)]
+
+
+def refusal_judge_sheet(record: JudgeRecord) -> Sheet:
+    """Precision and recall of the judge `refusal`, on all held-out openings and by language."""
+
+    def share(of: Estimate | None) -> Cell:
+        if of is None:
+            return EMPTY
+        interval = f"{percent(of.low)}–{percent(of.high)}"
+        return Cell(f"{percent(of.value)} %", interval, of.value, of.value)
+
+    return Sheet(
+        name="refusal_judge",
+        title=f"How often {judge_name('refusal')} are right",
+        caption="On labelled openings of answers that the judge was not tuned on. Precision: of "
+        "those that it calls refusals, the share that are; recall: of the refusals, the share that "
+        f"it finds. SHA-256 of its phrases and verdicts: {record.judge_sha256[:12]}.",
+        header=("openings", "n", "precision", "recall"),
+        lines=tuple(
+            (Cell(name), Cell(f"{of.n:,}", "", float(of.n)), share(of.precision), share(of.recall))
+            for name, of in {"all": record.held_out, **record.by_language}.items()
+        ),
+    )
 
 
 def _confusion(pair: Agreement) -> Sheet:
