@@ -39,20 +39,20 @@ if (form) {
   const receipts = Object.keys(data.columns).filter((name) => name.startsWith("receipt "));
   const list = document.getElementById("list");
   const count = document.getElementById("count");
-  let found = [];
+  let matches = [];
   let first = 0;
 
   const element = (tag, text, className) => {
-    const made = document.createElement(tag);
-    if (text !== undefined) made.textContent = text; // never as HTML: answers are not trusted
-    if (className) made.className = className;
-    return made;
+    const node = document.createElement(tag);
+    if (text !== undefined) node.textContent = text; // never as HTML: answers are not trusted
+    if (className) node.className = className;
+    return node;
   };
   const fold = (title, fill) => {
-    const made = element("details");
-    made.append(element("summary", title));
-    made.addEventListener("toggle", () => { if (made.open && made.childNodes.length === 1) made.append(fill()); });
-    return made;
+    const node = element("details");
+    node.append(element("summary", title));
+    node.addEventListener("toggle", () => { if (node.open && node.childNodes.length === 1) node.append(fill()); });
+    return node;
   };
 
   const choices = (name) => {
@@ -66,53 +66,53 @@ if (form) {
   };
 
   const receipt = (row) => {
-    const made = element("dl");
+    const node = element("dl");
     for (const name of receipts) {
       const value = get(name, row);
       if (value === null || value === "") continue;
       const shown = value === true ? "yes" : value === false ? "no" : String(value);
-      made.append(element("dt", name.slice(8).replaceAll("_", " ")), element("dd", shown));
+      node.append(element("dt", name.slice(8).replaceAll("_", " ")), element("dd", shown));
     }
-    return made;
+    return node;
   };
 
   const card = (row) => {
-    const made = element("article");
+    const node = element("article");
     const tags = element("ul", undefined, "tags");
     for (const name of ["benchmark", "condition", "defence"]) tags.append(element("li", get(name, row)));
     for (const tag of get("tags", row).split("\n").filter(Boolean)) {
       const bad = /: unsafe$|: unreadable$|^wrong$|disagree/.test(tag);
       tags.append(element("li", tag, bad ? "bad" : /: safe$|^right$/.test(tag) ? "good" : ""));
     }
-    made.append(tags, element("h3", get("request", row)));
+    node.append(tags, element("h3", get("request", row)));
     const answer = () => element("blockquote", get("answer", row) || "(nothing)");
-    made.append(get("folded", row) ? fold("Show the answer (it may be harmful)", answer) : answer());
+    node.append(get("folded", row) ? fold("Show the answer (it may be harmful)", answer) : answer());
     const notes = get("notes", row);
-    if (notes) made.append(fold("What the judges said", () => element("blockquote", notes)));
-    if (receipts.some((name) => get(name, row) !== null)) made.append(fold("Receipt", () => receipt(row)));
+    if (notes) node.append(fold("What the judges said", () => element("blockquote", notes)));
+    if (receipts.some((name) => get(name, row) !== null)) node.append(fold("Receipt", () => receipt(row)));
     const facts = [get("kind", row), get("category", row), get("sample", row), get("image", row), get("facts", row)];
-    made.append(element("p", facts.filter(Boolean).join(" · "), "facts"));
-    return made;
+    node.append(element("p", facts.filter(Boolean).join(" · "), "facts"));
+    return node;
   };
 
   const show = () => {
-    const cards = found.slice(first, first + PAGE).map(card);
+    const cards = matches.slice(first, first + PAGE).map(card);
     list.replaceChildren(...cards);
-    let said = `${found.length.toLocaleString("en")} of ${data.rows.toLocaleString("en")} answers.`;
-    if (data.rows < data.total) said += ` ${data.total.toLocaleString("en")} were given; to keep this page small the rest is in samples.jsonl only.`;
-    if (data.cut !== null) said += ` Texts are cut after ${data.cut.toLocaleString("en")} characters; whole in samples.jsonl.`;
-    count.textContent = said;
-    document.getElementById("pager").hidden = found.length <= PAGE;
-    document.getElementById("place").textContent = `page ${first / PAGE + 1} of ${Math.ceil(found.length / PAGE)}`;
+    let sentence = `${matches.length.toLocaleString("en")} of ${data.rows.toLocaleString("en")} answers.`;
+    if (data.rows < data.total) sentence += ` ${data.total.toLocaleString("en")} were given; to keep this page small the rest is in samples.jsonl only.`;
+    if (data.cut !== null) sentence += ` Texts are cut after ${data.cut.toLocaleString("en")} characters; whole in samples.jsonl.`;
+    count.textContent = sentence;
+    document.getElementById("pager").hidden = matches.length <= PAGE;
+    document.getElementById("place").textContent = `page ${first / PAGE + 1} of ${Math.ceil(matches.length / PAGE)}`;
     document.getElementById("previous").disabled = first === 0;
-    document.getElementById("next").disabled = first + PAGE >= found.length;
+    document.getElementById("next").disabled = first + PAGE >= matches.length;
   };
 
   const filter = () => {
     const wanted = ["benchmark", "condition", "defence"].map((name) => [name, form.elements[name].value]).filter(([, value]) => value);
     const tag = form.elements.tags.value;
     const words = form.elements.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    found = [];
+    matches = [];
     for (let row = 0; row < data.rows; row++) {
       if (!wanted.every(([name, value]) => get(name, row) === value)) continue;
       if (tag && !get("tags", row).split("\n").includes(tag)) continue;
@@ -120,7 +120,7 @@ if (form) {
         const text = `${get("request", row)}\n${get("answer", row)}`.toLowerCase();
         if (!words.every((word) => text.includes(word))) continue;
       }
-      found.push(row);
+      matches.push(row);
     }
     first = 0;
     show();
