@@ -22,7 +22,7 @@ from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.images import blank_image
-from vlm_safeguard.loading import load_guard, load_model
+from vlm_safeguard.loading import Loading, load_guard, load_model
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal, TextScore
@@ -94,7 +94,7 @@ def load(name: str) -> tuple[Any, Any]:
         SafeguardError: the model needs a GPU that is not here.
     """
     if name not in SHAPES:
-        return load_model(name)
+        return load_model(name, Loading(device="cpu"))  # where the published figures were measured
     shape = SHAPES[name]
     if shape.device == "cuda" and not torch.cuda.is_available():
         raise SafeguardError(

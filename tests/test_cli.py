@@ -16,10 +16,12 @@ from transformers import (
 
 from support.command import Finished, Run
 from tiny.pocket import make_model
+from vlm_safeguard.cli import ask, doctor, fit
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation import suite
 from vlm_safeguard.evaluation.plan import Plan, plan_of
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.loading import Loading
 
 
 @pytest.fixture(scope="session")
@@ -164,6 +166,10 @@ def test_corrupt_and_missing_guards(run: Run, tmp_path: Path, guard: Guard) -> N
         (["--anchors", "/nowhere.csv"], "There is no file /nowhere.csv"),
         (["--dtype", "float4"], "There is no dtype"),
         (["--device", "nowhere"], "cannot be used"),
+        (["--device-map", "all"], "There is no device map 'all'"),
+        (["--device", "cpu", "--device-map", "auto"], "leave out --device, or --device-map"),
+        (["--load-in-4bit", "--load-in-8bit"], "in 4 bits or in 8"),
+        (["--revision", "v1"], "is a folder, which has no revisions"),
     ],
 )
 def test_bad_options(
@@ -184,6 +190,41 @@ def test_unknown_reference_vlm_is_named_with_those_there_are(
 def test_export_does_not_overwrite(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     fails_with(run("pocket", "export", tmp_path), "is not empty")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("fit", "MODEL", "OUT"), ("ask", "How to swim", "--model", "MODEL"), ("doctor", "MODEL")],
+)
+def test_what_loads_a_model_takes_every_option_of_loading(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    given: list[tuple[str, Loading]] = []
+
+    def load(name: str, loading: Loading) -> None:
+        given.append((name, loading))
+        raise SafeguardError("It is known what was asked for.")
+
+    for module in (ask, doctor, fit):
+        monkeypatch.setattr(module, "load_model", load)
+    options = ["--dtype", "float16", "--device", "cuda:1", "--load-in-8bit", "--revision", "v1"]
+    fails_with(run(*command), "what was asked for")
+    fails_with(run(*command, *options, "--trust-remote-code"), "what was asked for")
+    fails_with(run(*command, "--device-map", "balanced", "--load-in-4bit"), "what was asked for")
+    assert given == [
+        ("MODEL", Loading()),
+        (
+            "MODEL",
+            Loading(
+                dtype="float16",
+                device="cuda:1",
+                load_in_8bit=True,
+                revision="v1",
+                trust_remote_code=True,
+            ),
+        ),
+        ("MODEL", Loading(device_map="balanced", load_in_4bit=True)),
+    ]
 
 
 # --- eval: its options are a plan's fields ---
@@ -218,7 +259,7 @@ def test_every_field_of_a_plan_is_an_option_with_its_help_and_default(
         assert field.description is not None
         assert field.description in line
         default = None if field.is_required() else field.default
-        if default is not None:
+        if default not in (None, False):
             values = default if isinstance(default, tuple) else (default,)
             assert f"[default: {', '.join(map(str, values))}]" in line
 
@@ -240,7 +281,12 @@ def test_options_and_a_file_say_the_same(run: Run, planned: list[Plan], tmp_path
         "max_new_tokens": 9,
         "batch_size": 2,
         "dtype": "bfloat16",
-        "device": "cuda:1",
+        "device": "auto",
+        "device_map": "sequential",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "revision": "v1",
+        "trust_remote_code": True,
     }
     assert values.keys() == Plan.model_fields.keys() - {"frontier"}
     path = tmp_path / "plan.yaml"
@@ -251,7 +297,9 @@ def test_options_and_a_file_say_the_same(run: Run, planned: list[Plan], tmp_path
         *("--condition", "text", "--condition", "blank"),
         *("--judge", "refusal", "--judge", "rubric", "--grader", "openai/gpt-4o-mini"),
         *("--ppl-model", "other", "--limit", 5, "--seed", 3, "--max-new-tokens", 9),
-        *("--batch-size", 2, "--dtype", "bfloat16", "--device", "cuda:1"),
+        *("--batch-size", 2, "--dtype", "bfloat16", "--device", "auto"),
+        *("--device-map", "sequential", "--load-in-4bit", "--revision", "v1"),
+        "--trust-remote-code",
     ]
     fails_with(run("eval", *options), "Stopped here")
     fails_with(run("eval", "--plan", path), "Stopped here")

@@ -10,6 +10,7 @@ import pytest
 from vlm_safeguard.defences.table import NAMES
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.plan import Plan, plan_of, read_plan
+from vlm_safeguard.loading import Loading
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALL: dict[str, Any] = {"benchmarks": [{"name": "harmful"}]}
@@ -42,7 +43,8 @@ def test_a_file_says_the_same_as_values(tmp_path: Path) -> None:
         ({"benchmarks": [{"name": "harmful", "conditions": ["own"]}]}, "no images of its own"),
         (SMALL | {"limit": 0}, "limit: Input should be greater"),
         (SMALL | {"modell": "pocket"}, "modell: Extra inputs"),
-        (SMALL | {"dtype": "float4"}, "dtype: There is no dtype"),
+        (SMALL | {"dtype": "float4"}, "There is no dtype 'float4'"),
+        (SMALL | {"device": "cpu", "device_map": "auto"}, "leave out --device, or --device-map"),
         (SMALL | {"judges": ["llama-guard"]}, "judges.0: llama-guard names its model"),
         (SMALL | {"judges": ["rubric"]}, "needs a grader"),
         (SMALL | {"grader": "pocket"}, "not named as inspect does"),
@@ -80,3 +82,13 @@ def test_judges_by_name() -> None:
 def test_recipes_are_plans(path: Path) -> None:
     plan = read_plan(path)
     assert {"none", "default"} <= set(plan.defences) <= set(NAMES)
+
+
+def test_other_models_are_loaded_alike_but_for_what_is_the_models_own() -> None:
+    facts = SMALL | {"dtype": "bfloat16", "load_in_4bit": True, "revision": "v1"}
+    plan = plan_of(facts | {"trust_remote_code": True}, "here")
+    assert plan.loading == Loading(
+        dtype="bfloat16", load_in_4bit=True, revision="v1", trust_remote_code=True
+    )
+    assert plan.loading.for_another_model() == Loading(dtype="bfloat16", load_in_4bit=True)
+    assert plan_of(SMALL, "here").loading == Loading()

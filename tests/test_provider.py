@@ -43,7 +43,7 @@ from vlm_safeguard.evaluation.answers.models import release
 from vlm_safeguard.evaluation.answers.provider import generation_options
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
-from vlm_safeguard.loading import load_model
+from vlm_safeguard.loading import Loading, load_model
 from vlm_safeguard.model.backbone import chat_inputs
 from vlm_safeguard.model.conversation import Turn, chat_of
 from vlm_safeguard.model.vlm import VLM
@@ -164,9 +164,9 @@ def test_a_model_is_loaded_once_for_all_defences(
     release()
     loads = []
 
-    def load(name: str, dtype: str, device: str) -> tuple[Any, Any]:
+    def load(name: str, loading: Loading) -> tuple[Any, Any]:
         loads.append(name)
-        return load_model(name, dtype, device)
+        return load_model(name, loading)
 
     monkeypatch.setattr(module, "load_model", load)
     for defence in ("none", "default", "restore"):
@@ -249,6 +249,7 @@ def test_what_cannot_be_honoured_is_refused(folder: Path, config: dict[str, Any]
     [
         ({"defence": "magic"}, "There is no defence 'magic'"),
         ({"dtype": "float4"}, "There is no dtype"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "in 4 bits or in 8"),
         ({"batch_size": 0}, "at least 1"),
         ({"trust": True}, "There is no model argument trust"),
         ({"strength": 2.0}, "has no strength"),

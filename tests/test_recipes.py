@@ -27,6 +27,7 @@ from vlm_safeguard.evaluation.plan import Plan, read_plan
 from vlm_safeguard.evaluation.probes import gap
 from vlm_safeguard.evaluation.results.folder import read_evaluation
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.loading import Loading
 from vlm_safeguard.report.contents import contents
 from vlm_safeguard.report.page import write_report
 
@@ -72,12 +73,12 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
     loaded: list[str] = []
 
     def put(name: str, model_type: str) -> list[str]:
-        def load(asked: str, dtype: str, device: str) -> tuple[Any, Any]:
+        def load(asked: str, loading: Loading) -> tuple[Any, Any]:
             assert asked == name
             loaded.append(asked)
             return makers[model_type]()
 
-        def load_text(asked: str, dtype: str, device: str) -> tuple[Any, Any]:
+        def load_text(asked: str, loading: Loading) -> tuple[Any, Any]:
             assert asked != name
             loaded.append(asked)
             processor = make_processor()
@@ -96,7 +97,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(answer_models, "load_model", load)
         monkeypatch.setattr(answer_models, "load_language_model", load_text)
         for module in (answer_models, provider):
-            monkeypatch.setattr(module, "sees", lambda asked: asked == name)
+            monkeypatch.setattr(module, "sees", lambda asked, _: asked == name)
 
         def fit(source: Any, asked: str, model: Any, processor: Any) -> Guard:
             assert (source, asked) == (None, name)

@@ -9,26 +9,26 @@ from typing import Annotated
 
 import typer
 
-from vlm_safeguard.cli.loading import AsJson, Device, Dtype, console
+from vlm_safeguard.cli.loading import AsJson, GuardName, ModelOption, console, loads_a_model
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.loading import load_guard, load_image, load_model
+from vlm_safeguard.loading import Loading, load_guard, load_image, load_model
 
 
+@loads_a_model
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
-    model: Annotated[
-        str, typer.Option(help="'pocket', 'coder', a Hugging Face Hub id, or a checkpoint folder.")
-    ] = "pocket",
-    guard: Annotated[
-        Path | None, typer.Option(help="A guard's folder or Hub id; fitted now if left out.")
-    ] = None,
+    model: ModelOption = "pocket",
+    guard: GuardName = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 48,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
-    """Ask one question, with or without a picture; shows both answers and the receipt."""
+    """Ask one question, with or without a picture; shows both answers and the receipt.
+
+    Without --guard one is fitted now.
+    """
     if not question.strip():
         raise SafeguardError("The question is empty.")
     picture = None if image is None else load_image(image)
@@ -40,7 +40,7 @@ def ask(
     from vlm_safeguard.model.backbone import model_inputs
     from vlm_safeguard.report.tables import receipt_table
 
-    loaded, processor = load_model(model, dtype, device)
+    loaded, processor = load_model(model, loading)
     fitted = load_guard(guard, model, loaded, processor)
     inputs = model_inputs(loaded, processor, [question], [picture])
     answers = {}

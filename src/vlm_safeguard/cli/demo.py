@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vlm_safeguard.cli.loading import AsJson, Dtype, console
-from vlm_safeguard.loading import load_model
+from vlm_safeguard.cli.loading import AsJson, Device, Dtype, console
+from vlm_safeguard.loading import Loading, load_model
 
 _GAP = 25  # prompts of each kind in the gap's figure, at most
 
@@ -24,6 +24,7 @@ def demo(
     questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 120,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 100,
     dtype: Dtype = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Show the safety alignment gap on a small real VLM, and what the guard does about it."""
@@ -44,7 +45,7 @@ def demo(
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     screen.print("[bold]1/4[/bold] The Pocket VLM (first use fetches its base, 98 MB)")
-    vlm = VLM(*load_model("pocket", dtype))
+    vlm = VLM(*load_model("pocket", Loading(dtype=dtype, device=device)))
     screen.print("[bold]2/4[/bold] Fitting a guard: text-only anchor pairs, no training")
     fit_started = time.monotonic()
     guard = Guard.fit(vlm.model, vlm.processor)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console
-from vlm_safeguard.loading import load_model
+from vlm_safeguard.cli.loading import AsJson, GuardName, ModelName, console, loads_a_model
+from vlm_safeguard.loading import Loading, load_model, quantized_by, read_guard
 
 if TYPE_CHECKING:
     from vlm_safeguard.doctor import Check
@@ -18,17 +18,16 @@ if TYPE_CHECKING:
 _FLOAT32_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1  # of the logits' spread
 
 
+@loads_a_model
 def doctor(
     model: ModelName = "pocket",
-    guard: Annotated[
-        str | None, typer.Option(help="Check this guard, too: a folder or Hugging Face Hub id.")
-    ] = None,
+    guard: GuardName = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Use no network: only what is on this machine.")
     ] = False,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Check a model, verified family or not: layers, text-only view, hooks, contracts.
 
@@ -40,16 +39,16 @@ def doctor(
     from rich.table import Table
 
     from vlm_safeguard.doctor import Examination
-    from vlm_safeguard.guard import Guard
     from vlm_safeguard.timing import TIMED_TOKENS
 
     screen = console(as_json)
-    loaded, processor = load_model(model, dtype, device)
-    whole = loaded.dtype in (torch.float32, torch.float64)
+    loaded, processor = load_model(model, loading)
+    packing = quantized_by(loaded.config)
+    whole = packing is None and loaded.dtype in (torch.float32, torch.float64)
     examination = Examination(
         loaded,
         processor,
-        given=None if guard is None else Guard.from_pretrained(guard),
+        given=None if guard is None else read_guard(guard),
         tolerance=_FLOAT32_TOLERANCE if whole else _HALF_TOLERANCE,
     )
 
@@ -59,6 +58,8 @@ def doctor(
     checks = examination.run(lambda check: screen.print(mark(check), check.name))
     passed = all(check.passed for check in checks)
     facts: dict[str, Any] = examination.facts() if checks[0].passed else {}
+    if packing is not None:
+        facts["quantized by"] = packing
     ratio = examination.time_ratio() if passed else None
     if as_json:
         found = {

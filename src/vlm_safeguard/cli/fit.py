@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_safeguard.cli.loading import AsJson, Device, Dtype, ModelName, console
+from vlm_safeguard.cli.loading import AsJson, ModelName, console, loads_a_model
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.loading import load_model
+from vlm_safeguard.loading import Loading, load_model
 
 
+@loads_a_model
 def fit(
     model: ModelName,
     out: Annotated[Path, typer.Argument(help="Folder to save the guard in.")],
@@ -41,9 +42,9 @@ def fit(
         float | None,
         typer.Option(help="Share of harmless requests that may open the gate; 0.01 by default."),
     ] = None,
-    dtype: Dtype = "auto",
-    device: Device = "cpu",
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Fit a guard for a model from text-only anchor pairs, and save it."""
     screen = console(as_json)
@@ -59,7 +60,7 @@ def fit(
     requests = None if calibration is None else read_requests(calibration)
     chosen = edit_from_config({"name": edit} | ({} if span is None else {"span": span}))
     options: dict[str, Any] = {"rank": rank, "budget": budget}
-    loaded, processor = load_model(model, dtype, device)
+    loaded, processor = load_model(model, loading)
     guard = Guard.fit(
         loaded,
         processor,

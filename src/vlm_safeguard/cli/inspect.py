@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    guard: Annotated[str, typer.Argument(help="A guard's folder or Hugging Face Hub id.")],
+    guard: Annotated[
+        str, typer.Argument(help="A guard's folder or Hub id (owner/name, owner/name@revision).")
+    ],
     figure: Annotated[Path | None, typer.Option(help="Also draw it into this PNG file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a guard: its model, layers, spectrum, held-out AUROC, and thresholds."""
     from vlm_safeguard.errors import SafeguardError
-    from vlm_safeguard.guard import Guard
+    from vlm_safeguard.loading import read_guard
     from vlm_safeguard.report.figures.guard import guard_figure
     from vlm_safeguard.report.tables import facts_table, guard_table
 
     screen = console(as_json)
-    loaded = Guard.from_pretrained(guard)
+    loaded = read_guard(guard)
     if figure is not None:
         try:
             guard_figure(loaded, figure)

@@ -35,9 +35,11 @@ def _option(name: str, field: FieldInfo) -> Parameter:
 
 
 def _parameter(name: str, field: FieldInfo, info: Any) -> Parameter:
-    """One parameter; types other than whole numbers and text are checked by the plan itself."""
+    """One parameter; the plan itself checks what is more than numbers, text, yes or no."""
     default = None if field.is_required() else field.get_default()
     kind: Any = int if int in (field.annotation, *get_args(field.annotation)) else str
+    if field.annotation is bool:
+        kind = bool
     if get_origin(field.annotation) is tuple:
         kind, default = list[str], list(default) if default else None
     annotation = Annotated[kind | None, info]

@@ -35,14 +35,15 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Weights file; FOLDER/MODEL.safetensors by default.")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
 ) -> None:
     """Train a reference VLM from its base model (minutes on a GPU, hours on 2 cores)."""
     from vlm_safeguard.pocket.family import member
 
     vlm = member(model)
+    from vlm_safeguard.loading import find_device
     from vlm_safeguard.pocket.recipe.build import build
 
     weights = folder / f"{model}.safetensors" if out is None else out
-    build(vlm, folder, weights, device)
+    build(vlm, folder, weights, str(find_device(device)))
     print(f"Weights written to {weights}")

@@ -6,6 +6,7 @@ Its fields are the command line's options, so that importing it loads no model's
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,12 +16,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.loading import check_dtype
+from vlm_safeguard.loading import Loading
 
 JUDGES = ("refusal", "llama-guard", "rubric")
 Knob = Literal["strength", "threshold"]
@@ -122,6 +122,12 @@ class FrontierPlan(_Part):
         ]
 
 
+def _loading_field(name: str) -> Any:
+    """A field of `Loading`, with its default and its help."""
+    (field,) = (field for field in fields(Loading) if field.name == name)
+    return Field(field.default, description=field.metadata["help"])
+
+
 class Plan(_Part):
     """An evaluation: a model, how it is defended, what it is asked, and who judges the answers."""
 
@@ -149,20 +155,24 @@ class Plan(_Part):
     seed: int = Field(0, description="Draws the samples where there is a limit.")
     max_new_tokens: int = Field(64, ge=1, description="Length of the answers.")
     batch_size: int = Field(16, ge=1, description="Requests at once.")
-    dtype: str = Field("auto", description="Weights' type: auto, float32, bfloat16 or float16.")
-    device: str = Field("cpu", description="Where the models run: cpu, cuda, cuda:1, mps, …")
+    dtype: str = _loading_field("dtype")
+    device: str = _loading_field("device")
+    device_map: str | None = _loading_field("device_map")
+    load_in_4bit: bool = _loading_field("load_in_4bit")
+    load_in_8bit: bool = _loading_field("load_in_8bit")
+    revision: str | None = _loading_field("revision")
+    trust_remote_code: bool = _loading_field("trust_remote_code")
     frontier: FrontierPlan | None = Field(
         None, description="The default guard with one setting moved."
     )
 
-    @field_validator("dtype")
-    @classmethod
-    def _is_dtype(cls, dtype: str) -> str:
+    @model_validator(mode="after")
+    def _can_be_loaded_so(self) -> Self:
         try:
-            check_dtype(dtype)
+            self.loading  # noqa: B018  (checked when it is made)
         except SafeguardError as error:
             raise ValueError(str(error)) from error
-        return dtype
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -188,6 +198,11 @@ class Plan(_Part):
         if len(set(names)) < len(names):
             raise ValueError("a benchmark is named twice; give it several conditions instead")
         return self
+
+    @property
+    def loading(self) -> Loading:
+        """How the model is loaded; others are, too, but for what is of its repository alone."""
+        return Loading(**{field.name: getattr(self, field.name) for field in fields(Loading)})
 
     @property
     def judge_names(self) -> list[str]:

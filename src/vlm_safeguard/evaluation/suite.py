@@ -40,6 +40,7 @@ from vlm_safeguard.evaluation.results.provenance import RunRecord
 from vlm_safeguard.evaluation.results.ratios import cost_ratios
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import DEFAULT
+from vlm_safeguard.loading import Loading, find_device
 
 _PACKAGES = ("vlm-safeguard", "torch", "transformers", "inspect-ai")  # that decide the answers
 
@@ -103,7 +104,7 @@ def run(
             machine={
                 "system": platform.platform(),
                 "cores": os.cpu_count(),
-                "device": _device(plan.device),
+                "device": _device(plan.loading),
             },
             plan=plan.model_dump(mode="json"),
         ),
@@ -154,5 +155,6 @@ def _sweeps(plan: Plan, out: Path, progress: Progress) -> list[Sweep]:
     ]
 
 
-def _device(name: str) -> str:
-    return torch.cuda.get_device_name(name) if name.startswith("cuda") else name
+def _device(loading: Loading) -> str:
+    device = find_device(loading.device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

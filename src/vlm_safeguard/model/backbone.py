@@ -133,7 +133,7 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where token ids have to be for this model."""
-        return _device_of(self.model.get_input_embeddings())
+        return input_device(self.model)
 
     def run_text(self, rows: Sequence[Sequence[int]], answer: Sequence[int] = ()) -> torch.Tensor:
         """One pass of token `rows` through the decoder alone, left-padded, without a cache.
@@ -240,8 +240,13 @@ def chat_inputs(
     model: PreTrainedModel, processor: ProcessorMixin, chats: Sequence[Chat]
 ) -> BatchFeature:
     """A left-padded batch of conversations, where the model wants it."""
-    device = _device_of(model.get_input_embeddings())
+    device = input_device(model)
     return encode_chats(processor, chats).to(device, model.dtype)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids have to be for a model, which may be spread over several devices."""
+    return _device_of(model.get_input_embeddings())
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:

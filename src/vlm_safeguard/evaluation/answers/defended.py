@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +59,9 @@ def defended_answers(
             memoize=False,
             defence=defence,
             guard=None if defence == "none" else str(out / "guard"),
-            dtype=plan.dtype,
-            device=plan.device,
             batch_size=plan.batch_size,
             journal=str(out / "answers.jsonl"),
+            **asdict(plan.loading),
             **moved,
         ),
         model_roles=model_roles(plan) or None,

@@ -22,16 +22,16 @@ def prepare_guard(plan: Plan, folder: Path) -> Path:
     """
     guard_folder = folder / "guard"
     origin = guard_folder / "origin.json"
-    source = json.dumps([plan.model, plan.dtype, plan.guard])
+    model = ModelName(plan.model, plan.loading)
+    source = json.dumps([*model.weights, plan.guard])
     if origin.is_file():
         if origin.read_text("utf-8") != source:
             raise SafeguardError(
                 f"{folder} holds an evaluation of another model or guard; name a new folder."
             )
         return guard_folder
-    vlm = loaded_vlm(ModelName(plan.model, plan.dtype, plan.device))
-    named = None if plan.guard is None else Path(plan.guard)
-    guard = load_guard(named, plan.model, vlm.model, vlm.processor)
+    vlm = loaded_vlm(model)
+    guard = load_guard(plan.guard, plan.model, vlm.model, vlm.processor)
     guard.check_fits(vlm.backbone)
     guard.save_pretrained(guard_folder)
     origin.write_text(source, "utf-8")  # last: a folder that has it is whole

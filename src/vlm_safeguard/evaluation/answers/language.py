@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_safeguard.defences.defence import Answer, decoded
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.rendering import opens_itself, render_chats
+from vlm_safeguard.model.backbone import input_device
 from vlm_safeguard.model.conversation import Chat, pictures
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def text_answers(language: LanguageModel, chats: Sequence[Chat], **options: Any)
         padding=True,
         padding_side="left",
         add_special_tokens=not opens_itself(tokenizer, rendered[0]),
-    ).to(model.device)
+    ).to(input_device(model))
     # a checkpoint's own repetition penalty would keep a judge from giving a grade twice
     options = {
         "do_sample": False,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import astuple
 from functools import cache, partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.guarded import Guarded
@@ -14,7 +14,7 @@ from vlm_safeguard.defences.variants import tuned
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.language import text_answers
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.loading import load_guard, load_language_model, load_model, sees
+from vlm_safeguard.loading import Loading, load_guard, load_language_model, load_model, sees
 from vlm_safeguard.model.vlm import VLM, LanguageModel
 
 #: Answers a batch of conversations, with options of `generate`.
@@ -26,13 +26,21 @@ class ModelName(NamedTuple):
 
     Attributes:
         name: `pocket`, `coder`, a Hugging Face Hub id, or a checkpoint folder.
-        dtype: of the weights.
-        device: where it runs.
+        loading: how it is loaded.
     """
 
     name: str
-    dtype: str = "auto"
-    device: str = "cpu"
+    loading: Loading
+
+    @property
+    def key(self) -> list[Any]:
+        """All of it, as JSON holds it."""
+        return [self.name, *astuple(self.loading)]
+
+    @property
+    def weights(self) -> list[Any]:
+        """What its answers depend on, wherever it runs, as JSON holds it."""
+        return [self.name, *self.loading.weights]
 
 
 class DefenceName(NamedTuple):
@@ -58,7 +66,7 @@ def loaded(model: ModelName) -> VLM | LanguageModel:
     Raises:
         SafeguardError: no such model, or it does not load.
     """
-    if sees(model.name):
+    if sees(*model):
         return VLM(*load_model(*model))
     return LanguageModel(*load_language_model(*model))
 
@@ -98,8 +106,7 @@ def answering(model: ModelName, defence: DefenceName) -> Generate:
 @cache
 def _guard(model: ModelName, source: str | None) -> Guard:
     vlm = loaded_vlm(model)
-    path = None if source is None else Path(source)
-    return load_guard(path, model.name, vlm.model, vlm.processor)
+    return load_guard(source, model.name, vlm.model, vlm.processor)
 
 
 def release() -> None:

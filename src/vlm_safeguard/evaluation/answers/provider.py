@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import fields
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from vlm_safeguard.evaluation.answers.journal import Journal
 from vlm_safeguard.evaluation.answers.messages import chat_of_messages, position_of
 from vlm_safeguard.evaluation.answers.models import DefenceName, ModelName, answering, loaded
 from vlm_safeguard.evaluation.answers.reply import Reply, timed_replies
-from vlm_safeguard.loading import check_dtype, sees
+from vlm_safeguard.loading import Loading, sees
+from vlm_safeguard.model.backbone import input_device
 from vlm_safeguard.model.conversation import Chat, pictures
 
 PROVIDER = "vlm-safeguard"
@@ -73,13 +75,11 @@ class SafeguardAPI(ModelAPI):
         *,
         defence: str = "none",
         guard: str | None = None,
-        dtype: str = "auto",
-        device: str = "cpu",
         batch_size: int = 16,
         journal: str | None = None,
         strength: float | None = None,
         threshold: float | None = None,
-        **unknown: Any,
+        **loading: Any,
     ) -> None:
         """Check the arguments; the model is loaded when it is first asked.
 
@@ -90,22 +90,21 @@ class SafeguardAPI(ModelAPI):
             config: defaults of what is generated.
             defence: a name from `defences.table`.
             guard: a guard's folder or Hub id; fitted on first use if left out.
-            dtype: of the weights.
-            device: where the model runs.
             batch_size: requests answered at once.
             journal: file that answers are kept in, so that a crash loses none.
             strength: of `default`'s edit, where it is not to be the guard's own.
             threshold: what is added to the thresholds of `default`'s gate.
-            unknown: refused.
+            loading: how the model is loaded, a field of `Loading` each.
 
         Raises:
             SafeguardError: an argument that does not exist, or cannot be.
         """
         super().__init__(model_name=model_name, base_url=base_url, api_key=api_key, config=config)
-        if unknown:
+        known = [field.name for field in fields(Loading)]
+        if unknown := sorted(loading.keys() - known):
             raise SafeguardError(
-                f"There is no model argument {', '.join(sorted(unknown))}; there are defence, "
-                "guard, dtype, device, batch_size, journal, strength and threshold."
+                f"There is no model argument {', '.join(unknown)}; there are defence, guard, "
+                f"batch_size, journal, strength, threshold, {', '.join(known)}."
             )
         if base_url is not None:
             raise SafeguardError("A vlm-safeguard model runs here; it takes no base URL.")
@@ -115,14 +114,13 @@ class SafeguardAPI(ModelAPI):
             raise SafeguardError(f"The defence '{defence}' has no strength or threshold to set.")
         if int(batch_size) < 1:
             raise SafeguardError(f"The batch size is {batch_size}; at least 1 is needed.")
-        check_dtype(dtype)
         self.batch_size = int(batch_size)
         self._journal = None if journal is None else _journal(str(Path(journal).resolve()))
-        self._model = ModelName(model_name, dtype, device)
+        self._model = ModelName(model_name, Loading(**loading))
         self._defence = DefenceName(defence, guard, strength, threshold)
         # inspect's cache knows a model by its name and base URL alone: without this it would serve
         # an undefended model's answer as a defended one's
-        self.base_url = json.dumps([*self._model, *self._defence])
+        self.base_url = json.dumps([*self._model.key, *self._defence])
 
     async def generate(
         self,
@@ -144,7 +142,7 @@ class SafeguardAPI(ModelAPI):
         request = Request(
             payload=chat,
             # processors may take images for all of a batch or for none
-            group=json.dumps([*self._model, *self._defence, options, bool(pictures(chat))]),
+            group=json.dumps([*self._model.key, *self._defence, options, bool(pictures(chat))]),
             run=lambda chats: self._answer(chats, options),
             most=min(self.batch_size, config.max_connections or self.batch_size),
             position=position_of(input),
@@ -169,7 +167,7 @@ class SafeguardAPI(ModelAPI):
     @cached_property
     def sees(self) -> bool:
         """Whether the model takes images."""
-        return sees(self.model_name)
+        return sees(*self._model)
 
     def max_tokens(self) -> int | None:
         """Tokens of an answer where the task does not say."""
@@ -186,7 +184,8 @@ class SafeguardAPI(ModelAPI):
         seed = options.pop("seed", None)
         if "stop_strings" in options:
             options["tokenizer"] = answerer.tokenizer
-        devices = [answerer.model.device] if answerer.model.device.type == "cuda" else []
+        device = input_device(answerer.model)
+        devices = [device] if device.type == "cuda" else []
         generate = partial(answering(self._model, self._defence), **options)
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:

@@ -12,6 +12,7 @@ from transformers import BatchFeature
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.rendering import longest, opens_itself, render_chats
 from vlm_safeguard.evaluation.judges.verdict import UnreadableError, Verdict
+from vlm_safeguard.model.backbone import input_device
 from vlm_safeguard.model.conversation import Chat
 from vlm_safeguard.model.vlm import VLM, LanguageModel
 
@@ -117,7 +118,7 @@ def _replies(
         padding_side="left",
         return_tensors="pt",
     )
-    inputs = BatchFeature(dict(encoded)).to(model.device, model.dtype)
+    inputs = BatchFeature(dict(encoded)).to(input_device(model), model.dtype)
     output = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from inspect_ai.model import Model, get_model
@@ -25,4 +26,5 @@ def model_roles(plan: Plan) -> dict[str, str | Model]:
 def _model(name: str, plan: Plan) -> Model:
     if not name.startswith(f"{PROVIDER}/"):
         return get_model(name)
-    return get_model(name, dtype=plan.dtype, device=plan.device, batch_size=plan.batch_size)
+    loading = asdict(plan.loading.for_another_model())
+    return get_model(name, batch_size=plan.batch_size, **loading)

@@ -41,7 +41,7 @@ class Measurements:
             report: called with (what is running, parts done, parts in all).
         """
         self._plan, self._report = plan, report
-        self._model = ModelName(plan.model, plan.dtype, plan.device)
+        self._model = ModelName(plan.model, plan.loading)
         self._guard = Guard.from_pretrained(out / "guard")
         self._journal = Journal(out / "measured.jsonl")
 
@@ -49,7 +49,7 @@ class Measurements:
         """The safety alignment gap on held-out prompts."""
         self._report("the gap", 0, 1)
         return self._journal.kept(
-            ["gap", *self._model[:2]],
+            ["gap", *self._model.weights],
             GapRecord,
             lambda: held_out_gap(loaded_vlm(self._model), self._guard),
         )
@@ -58,7 +58,7 @@ class Measurements:
         """Guarded over unguarded seconds."""
         self._report("the time it takes", 0, 1)
         return self._journal.kept(
-            ["time", *self._model],
+            ["time", *self._model.key],
             TimeRatio,
             lambda: time_ratio(loaded_vlm(self._model), self._guard),
         )
@@ -87,7 +87,7 @@ class Measurements:
     def _divergence(self, cell: Sequence[Ask]) -> Divergence:
         tokens, ids = self._plan.max_new_tokens, [ask.sample.id for ask in cell]
         return self._journal.kept(
-            ["kl", *self._model[:2], cell[0].benchmark, cell[0].condition, tokens, ids],
+            ["kl", *self._model.weights, cell[0].benchmark, cell[0].condition, tokens, ids],
             Divergence,
             lambda: Divergence.of(
                 divergences(
@@ -107,7 +107,9 @@ class Measurements:
             SafeguardError: the scoring model does not load, or gives an answer no likelihood.
         """
         plan = self._plan
-        scorer = ModelName(plan.ppl_model or plan.model, plan.dtype, plan.device)
+        scorer = self._model
+        if plan.ppl_model not in (None, plan.model):
+            scorer = ModelName(plan.ppl_model, plan.loading.for_another_model())
 
         def key(line: Line) -> str:
             return json.dumps(["nll", scorer.name, line.request, line.answer])

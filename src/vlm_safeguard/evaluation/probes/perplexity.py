@@ -17,6 +17,7 @@ import torch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.rendering import longest, opens_itself, render_chats
 from vlm_safeguard.evaluation.statistics import Estimate, bootstrap
+from vlm_safeguard.model.backbone import input_device
 from vlm_safeguard.model.conversation import chat_of, encode_chat
 from vlm_safeguard.model.vlm import VLM, LanguageModel
 
@@ -113,14 +114,12 @@ def _log_probs(
     """
     if isinstance(scorer, VLM):
         return scorer.backbone.answer_log_probs(prompts, answers)
-    model = scorer.model
+    model, device = scorer.model, input_device(scorer.model)
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    logits = model(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-    ).logits
+    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     log_probs = []
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         before = logits[row, len(prompt) - 1 : len(prompt) + len(answer) - 1]
