@@ -40,7 +40,7 @@ from vlm_safeguard.loading import (
 )
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.pocket import base
-from vlm_safeguard.policy.gate import OpenGate
+from vlm_safeguard.policy.gate import GATES
 
 CPU = Loading(device="cpu")
 BITS = [Loading(device="cpu", load_in_4bit=True), Loading(device="cpu", load_in_8bit=True)]
@@ -628,7 +628,7 @@ def test_packed_weights_are_fitted_and_guarded(
     questions = [f"How to count to {i}" for i in range(9)]
     guard = Guard.fit(model, processor, rank=4, budget=0.2, calibration=questions)
     free = answer(model, processor)
-    edits = guard.variant(layers=(1, 2, 3, 4), gate=OpenGate())
+    edits = guard.variant(layers=(1, 2, 3, 4), gate=GATES["open"])
     with edits.attach(model):
         answer(model, processor)
         assert edits.receipts[0].guarded
