@@ -39,7 +39,7 @@ lint: $(VENV)/.installed
 	$(BIN)/deptry src
 	$(BIN)/mypy
 
-# Small models gain nothing from threads: two workers of one thread each take half the time.
+# Two workers of one thread each: the models of tests are too small for threads to help.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
