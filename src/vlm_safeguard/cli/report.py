@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from vlm_safeguard.cli.loading import AsJson, console
-from vlm_safeguard.extras import require
 
 
 def report(
@@ -25,7 +24,6 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write report.html into FOLDER, and the same as Markdown, CSV and PNG."""
-    require("report", "matplotlib")
     from vlm_safeguard.report.page import write_report
 
     path = write_report(folder, withhold=withhold)

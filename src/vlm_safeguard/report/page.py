@@ -9,8 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import matplotlib as mpl
-
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.results.folder import read_evaluation
 from vlm_safeguard.report.contents import Contents, contents
@@ -90,6 +88,7 @@ def render(report: Contents, folder: Path, *, withhold: bool = False) -> str:
 
 def _image(figure: Figure, light: Path, dark: Path) -> dict[str, Any]:
     """A figure as data addresses for light and dark pages, and its size in pixels."""
+    import matplotlib as mpl
     from PIL import Image
 
     with mpl.rc_context(DARK):
