@@ -78,7 +78,7 @@ def test_offline_with_a_guard_no_socket_is_opened(llava: Path, tmp_path: Path) -
 def test_a_hub_name_offline_is_an_error_not_a_download() -> None:
     done = run_doctor("somebody/some-model")
     assert done.returncode == 1
-    assert "There is no model 'somebody/some-model' here" in done.stderr
+    assert "There is no model 'somebody/some-model' on this machine" in done.stderr
     assert "a socket was opened" not in done.stderr
 
 
