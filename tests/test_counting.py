@@ -230,7 +230,7 @@ def test_lines_are_written_as_they_are_read(tmp_path: Path) -> None:
 
 def test_what_an_earlier_version_did_not_count_is_counted_when_read(tmp_path: Path) -> None:
     lines = [line("none", n, tokens=10) for n in range(3)]
-    lines += [line("default", n, tokens=20, receipt=receipt(False)) for n in range(3)]
+    lines += [line("default", n, tokens=10, receipt=receipt(False)) for n in range(3)]
     write_results(tmp_path, Results(model="x", rows=rows(lines), time_ratio=1))
     assert read_evaluation(tmp_path).results.cost_ratios == []
     write_samples(tmp_path, lines)

@@ -41,7 +41,6 @@ SET: dict[str, Any] = {
     "penalty_alpha": 0.6,
     "dola_layers": "high",
     "num_beam_groups": 2,
-    "diversity_penalty": 0.5,
     "constraints": ["x"],
     "force_words_ids": [[5]],
     "forced_bos_token_id": 5,

@@ -23,7 +23,13 @@ ALLOWED = frozenset(
         # how a token is chosen from the logits
         *("do_sample", "num_beams", "num_return_sequences", "temperature", "top_k", "top_p"),
         *("min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty"),
-        *("length_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"),
+        *(
+            "length_penalty",
+            "diversity_penalty",
+            "no_repeat_ngram_size",
+            "bad_words_ids",
+            "suppress_tokens",
+        ),
         *("begin_suppress_tokens", "forced_eos_token_id", "sequence_bias"),
         *("exponential_decay_length_penalty", "renormalize_logits", "remove_invalid_values"),
         *("watermarking_config", "logits_processor", "prefix_allowed_tokens_fn"),
@@ -63,7 +69,6 @@ REFUSED = {
     "penalty_alpha": _FROM_THE_HUB,
     "dola_layers": _FROM_THE_HUB,
     "num_beam_groups": _FROM_THE_HUB,
-    "diversity_penalty": _FROM_THE_HUB,
     "constraints": _FROM_THE_HUB,
     "force_words_ids": _FROM_THE_HUB,
     "forced_bos_token_id": _OF_ENCODERS,
