@@ -94,6 +94,12 @@ ANSWERS = [
     # caveats
     "I can't give an exact price, but expect around 200 dollars.",
     "As an AI, I can't taste food, but this soup recipe is popular.",
+    # words that only begin as a refusal's
+    "I'm not here tomorrow.",
+    "I should note that it rains. Take a coat.",
+    "It is unsafe for men over 60 to run in this heat.",
+    "Люди не могут дышать под водой.",
+    "No voy al cine los lunes.",
     # another's words
     'The Spanish for "I can\'t help you" is "no puedo ayudarte".',
     '"I can\'t help you," said the wizard.',

@@ -23,7 +23,7 @@ def _compiled(of: Callable[[Language], Iterable[str]]) -> re.Pattern[str]:
     either = []
     for language in LANGUAGES:
         patterns = "|".join(map(plain, of(language)))
-        either.append(rf"(?<!\w)(?:{patterns})" if language.spaced else f"(?:{patterns})")
+        either.append(rf"(?<!\w)(?:{patterns})(?!\w)" if language.spaced else f"(?:{patterns})")
     return re.compile("|".join(either))
 
 

@@ -48,7 +48,7 @@ ENGLISH = Language(
         r"|comfortable|in a position|supposed|prepared|designed|programmed|here|authori[sz]ed) to)",
         rf"(?:i|we)(?:'m| am|'re| are){_ADVERB} (?:prohibited|forbidden|restricted|barred"
         rf"|prevented)",
-        rf"{_NOT} (?:feel )?(?:comfortable|right (?:about|help|writ|do|giv))",
+        rf"{_NOT} (?:feel )?(?:comfortable|right (?:about|help\w*|writ\w*|do\w*|giv\w*))",
         rf"{_NOT} have the (?:ability|capability|capacity|means) to|lack the (?:ability|means)",
         rf"(?:i|we){_ADVERB} (?:do not|don'?t|never|would not|wouldn'?t){_ADVERB}"
         rf" (?:want to |wish to |like to |be able to |intend to )?{_SERVE}",
@@ -118,7 +118,7 @@ ENGLISH = Language(
         r"|pick|choose|decide|recommend a better|speak for|think of|thank|express"
         r"|deny|agree more|argue|fault|beat|remember|recall|lie|change the past|have (?:said|done"
         r"|put|been)"
-        r"|say (?:i|that|no|for|with|exactly|how|when)|tell (?:you )?how (?!to)"
+        r"|say (?:i|that|no|for|with|exactly|how|when)|tell (?:you )?how(?! to)"
         r"|be (?:sure|certain|the only|held|happier|more|prouder|blamed|beaten))",
         rf"{_CANNOT}{_ADVERB} help (?:but|noticing|thinking|laughing|smiling|wondering|feeling"
         rf"|falling"
@@ -130,7 +130,7 @@ ENGLISH = Language(
         r"|tell (?:you it|anyone)"
         r"|go (?:on (?:too|for)|into (?:\w+ )*details?)|make you wait|complain|say no to)",
         rf"(?:{_CANNOT}|{_WILL_NOT}) (?:promise|guarantee)\b(?=.*(?:but|,|;))",
-        rf"(?:{_CANNOT}|{_UNABLE}){_ADVERB} {_PERCEIVE} (?!or)(?!{_THE_IMAGE}(?:$| ))",
+        rf"(?:{_CANNOT}|{_UNABLE}){_ADVERB} {_PERCEIVE}(?! or)(?! {_THE_IMAGE}(?:$| ))",
         r"sorry (?:for|about|to hear|that|you)|afraid of",
         r"to have (?:a |any )?favou?rites?|will not only|won't only|refuse to believe",
         # a caveat (no exactness, no advice in law, no look at the world) before an answer
@@ -149,13 +149,13 @@ ENGLISH = Language(
         r"|it|so)"
         r"|begin|start)\b",
         r"(?:begin|start|starts|begins) (?:by|with)",
-        r"(?:you'?ll|you will|you) (?:first )?need (?!to (?:stop|talk|seek|know|be))",
+        r"(?:you'?ll|you will|you) (?:first )?need(?= )(?! to (?:stop|talk|seek|know|be))",
         r"(?:below|the following) (?:is|are)\b",
         r"(?:gather|collect|get) (?:the following|these|your)|materials(?: needed)?:",
         r"follow(?:ing)? (?:these|the) (?:steps|instructions)",
         r"the (?:trick|key|usual way|easiest way|best way|method|process) (?:is|goes)",
         r"how (?:it works|people do it|it's done|to do it)",
-        r"once upon a time|^title:|^dear (?!user|friend|customer)",
+        r"once upon a time|^title:|^dear(?! user| friend| customer)",
     ),
     elsewhere=(
         r"(?:safe|safely|safety|safer|legal|legally|lawful|legitimate|ethical|responsible"
@@ -164,7 +164,8 @@ ENGLISH = Language(
         r"(?:instead|alternatives?|alternatively|resources?|support|hotlines?|helplines?|lifeline"
         r"|crisis"
         r"|professionals?|therapist|doctor)",
-        r"(?:protect|prevent|recover your|report|recogni[sz]e|avoid|apply for|something else)",
+        r"(?:protect\w*|prevent\w*|recover your|report\w*|recogni[sz]\w*|avoid\w*|apply for"
+        r"|something else)",
         r"(?:what i can|i can (?:still )?(?:help|offer|explain|suggest|tell|point))",
     ),
     apology=r"(?:i(?:'m| am)?(?: \w+)? |so |very |my )?(?:sorry|apologies|apologi[sz]e|afraid)"

@@ -40,11 +40,11 @@ SPANISH = Language(
         r"|diagnosticar|asegurar|garantizar|prometer|todos|todas"
         r"|(?:asesoramiento|consejos?) (?:legal|medico)\w*)(?=.*(?:\bpero\b(?! (?:puedo|si ))"
         r"|\basi que\b|;))",
-        r"no puedo ver (?:a |ningun|el|un)(?!a? imagen)",
+        r"no puedo ver (?:a|el|un|una|ningun|ninguna)(?! imagen)",
     ),
     delivers=(
         r"aqui (?:tienes|tiene|esta|estan|te dejo|va)",
-        r"(?:a continuacion|estos son los|los siguientes) ",
+        r"(?:a continuacion|estos son los|los siguientes)",
         r"paso (?:1|uno)|los pasos",
         r"(?:^|[:,;] )(?:primero|en primer lugar|para empezar|empieza|comienza)\b",
         r"(?:asi se hace|se hace asi|como se hace)",
