@@ -23,15 +23,19 @@ from vlm_safeguard.model.activations import hidden_states, with_hidden_states
 from vlm_safeguard.model.backbone import Backbone, model_inputs
 from vlm_safeguard.model.conversation import (
     encode_messages,
+    letters,
+    noise_media,
     render_chat,
     tokenizer_of,
-    user_turn,
+    user_message,
+    without_media,
 )
 from vlm_safeguard.model.families import FAMILIES, PLACEHOLDERS, Family
 from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.model.wrappers import unwrapped
 from vlm_safeguard.policy.edits import Restore
 from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
+from vlm_safeguard.policy.media import KINDS, Kind
 from vlm_safeguard.policy.soundness import check_sound
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.timing import Ratio, generation_ratio
@@ -202,47 +206,45 @@ class Examination:
         return f"{count} layers in {self.backbone.decoder_path}, each once and in order"
 
     def text_only_view(self) -> str:
-        """The view equals what the chat template writes for the conversation without images."""
+        """The view equals what the chat template writes for the conversation without its media."""
         processor, placeholder_ids = self.processor, self.backbone.placeholder_ids
         tokenizer = tokenizer_of(processor)
         view = learn_text_view(processor, placeholder_ids)
 
-        def letters(ids: list[int]) -> str:
-            """Text without its white space, which tokenizers fuse with what is around it."""
-            return "".join(str(tokenizer.decode(ids)).split())
-
         # a processor without a chat template takes one turn only
         needed = ("one image", "two turns") if processor.chat_template else ("one image",)
-        seen, spaced, untold = [], [], []
-        for name, messages in _conversations():
-            images = sum(item["type"] == "image" for turn in messages for item in turn["content"])
-            pictures = [noise_image(number).resize((96, 64)) for number in range(images)]
+        equal, spaced, untold = [], [], []
+        for name, messages in _conversations(view.kinds):
             try:
-                plain = encode_messages(processor, _without_images(messages))
-                ids = encode_messages(processor, messages, pictures)
+                plain = encode_messages(processor, without_media(messages))
+                ids = encode_messages(processor, messages, noise_media(processor, messages))
             except (SafeguardError, ValueError) as error:
                 if name in needed:
                     raise
                 untold.append(f"{name} ({str(error).splitlines()[0][:60]})")
                 continue
-            found = view(ids)
-            if found != plain and letters(found) == letters(plain):
+            text = view(ids)
+            if text != plain and letters(tokenizer, text) == letters(tokenizer, plain):
                 spaced.append(name)
                 continue
             _require(
-                found == plain,
-                f"{name}: the view has {len(found)} tokens, the template's own text {len(plain)}; "
-                f"first difference at {_first_difference(found, plain)}",
+                text == plain,
+                f"{name}: the view has {len(text)} tokens, the template's own text {len(plain)}; "
+                f"first difference at {_first_difference(text, plain)}",
             )
-            seen.append(name)
-        literal = tokenizer.decode([min(placeholder_ids)])
-        typed = tokenizer(render_chat(processor, f"What does {literal} mean?"))["input_ids"]
-        _require(
-            not placeholder_ids & set(view(typed)),
-            f"a typed {literal!r} stays in the text-only view",
-        )
-        told = f"equal token for token: {', '.join([*seen, 'a typed placeholder'])}"
+            equal.append(name)
+        for token in sorted(placeholder_ids):
+            literal = tokenizer.decode([token])
+            typed = tokenizer(render_chat(processor, f"What does {literal} mean?"))["input_ids"]
+            try:
+                left = token in view(typed)
+            except SafeguardError:  # a typed placeholder of a video or an audio is refused
+                left = False
+            _require(not left, f"a typed {literal!r} stays in the text-only view")
+        told = f"equal token for token: {', '.join([*equal, 'a typed placeholder'])}"
         told += f"; but for white space: {', '.join(spaced)}" if spaced else ""
+        refused = sorted({kind for clip in view.clips for kind in clip.kinds} - view.kinds)
+        told += f"; refused in a request: {', '.join(refused)}" if refused else ""
         return told + (f"; not taken by the template: {', '.join(untold)}" if untold else "")
 
     def guard_fits(self) -> str:
@@ -375,30 +377,30 @@ class Examination:
                 handle.remove()
 
 
-def _conversations() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Named conversations with images."""
-    image = {"type": "image"}
-
-    def text(words: str) -> dict[str, str]:
-        return {"type": "text", "text": words}
-
+def _conversations(kinds: frozenset[Kind]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Named conversations with media of these kinds."""
     ask, more = _QUESTIONS
-    reply = {"role": "assistant", "content": [text("Bread needs flour.")]}
-    yield "one image", [user_turn(ask, images=1)]
-    yield "two images", [user_turn(more, images=2)]
-    interleaved = [text("Look at"), image, text("and then at"), image, text("please.")]
-    yield "interleaved", [{"role": "user", "content": interleaved}]
-    yield "two turns", [user_turn(ask, images=1), reply, user_turn(more)]
-    yield "image in the second turn", [user_turn(ask), reply, user_turn(more, images=1)]
-    system = {"role": "system", "content": [text("Answer briefly.")]}
-    yield "system prompt", [system, user_turn(ask, images=1)]
-
-
-def _without_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {**turn, "content": [item for item in turn["content"] if item["type"] != "image"]}
-        for turn in messages
-    ]
+    reply = {"role": "assistant", "content": [{"type": "text", "text": "Bread needs flour."}]}
+    system = {"role": "system", "content": [{"type": "text", "text": "Answer briefly."}]}
+    for kind in KINDS:
+        if kind not in kinds:
+            continue
+        yield f"one {kind}", [user_message(kind, ask)]
+        yield f"two {kind}s", [user_message(kind, kind, more)]
+        yield (
+            "interleaved" if kind == "image" else f"interleaved {kind}s",
+            [user_message("Look at", kind, "and then at", kind, "please.")],
+        )
+        if kind == "image":
+            yield "two turns", [user_message(kind, ask), reply, user_message(more)]
+        yield f"{kind} in the second turn", [user_message(ask), reply, user_message(kind, more)]
+        if kind == "image":
+            yield "system prompt", [system, user_message(kind, ask)]
+        else:
+            yield f"image and {kind}", [user_message("image", kind, ask)]
+            yield f"{kind} and image", [user_message(kind, "image", ask)]
+    if kinds == {*KINDS}:
+        yield "video and audio", [user_message("video", "audio", ask)]
 
 
 def _pairs_behind_the_image(

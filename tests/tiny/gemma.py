@@ -31,7 +31,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tiny import make, make_tokenizer, tiny
-from tiny.videos import NoVideos, without_videos
+from tiny.videos import SoftTokenVideos, with_videos
 
 SIDE, PATCH = 32, 8
 VISION = {
@@ -63,6 +63,7 @@ GEMMA3 = (
     "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n'"
     " + (first if loop.first else '') }}"
     "{%- for c in m['content'] -%}{%- if c['type'] == 'image' -%}<start_of_image>"
+    "{%- elif c['type'] == 'audio' -%}<audio_soft_token>"
     "{%- else -%}{{ c['text'] | trim }}{%- endif -%}{%- endfor -%}{{ '<end_of_turn>\\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}"
 )
@@ -72,6 +73,7 @@ GEMMA4 = (
     "{{ bos_token }}{%- for m in messages -%}"
     "{{ '<|turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n' }}"
     "{%- for c in m['content'] -%}{%- if c['type'] == 'image' -%}IMAGE"
+    "{%- elif c['type'] == 'video' -%}<|video|>{%- elif c['type'] == 'audio' -%}<|audio|>"
     "{%- else -%}{{ c['text'] | trim }}{%- endif -%}{%- endfor -%}{{ '<turn|>\\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|turn>model\\n' }}{%- endif -%}"
 )
@@ -188,11 +190,11 @@ def gemma4() -> tuple[PreTrainedModel, Any]:
         boa_token="<|audio>",
         eoa_token="<audio|>",
     )
-    processor = without_videos(Gemma4Processor)(
+    processor = with_videos(Gemma4Processor)(
         Gemma4AudioFeatureExtractor(),
         Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
         tokenizer,
-        NoVideos(),
+        SoftTokenVideos(),
         chat_template=GEMMA4.replace("IMAGE", "<|image|>"),
     )
     config = Gemma4Config(

@@ -96,7 +96,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tiny import make, make_tokenizer, tiny
 from tiny.llava import CHAT, PATCH, SIDE, text, tower
-from tiny.videos import NoVideos, without_videos
+from tiny.videos import PixelVideos, Videos, with_videos
 
 TOKENS = (SIDE // PATCH) ** 2
 SIZE = {"height": SIDE, "width": SIDE}
@@ -109,10 +109,11 @@ SMALL = {
     "num_key_value_heads": 2,
     "pad_token_id": 0,
 }
-#: All images of a turn before all of its text, as the `llava-hf` checkpoints write it.
+#: A turn's images, then its videos, then all of its text, as the `llava-hf` checkpoints write it.
 IMAGES_FIRST = (
     "{% macro shown(m) %}"
     "{% for c in m['content'] if c['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'video' %}<video>\n{% endfor %}"
     "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
     "{% endmacro %}"
 )
@@ -176,6 +177,9 @@ DEEPSEEK_VL = DEEPSEEK.replace("INTRO", INTRO).replace("BREAK", "")
 DEEPSEEK_VL = DEEPSEEK_VL.replace("USER", "User").replace("ASSISTANT", "Assistant")
 JANUS = DEEPSEEK.replace("{{ bos_token }}INTRO", "").replace("BREAK", "{{ '\n' }}")
 JANUS = JANUS.replace("USER", "<|User|>").replace("ASSISTANT", "<|Assistant|>")
+INTERNVL = CHAT.replace("<image>", "<IMG_CONTEXT>").replace(
+    "{% else %}{{ c", "{% elif c['type'] == 'video' %}<video>\n{% else %}{{ c"
+)
 THINK = "{% if add_generation_prompt %}<think>\n{% endif %}"
 GRANITE = (
     "{% for m in messages %}<|start_of_role|>{{ m['role'] }}<|end_of_role|>"
@@ -185,11 +189,15 @@ GRANITE = (
 )
 #: Images are numbered through the conversation.
 HYPERCLOVAX = (
-    "{% set ns = namespace(images=0) %}"
+    "{% set ns = namespace(images=0, videos=0) %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}"
     '<|mime_start|>{{ \'{"id": "image_%02d", "type": "image/jpeg"}\' % ns.images }}<|mime_end|>\n'
     "<|image_start|><|image_pad|><|image_end|>\n{% set ns.images = ns.images + 1 %}"
+    "{% elif c['type'] == 'video' %}"
+    '<|mime_start|>{{ \'{"id": "video_%02d", "type": "video/mp4"}\' % ns.videos }}<|mime_end|>\n'
+    '<|video_aux_start|>{"video_duration": <|video_duration|>}<|video_aux_end|>\n'
+    "<|video_start|><|video_pad|><|video_end|>\n{% set ns.videos = ns.videos + 1 %}"
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
 )
@@ -197,6 +205,7 @@ PERCEPTION = (
     "{{ bos_token }}{% for m in messages %}"
     "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<|image|>"
+    "{% elif c['type'] == 'video' %}<|video|>"
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
@@ -276,10 +285,10 @@ def llava_onevision() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
         ["<|im_start|>", "<|im_end|>", "<image>", "<video>"], eos="<|im_end|>"
     )
-    processor = without_videos(LlavaOnevisionProcessor)(
+    processor = with_videos(LlavaOnevisionProcessor)(
         image_processor=LlavaOnevisionImageProcessorPil(size=SIZE, image_grid_pinpoints=GRID),
         tokenizer=tokenizer,
-        video_processor=NoVideos(),
+        video_processor=PixelVideos(),
         num_image_tokens=TOKENS,
         vision_feature_select_strategy="full",
         chat_template=ONEVISION,
@@ -297,8 +306,8 @@ def llava_onevision() -> tuple[PreTrainedModel, Any]:
 @tiny("llava_next_video")
 def llava_next_video() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(["<image>", "<video>"], bos="<s>")
-    processor = without_videos(LlavaNextVideoProcessor)(
-        video_processor=NoVideos(),
+    processor = with_videos(LlavaNextVideoProcessor)(
+        video_processor=PixelVideos(),
         image_processor=LlavaNextImageProcessorPil(
             size={"shortest_edge": SIDE}, crop_size=SIZE, image_grid_pinpoints=GRID
         ),
@@ -322,9 +331,9 @@ def llava_next_video() -> tuple[PreTrainedModel, Any]:
 @tiny("video_llava")
 def video_llava() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(["<image>", "<video>"], bos="<s>")
-    processor = without_videos(VideoLlavaProcessor)(
+    processor = with_videos(VideoLlavaProcessor)(
         image_processor=VideoLlavaImageProcessor(size=SIZE, crop_size=SIZE),
-        video_processor=NoVideos(),
+        video_processor=PixelVideos(),
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -356,12 +365,12 @@ def internvl() -> tuple[PreTrainedModel, Any]:
         context_image_token="<IMG_CONTEXT>",
         video_token="<video>",
     )
-    processor = without_videos(InternVLProcessor)(
+    processor = with_videos(InternVLProcessor)(
         tiles(),
         tokenizer,
-        NoVideos(),
+        PixelVideos(),
         image_seq_length=TOKENS,
-        chat_template=CHAT.replace("<image>", "<IMG_CONTEXT>"),
+        chat_template=INTERNVL,
     )
     config = InternVLConfig(
         vision_config=InternVLVisionConfig(
@@ -691,6 +700,10 @@ def hyperclovax_vision_v2() -> tuple[PreTrainedModel, Any]:
             "<|image_end|>",
             "<|image_pad|>",
             "<|video_pad|>",
+            "<|video_start|>",
+            "<|video_end|>",
+            "<|video_aux_start|>",
+            "<|video_aux_end|>",
             "<|mime_start|>",
             "<|mime_end|>",
             "<think>",
@@ -705,8 +718,8 @@ def hyperclovax_vision_v2() -> tuple[PreTrainedModel, Any]:
         min_pixels=256,
         max_pixels=1024,
     )
-    processor = without_videos(HyperCLOVAXVisionV2Processor)(
-        images, tokenizer, NoVideos(), chat_template=HYPERCLOVAX
+    processor = with_videos(HyperCLOVAXVisionV2Processor)(
+        images, tokenizer, Videos(), chat_template=HYPERCLOVAX
     )
     config = HyperCLOVAXVisionV2Config(
         vision_config=Qwen2_5_VLVisionConfig(
@@ -736,8 +749,8 @@ def perception_lm() -> tuple[PreTrainedModel, Any]:
         video_token="<|video|>",
     )
     images = PerceptionImages(size=SIZE, crop_to_patches=True, min_patches=4, max_patches=4)
-    processor = without_videos(PerceptionLMProcessor)(
-        NoVideos(),
+    processor = with_videos(PerceptionLMProcessor)(
+        PixelVideos(),
         images,
         tokenizer,
         patch_size=PATCH // 2,

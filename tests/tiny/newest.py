@@ -36,8 +36,12 @@ from tiny import make, make_tokenizer, tiny
 from tiny.gemma import GEMMA4, TEXT, gemma_tokenizer
 from tiny.llava_kin import COHERE, COHERE_TURNS
 from tiny.others import PATCH, SIDE, UNSIZED, StandIn, decoder, grid, pixels
-from tiny.videos import NoVideos, without_videos
+from tiny.videos import SoftTokenVideos, Videos, with_videos
 
+COHERE_VIDEO = COHERE.replace("IMAGE", "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>").replace(
+    "{% else %}{{ c",
+    "{% elif c['type'] == 'video' %}<|VISION_START|><|VIDEO_PAD|><|VISION_END|>{% else %}{{ c",
+)
 SIZE = {"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -59,11 +63,11 @@ def cohere_compass() -> tuple[PreTrainedModel, Any]:
         vision_start_token="<|VISION_START|>",
         vision_end_token="<|VISION_END|>",
     )
-    processor = without_videos(CohereCompassProcessor)(
+    processor = with_videos(CohereCompassProcessor)(
         CohereCompassImageProcessorPil(patch_size=PATCH, size=SIZE),
         tokenizer,
-        NoVideos(),
-        chat_template=COHERE.replace("IMAGE", "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>"),
+        Videos(),
+        chat_template=COHERE_VIDEO,
     )
     kinds = {
         "sliding_attention": {**ROPE, "mrope_section": [2, 1, 1]},
@@ -98,6 +102,8 @@ def cohere_compass() -> tuple[PreTrainedModel, Any]:
 DOTS = (
     "{%- for m in messages -%}<|{{ m['role'] }}|>{%- for c in m['content'] -%}"
     "{%- if c['type'] == 'image' -%}<|img|><|imgpad|><|endofimg|>"
+    "{%- elif c['type'] == 'video' -%}<|img|><|video_pad|><|endofimg|>"
+    "{%- elif c['type'] == 'audio' -%}<|audio_comp_pad|>"
     "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}<|endof{{ m['role'] }}|>{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
@@ -111,10 +117,10 @@ def dots3_note() -> tuple[PreTrainedModel, Any]:
         [*marks, "<|img|>", "<|imgpad|>", "<|endofimg|>", "<|video_pad|>", "<|audio_comp_pad|>"],
         eos="<|endofassistant|>",
     )
-    processor = without_videos(Dots3NoteProcessor)(
+    processor = with_videos(Dots3NoteProcessor)(
         Qwen2VLImageProcessorPil(patch_size=PATCH, temporal_patch_size=1, size=SIZE),
         tokenizer,
-        NoVideos(),
+        Videos(),
         Dots3NoteFeatureExtractor(),
         chat_template=DOTS,
     )
@@ -176,10 +182,12 @@ class MuseStandIn(StandIn):
         }
 
 
+MUSE_VIDEOS = Videos(frame_timestamp_format="Time: {timestamp:.1f}s")
 MUSE = (
     "{{ bos_token }}{%- for m in messages -%}"
     "{{ '<|header_start|>' + m['role'] + '<|header_end|>\\n\\n' }}"
     "{%- for c in m['content'] -%}{%- if c['type'] == 'image' -%}<|patch|>"
+    "{%- elif c['type'] == 'video' -%}<|video|>"
     "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}<|eot|>{%- endfor -%}"
     "{%- if add_generation_prompt -%}"
     "{{ '<|header_start|>assistant<|header_end|>\\n\\n' }}{%- endif -%}"
@@ -195,11 +203,16 @@ def _muse(processor_class: Any, **ears: Any) -> tuple[Any, dict[str, Any]]:
         "<|image_start|>",
         "<|image_end|>",
         "<|video|>",
+        "<|vid_start|>",
+        "<|vid_frame_separator|>",
+        "<|vid_end|>",
         "<|audio|>",
+        "<|soft_audio_start|>",
+        "<|soft_audio_end|>",
     ]
     tokenizer = make_tokenizer(marks, bos="<|begin_of_text|>", eos="<|eot|>")
-    processor = without_videos(processor_class)(
-        MuseStandIn(), NoVideos(), tokenizer, **ears, chat_template=MUSE
+    processor = with_videos(processor_class)(
+        MuseStandIn(), MUSE_VIDEOS, tokenizer, **ears, chat_template=MUSE
     )
     return processor, {
         "vision_config": {**UNSIZED, "pos_emb_height": 4, "pos_emb_width": 4},
@@ -221,6 +234,9 @@ def muse_glimmer() -> tuple[PreTrainedModel, Any]:
 @tiny("muse_spark")
 def muse_spark() -> tuple[PreTrainedModel, Any]:
     processor, shared = _muse(MuseSparkProcessor, feature_extractor=MuseSparkFeatureExtractor())
+    processor.chat_template = MUSE.replace(
+        "{%- else -%}{{ c", "{%- elif c['type'] == 'audio' -%}<|audio|>{%- else -%}{{ c"
+    )
     text = decoder(
         processor.tokenizer,
         head_dim=8,
@@ -273,11 +289,11 @@ def gemma4_unified() -> tuple[PreTrainedModel, Any]:
         boa_token="<|audio>",
         eoa_token="<audio|>",
     )
-    processor = without_videos(Gemma4UnifiedProcessor)(
+    processor = with_videos(Gemma4UnifiedProcessor)(
         Gemma4UnifiedAudioFeatureExtractor(),
         Gemma4UnifiedStandIn(),
         tokenizer,
-        NoVideos(),
+        SoftTokenVideos(),
         chat_template=GEMMA4.replace("IMAGE", "<|image|>"),
     )
     config = Gemma4UnifiedConfig(

@@ -52,7 +52,7 @@ from tiny.others import (
     pixels,
     tiles,
 )
-from tiny.videos import NoVideos, without_videos
+from tiny.videos import PooledVideos, with_videos
 
 SAM = {
     "hidden_size": 16,
@@ -155,6 +155,11 @@ def unlimited_ocr() -> tuple[PreTrainedModel, Any]:
     return make(UnlimitedOcrForConditionalGeneration, config), processor
 
 
+MOLMO = CHATML.replace(
+    "IMAGE{%- else", "<|image|>{%- elif c['type'] == 'video' -%}<|video|>{%- else"
+)
+
+
 class MolmoStandIn(StandIn):
     def outputs(self, images: list[Image]) -> dict[str, Any]:
         side = SIDE // PATCH
@@ -189,8 +194,8 @@ def molmo2() -> tuple[PreTrainedModel, Any]:
     tokenizer = make_tokenizer(
         marks, eos="<|im_end|>", image_token="<|image|>", video_token="<|video|>"
     )
-    processor = without_videos(Molmo2Processor)(
-        MolmoStandIn(), NoVideos(), tokenizer, chat_template=CHATML.replace("IMAGE", "<|image|>")
+    processor = with_videos(Molmo2Processor)(
+        MolmoStandIn(), PooledVideos(), tokenizer, chat_template=MOLMO
     )
     ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks), strict=True))
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}

@@ -51,6 +51,7 @@ from transformers import (
     ProcessorMixin,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    SmolVLMProcessor,
 )
 from transformers.image_utils import make_flat_list_of_images
 from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
@@ -63,10 +64,12 @@ from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import (
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.processing_utils import ImagesKwargs
 
 from tiny import make, make_tokenizer, tiny
-from tiny.videos import NoVideos, without_videos
+from tiny.videos import ChunkedVideos, SlicedVideos, SmolVideos, Videos, with_videos
 
 SIDE, PATCH = 32, 8
 VISION = {
@@ -83,6 +86,7 @@ IDEFICS = (
     "{{ bos_token }}{%- for m in messages -%}{{ m['role'] | capitalize }}"
     "{%- if m['content'][0]['type'] == 'image' -%}:{%- else -%}{{ ': ' }}{%- endif -%}"
     "{%- for c in m['content'] -%}{%- if c['type'] == 'image' -%}<image>"
+    "{%- elif c['type'] == 'video' -%}<video>"
     "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}{{ '<end_of_utterance>\\n' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}Assistant:{%- endif -%}"
 )
@@ -155,17 +159,19 @@ def idefics2() -> tuple[PreTrainedModel, Any]:
     return make(Idefics2ForConditionalGeneration, config), processor
 
 
-def _idefics3(bos: str) -> tuple[Idefics3Processor, dict[str, Any]]:
+def _idefics3(bos: str, images: Any, processor_class: Any, **videos: Any) -> tuple[Any, Any]:
+    """A processor, and what every config of a family with Idefics3's tower takes."""
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tiles]
     tokenizer = make_tokenizer(marks, bos=bos, eos="<end_of_utterance>")
-    processor = Idefics3Processor(
-        image_processor=Idefics3ImageProcessorPil(
+    processor = processor_class(
+        image_processor=images(
             size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}
         ),
         tokenizer=tokenizer,
         image_seq_len=(SIDE // PATCH // 2) ** 2,
         chat_template=IDEFICS,
+        **videos,
     )
     return processor, {
         "vision_config": VISION,
@@ -177,14 +183,22 @@ def _idefics3(bos: str) -> tuple[Idefics3Processor, dict[str, Any]]:
 
 @tiny("idefics3")
 def idefics3() -> tuple[PreTrainedModel, Any]:
-    processor, config = _idefics3("<|begin_of_text|>")
+    bos = "<|begin_of_text|>"
+    processor, config = _idefics3(bos, Idefics3ImageProcessorPil, Idefics3Processor)
     return make(Idefics3ForConditionalGeneration, Idefics3Config(**config)), processor
 
 
 @tiny("smolvlm")
 def smolvlm() -> tuple[PreTrainedModel, Any]:
-    """With the processor of Idefics3: its own one writes images alike, but needs num2words."""
-    processor, config = _idefics3("<|im_start|>")
+    """Its processor writes the number of a video's frames in words, by num2words."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    processing_smolvlm.num2words = lambda number: words[number]  # stands for that package
+    processor, config = _idefics3(
+        "<|im_start|>",
+        SmolVLMImageProcessorPil,
+        with_videos(SmolVLMProcessor),
+        video_processor=SmolVideos(),
+    )
     return make(SmolVLMForConditionalGeneration, SmolVLMConfig(**config)), processor
 
 
@@ -449,6 +463,7 @@ KIMI = (
     "<|im_{{ m['role'] }}|>{{ m['role'] }}<|im_middle|>{%- for c in m['content'] -%}"
     "{%- if c['type'] == 'image' -%}"
     "{{ '<|media_begin|>image<|media_content|><|media_pad|><|media_end|>\n' }}"
+    "{%- elif c['type'] == 'video' -%}<|kimi_k25_video_placeholder|>"
     "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}<|im_end|>{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|im_assistant|>assistant<|im_middle|>{%- endif -%}"
 )
@@ -472,8 +487,8 @@ def kimi_k25() -> tuple[PreTrainedModel, Any]:
         image_token="<|media_pad|>",
         video_token="<|kimi_k25_video_placeholder|>",
     )
-    processor = without_videos(Kimi_K25Processor)(
-        KimiStandIn(), tokenizer, NoVideos(), chat_template=KIMI
+    processor = with_videos(Kimi_K25Processor)(
+        KimiStandIn(), tokenizer, ChunkedVideos(), chat_template=KIMI
     )
     config = Kimi_K25Config(
         vision_config={**UNSIZED, "pos_emb_height": 8, "pos_emb_width": 8},
@@ -508,7 +523,7 @@ def kimi_k25() -> tuple[PreTrainedModel, Any]:
 #: ChatML, its content joined by line breaks.
 MINICPM = CHATML.replace(
     "{%- endfor -%}{{ '<|im_end|>", "{{ '' if loop.last else '\n' }}{%- endfor -%}{{ '<|im_end|>"
-).replace("IMAGE", "<|image_pad|>")
+).replace("IMAGE", "<|image_pad|>{%- elif c['type'] == 'video' -%}<|video_pad|>")
 
 
 def _minicpm(processor_class: Any, config_class: Any) -> tuple[Any, Any]:
@@ -524,11 +539,11 @@ def _minicpm(processor_class: Any, config_class: Any) -> tuple[Any, Any]:
         image_id_start_token="<image_id>",
         image_id_end_token="</image_id>",
     )
-    processor = without_videos(processor_class)(
+    processor = with_videos(processor_class)(
         image_processor=MiniCPMV4_6ImageProcessorPil(
             scale_resolution=2 * SIDE, patch_size=PATCH, max_slice_nums=4
         ),
-        video_processor=NoVideos(),
+        video_processor=SlicedVideos(),
         tokenizer=tokenizer,
         chat_template=MINICPM,
     )
@@ -611,13 +626,14 @@ def lfm3_vl() -> tuple[PreTrainedModel, Any]:
         vision_end_token="<|vision_end|>",
     )
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    processor = without_videos(Lfm3VlProcessor)(
+    video = "{%- elif c['type'] == 'video' -%}" + image.replace("image", "video")
+    processor = with_videos(Lfm3VlProcessor)(
         Qwen2VLImageProcessorPil(
             patch_size=PATCH, size={"shortest_edge": SIDE**2, "longest_edge": 4 * SIDE**2}
         ),
         tokenizer,
-        NoVideos(),
-        chat_template="{{ bos_token }}" + CHATML.replace("IMAGE", image),
+        Videos(),
+        chat_template="{{ bos_token }}" + CHATML.replace("IMAGE", image + video),
     )
     config = Lfm3VlConfig(
         vision_config={

@@ -83,7 +83,7 @@ from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import
 )
 
 from tiny import make, make_tokenizer, tiny
-from tiny.videos import without_videos
+from tiny.videos import CompressedVideos, Videos, with_videos
 
 PATCH = 4
 PIXELS = {"min_pixels": 16 * 16, "max_pixels": 32 * 32}
@@ -94,6 +94,7 @@ TURNS = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif -%}"
     "<|im_start|>{{ m['role'] }}\n{% for c in m['content'] -%}"
     "{%- if c['type'] == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- elif c['type'] == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>"
     "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt -%}<|im_start|>assistant\nTHINK{%- endif -%}"
 )
@@ -121,6 +122,12 @@ def qwen_tokenizer() -> PreTrainedTokenizerFast:
 
 def qwen_images() -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(patch_size=PATCH, temporal_patch_size=2, merge_size=2, **PIXELS)
+
+
+def qwen_processor(
+    processor_class: type[ProcessorMixin], tokenizer: PreTrainedTokenizerFast, chat: str
+) -> Any:
+    return with_videos(processor_class)(qwen_images(), tokenizer, Videos(), chat_template=chat)
 
 
 def qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
@@ -160,7 +167,7 @@ def tower(**more: Any) -> dict[str, Any]:
 @tiny("qwen2_vl")
 def qwen2_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = without_videos(Qwen2VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_2)
+    processor = qwen_processor(Qwen2VLProcessor, tokenizer, CHAT_2)
     config = Qwen2VLConfig(
         text_config=text(tokenizer),
         vision_config=tower(embed_dim=16, mlp_ratio=2),
@@ -172,7 +179,7 @@ def qwen2_vl() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen2_5_vl")
 def qwen2_5_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = without_videos(Qwen2_5_VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_2)
+    processor = qwen_processor(Qwen2_5_VLProcessor, tokenizer, CHAT_2)
     vision = tower(
         intermediate_size=32, out_hidden_size=32, window_size=16, fullatt_block_indexes=[1]
     )
@@ -189,7 +196,7 @@ def deep_tower(**more: Any) -> dict[str, Any]:
 @tiny("qwen3_vl")
 def qwen3_vl() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_3)
+    processor = qwen_processor(Qwen3VLProcessor, tokenizer, CHAT_3)
     config = Qwen3VLConfig(
         text_config=text(tokenizer, head_dim=8),
         vision_config=deep_tower(deepstack_visual_indexes=[0]),
@@ -201,7 +208,7 @@ def qwen3_vl() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen3_vl_moe")
 def qwen3_vl_moe() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_3)
+    processor = qwen_processor(Qwen3VLProcessor, tokenizer, CHAT_3)
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     config = Qwen3VLMoeConfig(
         experts_implementation="eager",
@@ -237,7 +244,7 @@ def linear(tokenizer: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
 @tiny("qwen3_5")
 def qwen3_5() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_THINK)
+    processor = qwen_processor(Qwen3VLProcessor, tokenizer, CHAT_THINK)
     config = Qwen3_5Config(
         text_config=linear(tokenizer), vision_config=deep_tower(), **qwen_ids(tokenizer)
     )
@@ -247,7 +254,7 @@ def qwen3_5() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen3_5_moe")
 def qwen3_5_moe() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_THINK)
+    processor = qwen_processor(Qwen3VLProcessor, tokenizer, CHAT_THINK)
     experts = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
@@ -269,6 +276,7 @@ GLM_CHAT = (
     "{%- else %}<|{{ m['role'] }}|>\n{%- endif %}"
     "{%- for c in m['content'] -%}"
     "{%- if c['type'] == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{%- elif c['type'] == 'video' %}<|begin_of_video|><|video|><|end_of_video|>"
     "{%- else %}{{ c['text'] }}{%- endif %}{%- endfor %}{%- endfor %}"
     "{%- if add_generation_prompt %}<|assistant|>\n<think>{%- endif %}"
 )
@@ -327,8 +335,8 @@ def glm_tower() -> dict[str, Any]:
 
 def glm_processor(processor: type[ProcessorMixin], images: type[Any], tokenizer: Any) -> Any:
     size = {"shortest_edge": 16 * 16 * 2, "longest_edge": 32 * 32 * 2}  # two frames an image
-    return without_videos(processor)(
-        images(patch_size=PATCH, size=size), tokenizer, chat_template=GLM_CHAT
+    return with_videos(processor)(
+        images(patch_size=PATCH, size=size), tokenizer, Videos(), chat_template=GLM_CHAT
     )
 
 
@@ -424,7 +432,7 @@ def glm5_next() -> tuple[PreTrainedModel, Any]:
         **glm_ids(tokenizer),
     )
     images = Glm5NextImageProcessorPil(patch_size=PATCH, min_image_tokens=4, max_image_tokens=16)
-    processor = without_videos(Glm5NextProcessor)(images, tokenizer, chat_template=GLM_CHAT)
+    processor = with_videos(Glm5NextProcessor)(images, tokenizer, Videos(), chat_template=GLM_CHAT)
     return make(Glm5NextForConditionalGeneration, config), processor
 
 
@@ -437,11 +445,13 @@ ERNIE_TOKENS = {
     "video_end_token": "<|VIDEO_END|>",
 }
 ERNIE_CHAT = (
-    "{%- set n = namespace(images=0) -%}<|begin_of_sentence|>"
+    "{%- set n = namespace(images=0, videos=0) -%}<|begin_of_sentence|>"
     "{%- for m in messages -%}{%- if m['role'] == 'assistant' %}\nAssistant: "
     "{%- elif m['role'] == 'user' %}User: {%- endif %}{%- for c in m['content'] -%}"
     "{%- if c['type'] == 'image' %}{%- set n.images = n.images + 1 -%}"
     "Picture {{ n.images }}:<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"
+    "{%- elif c['type'] == 'video' %}{%- set n.videos = n.videos + 1 -%}"
+    "Video {{ n.videos }}:<|VIDEO_START|><|VIDEO_PLACEHOLDER|><|VIDEO_END|>"
     "{%- else %}{{ c['text'] }}{%- endif %}{%- endfor %}"
     "{%- if m['role'] == 'system' %}\n{%- elif m['role'] == 'assistant' %}<|end_of_sentence|>"
     "{%- endif %}{%- endfor %}"
@@ -459,7 +469,9 @@ def ernie4_5_vl_moe() -> tuple[PreTrainedModel, Any]:
     )
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     images = Ernie4_5_VLMoeImageProcessorPil(patch_size=PATCH, size=size)
-    processor = without_videos(Ernie4_5_VLMoeProcessor)(images, tokenizer, chat_template=ERNIE_CHAT)
+    processor = with_videos(Ernie4_5_VLMoeProcessor)(
+        images, tokenizer, Videos(), chat_template=ERNIE_CHAT
+    )
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
     experts = {
         "moe_intermediate_size": [16, 8],
@@ -478,7 +490,8 @@ def ernie4_5_vl_moe() -> tuple[PreTrainedModel, Any]:
 
 VIDEO_LLAMA_CHAT = (
     "{%- for m in messages -%}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] -%}"
-    "{%- if c['type'] == 'image' -%}<|image_pad|>\n{% else -%}{{ c['text'] }}{%- endif -%}"
+    "{%- if c['type'] == 'image' -%}<|image_pad|>\n"
+    "{% elif c['type'] == 'video' -%}<|video_pad|>\n{% else -%}{{ c['text'] }}{%- endif -%}"
     "{%- endfor -%}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
 )
@@ -488,8 +501,8 @@ VIDEO_LLAMA_CHAT = (
 def video_llama_3() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
     images = VideoLlama3ImageProcessorPil(patch_size=PATCH, **PIXELS)
-    processor = without_videos(VideoLlama3Processor)(
-        images, tokenizer, chat_template=VIDEO_LLAMA_CHAT
+    processor = with_videos(VideoLlama3Processor)(
+        images, tokenizer, CompressedVideos(), chat_template=VIDEO_LLAMA_CHAT
     )
     ids = qwen_ids(tokenizer)
     plain = text(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
@@ -548,6 +561,7 @@ def paddleocr_vl() -> tuple[PreTrainedModel, Any]:
 EXAONE_CHAT = (
     "{%- for m in messages -%}[|{{ m['role'] }}|]\n{% for c in m['content'] -%}"
     "{%- if c['type'] == 'image' -%}<vision><|image_pad|></vision>\n"
+    "{% elif c['type'] == 'video' -%}<vision><|video_pad|></vision>\n"
     "{% else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}[|endofturn|]\n{% endfor -%}"
     "{%- if add_generation_prompt -%}[|assistant|]\n<think>\n{% endif -%}"
 )
@@ -569,8 +583,8 @@ def exaone4_5() -> tuple[PreTrainedModel, Any]:
         ],
         eos="[|endofturn|]",
     )
-    processor = without_videos(Exaone4_5_Processor)(
-        qwen_images(), tokenizer, chat_template=EXAONE_CHAT
+    processor = with_videos(Exaone4_5_Processor)(
+        qwen_images(), tokenizer, Videos(), chat_template=EXAONE_CHAT
     )
     plain = text(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     mixed = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8}
@@ -594,7 +608,9 @@ def cosmos3_edge() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
     size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
     images = Cosmos3EdgeImageProcessorPil(patch_size=PATCH, size=size)
-    processor = without_videos(Cosmos3EdgeProcessor)(images, tokenizer, chat_template=CHAT_3)
+    processor = with_videos(Cosmos3EdgeProcessor)(
+        images, tokenizer, Videos(temporal_patch_size=1), chat_template=CHAT_3
+    )
     processor.return_mm_token_type_ids = True  # off by default, though the model demands them
     config = Cosmos3EdgeConfig(
         text_config=text(tokenizer, head_dim=8),
@@ -615,7 +631,7 @@ def cosmos3_edge() -> tuple[PreTrainedModel, Any]:
 @tiny("cosmos3_omni")
 def cosmos3_omni() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_3)
+    processor = qwen_processor(Qwen3VLProcessor, tokenizer, CHAT_3)
     config = Cosmos3OmniConfig(
         text_config={"model_type": "qwen3_vl_text", **text(tokenizer, head_dim=8)},
         vision_config={"model_type": "qwen3_vl_vision", **deep_tower(deepstack_visual_indexes=[0])},
@@ -624,6 +640,9 @@ def cosmos3_omni() -> tuple[PreTrainedModel, Any]:
     return make(Cosmos3OmniForConditionalGeneration, config), processor
 
 
+#: The same with audio, for the families that hear.
+AUDIO = "{%- elif c['type'] == 'audio' -%}<|audio_start|><|audio_pad|><|audio_end|>{%- else -%}{{ c"
+OMNI_2, OMNI_3 = (chat.replace("{%- else -%}{{ c", AUDIO) for chat in (CHAT_2, CHAT_3))
 OMNI_TOKENS = {
     "image_token": "<|IMAGE|>",
     "video_token": "<|VIDEO|>",
@@ -664,12 +683,18 @@ def ear(**more: Any) -> dict[str, Any]:
 @tiny("qwen2_5_omni_thinker")
 def qwen2_5_omni_thinker() -> tuple[PreTrainedModel, Any]:
     tokenizer = omni_tokenizer(OMNI_TOKENS)
-    chat = CHAT_2.replace("vision_start", "vision_bos").replace("vision_end", "vision_eos")
-    processor = without_videos(Qwen2_5OmniProcessor)(
+    chat = OMNI_2
+    for kind in ("vision", "audio"):
+        chat = chat.replace(f"<|{kind}_start|>", f"<|{kind}_bos|>")
+        chat = chat.replace(f"<|{kind}_end|>", f"<|{kind}_eos|>")
+    for kind in ("image", "video", "audio"):
+        chat = chat.replace(f"{kind}_pad", kind.upper())
+    processor = with_videos(Qwen2_5OmniProcessor)(
         image_processor=qwen_images(),
         tokenizer=tokenizer,
+        video_processor=Videos(),
         feature_extractor=WhisperFeatureExtractor(feature_size=16),
-        chat_template=chat.replace("image_pad", "IMAGE"),
+        chat_template=chat,
     )
     config = Qwen2_5OmniThinkerConfig(
         text_config=text(tokenizer),
@@ -690,11 +715,12 @@ def qwen2_5_omni_thinker() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen3_omni_moe_thinker")
 def qwen3_omni_moe_thinker() -> tuple[PreTrainedModel, Any]:
     tokenizer = omni_tokenizer(OMNI_3_TOKENS)
-    processor = without_videos(Qwen3OmniMoeProcessor)(
+    processor = with_videos(Qwen3OmniMoeProcessor)(
         image_processor=qwen_images(),
         tokenizer=tokenizer,
+        video_processor=Videos(),
         feature_extractor=WhisperFeatureExtractor(feature_size=16),
-        chat_template=CHAT_3,
+        chat_template=OMNI_3,
     )
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     config = Qwen3OmniMoeThinkerConfig(
@@ -714,7 +740,7 @@ def qwen3_omni_moe_thinker() -> tuple[PreTrainedModel, Any]:
 @tiny("qwen4_exp")
 def qwen4_exp() -> tuple[PreTrainedModel, Any]:
     tokenizer = qwen_tokenizer()
-    processor = without_videos(Qwen3VLProcessor)(qwen_images(), tokenizer, chat_template=CHAT_THINK)
+    processor = qwen_processor(Qwen3VLProcessor, tokenizer, CHAT_THINK)
     more = {
         "num_experts": 4,
         "num_experts_per_tok": 2,

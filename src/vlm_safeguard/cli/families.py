@@ -29,14 +29,15 @@ def families(
         print(json.dumps(rows, indent=1))
         return
     table = Table(title="Vision-language model types")
-    for name in ("type", "status", "image tokens named by", "why"):
+    for name in ("type", "status", "media guarded", "media refused", "why"):
         table.add_column(name)
     for row in rows:
         style = "green" if row["status"] == "verified" else "red"
         table.add_row(
             row["type"],
             f"[{style}]{row['status']}[/]",
-            ", ".join(row["placeholders"]),
+            ", ".join(row["media"]),
+            ", ".join(row["refused media"]),
             row["reason"] or "",
         )
     screen = console(as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -12,6 +13,8 @@ from transformers import BatchFeature
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.families import SELF_PROMPTING
+from vlm_safeguard.model.media import Shown, noise_audios, noise_videos
+from vlm_safeguard.policy.media import KINDS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,8 +94,36 @@ def _messages(chat: Chat) -> list[dict[str, Any]]:
 
 def user_turn(text: str, *, images: int = 0) -> dict[str, Any]:
     """A message of the user: images, then text."""
-    content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-    return {"role": "user", "content": content}
+    return user_message(*["image"] * images, text)
+
+
+def user_message(*parts: str) -> dict[str, Any]:
+    """A message of the user: `image`, `video` and `audio` stand for these, all else is text."""
+    return {
+        "role": "user",
+        "content": [
+            {"type": part} if part in KINDS else {"type": "text", "text": part} for part in parts
+        ],
+    }
+
+
+def without_media(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same conversation with its texts alone."""
+    return [
+        {**turn, "content": [item for item in turn["content"] if item["type"] == "text"]}
+        for turn in messages
+    ]
+
+
+def noise_media(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> Shown:
+    """Media of noise for a conversation's placeholders, of different sizes and lengths."""
+    count = Counter(item["type"] for turn in messages for item in turn["content"])
+    videos, audios = noise_videos()[::-1], noise_audios(processor)
+    return Shown(
+        images=[noise_image(number).resize((96, 64)) for number in range(count["image"])],
+        videos=[videos[number % len(videos)] for number in range(count["video"])],
+        audios=[audios[number % len(audios)] for number in range(count["audio"])],
+    )
 
 
 def render_messages(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> str:
@@ -118,19 +149,20 @@ def render_chat(processor: ProcessorMixin, text: str, *, images: int = 0) -> str
 
 
 def encode_messages(
-    processor: ProcessorMixin, messages: list[dict[str, Any]], pictures: Sequence[Image] = ()
+    processor: ProcessorMixin, messages: list[dict[str, Any]], shown: Shown | None = None
 ) -> list[int]:
-    """Token ids of a conversation in the chat template, its images expanded by the processor.
+    """Token ids of a conversation in the chat template, its media expanded by the processor.
 
     Raises:
         SafeguardError: the processor cannot read it.
     """
     rendered = render_messages(processor, messages)
+    shown = shown or Shown()
     try:
-        batch = _encode(processor, [rendered], [pictures])
+        batch = _encode(processor, [rendered], [shown.images], **shown.arguments())
     except (ValueError, TypeError) as error:
         raise SafeguardError(
-            f"The processor cannot read a conversation with {len(pictures)} pictures, so its "
+            f"The processor cannot read a conversation with {len(shown.images)} pictures, so its "
             f"text-only view cannot be learnt: {str(error).splitlines()[0]}"
         ) from error
     row: list[int] = batch["input_ids"][0].tolist()
@@ -150,7 +182,7 @@ def encode_chat(
         SafeguardError: the processor has no chat template.
     """
     pictures = [noise_image(number).resize(size) for number in range(images)]
-    return encode_messages(processor, [user_turn(text, images=images)], pictures)
+    return encode_messages(processor, [user_turn(text, images=images)], Shown(pictures))
 
 
 def encode_batch(
@@ -223,6 +255,11 @@ def _one_turn(processor: Any, messages: list[dict[str, Any]]) -> str:
 
 def _self_prompting(processor: ProcessorMixin) -> bool:
     return any(kind.__name__ in SELF_PROMPTING for kind in type(processor).__mro__)
+
+
+def letters(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text without its white space, which tokenizers fuse with what is around it."""
+    return "".join(str(tokenizer.decode(list(ids))).split())
 
 
 def tokenizer_of(processor: ProcessorMixin | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -8,8 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-#: Attributes by which configs name the tokens that stand for an image.
-PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+from vlm_safeguard.policy.media import KINDS, Kind
+
+#: Attributes by which configs name the tokens that stand for media.
+PLACEHOLDERS = tuple(
+    f"{kind}_token_{name}" for kind in ("image", "video", "audio") for name in ("id", "index")
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,10 @@ class Family:
     """What has to be known about a model type beyond its structure.
 
     Attributes:
-        placeholders: config attributes that hold the ids standing for an image's patches.
+        placeholders: config attributes that hold the ids standing for patches of images and
+            videos, and for audio.
+        media: kinds that a guard takes out of a request's text as the chat template would.
+        refused: kinds that the processor takes and a guard refuses in a request.
         skipped: attribute of the text config that lists layers which text without images does
             not pass (cross-attention); None where there are none.
         streams: attribute of the text config that says how many residual streams, each of the
@@ -32,6 +39,8 @@ class Family:
     """
 
     placeholders: tuple[str, ...] = ("image_token_id",)
+    media: tuple[Kind, ...] = ("image",)
+    refused: tuple[Kind, ...] = ()
     skipped: str | None = None
     streams: str | None = None
     streams_at: int | None = None
@@ -40,7 +49,8 @@ class Family:
     divisor: str | None = None
 
 
-_VIDEO = Family(placeholders=("image_token_id", "video_token_id"))
+_VIDEO = Family(placeholders=("image_token_id", "video_token_id"), media=("image", "video"))
+_AUDIO = Family(placeholders=("image_token_id", "video_token_id", "audio_token_id"), media=KINDS)
 
 #: Verified model types: a small model of each passes every check of the doctor, in the tests.
 FAMILIES: dict[str, Family] = {
@@ -48,34 +58,50 @@ FAMILIES: dict[str, Family] = {
         (
             *("aria", "aya_vision", "cohere2_vision", "deepseek_ocr2", "deepseek_vl"),
             *("deepseek_vl_hybrid", "fast_vlm", "gemma3", "hunyuan_vl", "idefics2", "idefics3"),
-            *("internvl", "janus", "lfm2_vl"),
+            *("janus", "lfm2_vl"),
             *("lighton_ocr", "llama4", "llava", "llava_next", "mistral3", "mistral_large4"),
-            *("molmo2", "ovis2", "qianfan_ocr", "smolvlm", "step3p7", "unlimited_ocr", "vipllava"),
+            *("ovis2", "qianfan_ocr", "step3p7", "unlimited_ocr", "vipllava"),
         ),
         Family(),
     ),
     **dict.fromkeys(
         (
-            *("cosmos3_edge", "cosmos3_omni", "dots3_note", "ernie4_5_vl_moe", "exaone4_5"),
-            *("gemma4", "gemma4_unified", "glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga"),
+            *("cosmos3_edge", "cosmos3_omni", "ernie4_5_vl_moe", "exaone4_5"),
+            *("glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga"),
             *("kimi_k25", "lfm3_vl", "llava_next_video", "llava_onevision", "minicpm_ocr"),
-            *("minicpmv4_6", "minicpmv4_7", "paddleocr_vl", "perception_lm"),
-            *("qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe"),
-            *("qwen3_omni_moe_thinker", "qwen3_vl", "qwen3_vl_moe", "video_llama_3", "video_llava"),
+            *("minicpmv4_6", "minicpmv4_7", "perception_lm"),
+            *("qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe"),
+            *("video_llama_3", "video_llava"),
         ),
         _VIDEO,
     ),
+    **dict.fromkeys(
+        (
+            *("dots3_note", "gemma4", "gemma4_unified", "qwen2_5_omni_thinker"),
+            "qwen3_omni_moe_thinker",
+        ),
+        _AUDIO,
+    ),
     "cohere_compass": replace(_VIDEO, multiplier="logit_scale"),
-    "gemma3n": Family(streams="altup_num_inputs", streams_at=0),
+    "gemma3n": Family(
+        placeholders=("image_token_id", "audio_token_id"),
+        media=("image", "audio"),
+        streams="altup_num_inputs",
+        streams_at=0,
+    ),
     "glm5_next": replace(_VIDEO, streams="hc_mult", streams_at=2),
     "granite4_vision": Family(divisor="logits_scaling"),
     "granite_docling": Family(divisor="logits_scaling"),
     "hyperclovax_vision_v2": replace(_VIDEO, multiplier="logits_scaling"),
+    "internvl": Family(media=("image", "video")),
     "mllama": Family(skipped="cross_attention_layers"),
+    "molmo2": Family(media=("image", "video")),
     "muse_glimmer": replace(_VIDEO, multiplier="output_multiplier"),
-    "muse_spark": replace(_VIDEO, multiplier="output_multiplier"),
+    "muse_spark": replace(_AUDIO, multiplier="output_multiplier"),
+    "paddleocr_vl": Family(placeholders=_VIDEO.placeholders, refused=("video",)),
     "paligemma": Family(bidirectional=True),
     "qwen4_exp": replace(_VIDEO, streams="hc_count"),
+    "smolvlm": Family(refused=("video",)),
 }
 
 #: Processors that write the prompt themselves, around one turn's text that comes with an image:
@@ -134,6 +160,8 @@ def every_family() -> list[dict[str, Any]]:
                 "status": "refused" if family is None else "verified",
                 "reason": None if family else REFUSED.get(name, _UNCHECKED),
                 "placeholders": list(family.placeholders) if family else [],
+                "media": list(family.media) if family else [],
+                "refused media": list(family.refused) if family else [],
             }
         )
     return rows

@@ -1,4 +1,4 @@
-"""What a picture becomes in a prompt, learnt from the model's processor."""
+"""What media become in a prompt, learnt from the model's processor: the text-only view."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.clips import learn_clips
 from vlm_safeguard.model.conversation import encode_chat, tokenizer_of
 from vlm_safeguard.policy.text_view import TextView
 
@@ -20,7 +21,12 @@ _PICTURES = ((1, (64, 64)), (1, (300, 100)), (1, (500, 700)), (2, (64, 64)), (3,
 
 
 def learn_text_view(processor: ProcessorMixin, placeholder_ids: frozenset[int]) -> TextView:
-    """Read off what an image becomes in a prompt, by asking questions with and without one.
+    """Read off what media become in a prompt, by asking questions with and without them.
+
+    A placeholder that stands in no image, video or audio as the processor writes them is refused.
+
+    Args:
+        placeholder_ids: tokens that stand for media of any kind.
 
     Raises:
         SafeguardError: the template puts no image token into a conversation with an image.
@@ -47,7 +53,9 @@ def learn_text_view(processor: ProcessorMixin, placeholder_ids: frozenset[int]) 
         suffix = _common(plain[::-1], ids[::-1], limit=len(plain) - prefix)
         chunks.append((count, ids[prefix : len(ids) - suffix]))
     frame = special.intersection(token for _, chunk in chunks for token in chunk)
-    view = TextView(placeholder_ids, frame - placeholder_ids)
+    seen = placeholder_ids.intersection(token for _, chunk in chunks for token in chunk)
+    view = TextView(placeholder_ids, frame - placeholder_ids, image_ids=seen)
+    numbers = _number_ids(processor)
     # what stands inside one image; if that does not explain several (numbered ones), in all
     for most in (1, max(count for count, _ in chunks)):
         gaps = [
@@ -63,12 +71,25 @@ def learn_text_view(processor: ProcessorMixin, placeholder_ids: frozenset[int]) 
         )
         singles = [(plain, ids) for count, plain, ids in shown if count == 1]
         view = _with_wrapper(view, [singles[0], singles[-1]])
-        numbers = _number_ids(processor)
         view = replace(view, number_ids=numbers if numbers & set(view.before) else frozenset())
         view = replace(view, exact=all(view(ids) == plain for _, plain, ids in shown))
         if view.exact:
             break
-    return view
+    view = replace(view, counted=_counted(view, chunks))
+    view = learn_clips(processor, view, _special_ids(processor), numbers)
+    patterns = [(*clip.head, *clip.unit, *clip.tail) for clip in view.clips]
+    needed = any(numbers & set(tokens) for tokens in (view.before, *patterns))
+    return replace(view, number_ids=numbers if needed else frozenset())
+
+
+def _counted(view: TextView, chunks: Sequence[tuple[int, list[int]]]) -> tuple[int, int] | None:
+    """A token that every image has as often, whatever its size, and how often that is."""
+    _, first = chunks[0]
+    inside = [token for start, stop in view.marks(first) for token in first[start:stop]]
+    for token in sorted(set(inside), key=lambda token: (inside.count(token), token)):
+        if all(chunk.count(token) == count * first.count(token) for count, chunk in chunks):
+            return token, first.count(token)
+    return None
 
 
 def _with_wrapper(view: TextView, shown: Sequence[tuple[list[int], list[int]]]) -> TextView:

@@ -1,29 +1,62 @@
-"""The text-only view: a request with images as the same request without them."""
+"""The text-only view: a request with media as the same request without them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.policy.media import KINDS, Clip, Kind, Media
+
+
+class Span(NamedTuple):
+    """One medium in a row.
+
+    Attributes:
+        kinds: what it counts as.
+        start: where it starts.
+        stop: where it ends.
+        cut: what is taken out of the row with it: it and the template's tokens around it.
+        instead: tokens that stand there without it.
+    """
+
+    kinds: tuple[Kind, ...]
+    start: int
+    stop: int
+    cut: tuple[int, int]
+    instead: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class TextView:
-    """How to turn a request with images into the same request without them.
+    """How to turn a request with images, videos or audio into the same request without them.
+
+    What one image becomes varies with its size, so images are runs of tokens; videos and audio
+    are patterns (`clips`). A row is read by its tokens alone: where a family writes nothing of its
+    own around a video but times or numbers, the same typed right before an image reads as a video.
 
     Attributes:
-        placeholder_ids: tokens that stand for an image's patches.
-        frame_ids: special tokens that the processor writes between and around patches (row
-            breaks, tiles, start and end of an image). A run of these and placeholders is one
-            image, if it holds a placeholder.
+        placeholder_ids: tokens that stand for the patches of images and videos, or for audio.
+        frame_ids: special tokens that the processor writes between and around an image's patches
+            (row breaks, tiles, start and end). A run of these and placeholders is one image, if it
+            holds a placeholder.
         glue_ids: ordinary tokens (a line break, a tile's number) that it writes inside an image.
         glue_length: the longest run of them inside an image.
         before: ordinary tokens the chat template puts right before an image, dropped with it.
-        number_ids: tokens made of digits, if `before` numbers the image: any number stands there.
-        after: tokens it puts right after one, dropped with it.
+        number_ids: tokens made of digits, if `before` or a clip holds a number: any stands there.
+        after: tokens it puts right after an image, dropped with it.
         instead: tokens that stand there without an image (a line break that the tokenizer fuses
             with those around the image).
         exact: whether the view equals the template's own rendering without the image, token for
             token. False for tokenizers that fuse the image's neighbours with the text.
+        image_ids: the placeholders that images take; None in a guard that was fitted before videos
+            and audio were told from images.
+        counted: a token and how often every image has it, whatever its size, by which images
+            without text between them are told apart; None where there is none.
+        clips: what videos and audio become; one is sought in what those before it left of a row.
     """
 
     placeholder_ids: frozenset[int]
@@ -35,32 +68,131 @@ class TextView:
     after: tuple[int, ...] = ()
     instead: tuple[int, ...] = ()
     exact: bool = True
+    image_ids: frozenset[int] | None = None
+    counted: tuple[int, int] | None = None
+    clips: tuple[Clip, ...] = ()
 
     def __call__(self, row: Sequence[int]) -> list[int]:
-        """`row` (unpadded token ids) without its images and what wraps them."""
+        """`row` (unpadded token ids) without its media and what wraps them.
+
+        Raises:
+            SafeguardError: the row holds a medium whose text-only view is not known.
+        """
         return self.aligned(row)[0]
 
     def aligned(self, row: Sequence[int]) -> tuple[list[int], list[int | None]]:
-        """The view, and where in `row` each of its tokens stands; None for one put in instead."""
+        """The view, and where in `row` each of its tokens stands; None for one put in instead.
+
+        Raises:
+            SafeguardError: the row holds a medium whose text-only view is not known.
+        """
         kept: list[int] = []
         places: list[int | None] = []
         position = 0
-        for start, stop in self.images(row):
-            kept += row[position:start]
-            places += range(position, start)
-            wrapper = self._wrapper_start(kept)
-            kept[wrapper:] = self.instead
-            places[wrapper:] = [None] * len(self.instead)
+        for span in self.spans(row):
+            start, stop = span.cut
+            kept += [*row[position:start], *span.instead]
+            places += [*range(position, start), *[None] * len(span.instead)]
             position = stop
-            if self.after and tuple(row[stop : stop + len(self.after)]) == self.after:
-                position += len(self.after)
-        kept += row[position:]
-        places += range(position, len(row))
-        return kept, places
+        return [*kept, *row[position:]], [*places, *range(position, len(row))]
 
     def first_image(self, row: Sequence[int]) -> int:
-        """Where the first image in `row` starts; the row's length where there is none."""
-        return next((start for start, _ in self.images(row)), len(row))
+        """Where the first image, video or audio in `row` starts; else the row's length."""
+        return next((span.start for span in self.spans(row)), len(row))
+
+    def media(self, row: Sequence[int]) -> Media:
+        """What `row` holds beside its text.
+
+        Images without text between them are counted by `counted`; without it, as one. Videos are
+        counted by their pattern, so two of a family that writes nothing around them may be one.
+
+        Raises:
+            SafeguardError: the row holds a medium whose text-only view is not known.
+        """
+        spans = self.spans(row)
+        numbers = {
+            kind: sum(
+                self._images_in(row[span.start : span.stop]) if kind == "image" else 1
+                for span in spans
+                if kind in span.kinds
+            )
+            for kind in KINDS
+        }
+        tokens = sum(token in self.placeholder_ids for token in row)
+        return Media(numbers["image"], numbers["video"], numbers["audio"], tokens)
+
+    def count(self, row: Sequence[int]) -> tuple[int, int]:
+        """(media, placeholder tokens) in `row`: everything that is not text counts alike."""
+        media = self.media(row)
+        return media.total, media.tokens
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """The kinds of media whose text-only view is known."""
+        return frozenset({"image"}).union(*(clip.kinds for clip in self.clips if clip.known))
+
+    def spans(self, row: Sequence[int]) -> list[Span]:
+        """Every medium in `row`, in order.
+
+        Raises:
+            SafeguardError: the row holds a medium whose text-only view is not known.
+        """
+        if self.image_ids is None and len(self.placeholder_ids) > 1:
+            if not self.placeholder_ids.isdisjoint(row):
+                raise SafeguardError(
+                    "This guard was fitted before images, videos and audio were told apart; fit "
+                    "it again for this model. Nothing was generated."
+                )
+            return []
+        spans: list[Span] = []
+        position = 0
+        for span in [*self._clip_spans(row), None]:
+            stop = len(row) if span is None else span.start
+            spans += self._image_spans(row[position:stop], position)
+            if span is not None:
+                spans.append(span)
+                position = span.stop
+        return spans
+
+    def marks(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(start, stop) of every maximal run of an image's placeholders and frame tokens."""
+        return _runs(row, self._image_ids | self.frame_ids)
+
+    def images(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(start, stop) of every image: marks with nothing but glue between them."""
+        current: tuple[int, int] | None = None
+        for start, stop in self.marks(row):
+            if current is not None:
+                gap = row[current[1] : start]
+                if len(gap) <= self.glue_length and set(gap) <= self.glue_ids:
+                    current = (current[0], stop)
+                    continue
+                if self._image_ids & set(row[current[0] : current[1]]):
+                    yield current
+            current = (start, stop)
+        if current is not None and self._image_ids & set(row[current[0] : current[1]]):
+            yield current
+
+    @property
+    def _image_ids(self) -> frozenset[int]:
+        return self.placeholder_ids if self.image_ids is None else self.image_ids
+
+    def _image_spans(self, row: Sequence[int], offset: int) -> Iterator[Span]:
+        """The images of a stretch without clips that starts at `offset`."""
+        position = 0
+        for start, stop in self.images(row):
+            cut = stop
+            if self.after and tuple(row[stop : stop + len(self.after)]) == self.after:
+                cut += len(self.after)
+            before = position + self._wrapper_start(row[position:start])
+            yield Span(
+                ("image",),
+                offset + start,
+                offset + stop,
+                (offset + before, offset + cut),
+                self.instead,
+            )
+            position = cut
 
     def _wrapper_start(self, kept: Sequence[int]) -> int:
         """Where `before` starts at the end of `kept`, whatever number it has; else its end."""
@@ -74,30 +206,43 @@ class TextView:
                 start -= 1
         return start
 
-    def count(self, row: Sequence[int]) -> tuple[int, int]:
-        """(images, placeholder tokens) in `row`."""
-        spans = list(self.images(row))
-        tokens = sum(token in self.placeholder_ids for token in row)
-        return len(spans), tokens
+    def _clip_spans(self, row: Sequence[int]) -> list[Span]:
+        """The videos and audio of a row, in order; a clip is sought in what the ones before left.
 
-    def marks(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(start, stop) of every maximal run of placeholders and frame tokens."""
-        return _runs(row, self.placeholder_ids | self.frame_ids)
+        Raises:
+            SafeguardError: one is of an unknown form, or a placeholder of theirs stands alone.
+        """
+        spans: list[Span] = []
+        rest = "".join(map(chr, row)) if self.clips else ""
+        for clip, expression in zip(self.clips, self._expressions, strict=True):
+            for match in expression.finditer(rest):
+                if not clip.known:
+                    raise SafeguardError(
+                        f"A request holds {_NAMES[clip.kinds[0]]} that this guard cannot take out "
+                        "of its text as the chat template would, so it cannot be judged and "
+                        "nothing was generated. Leave it out, put it at the start of its turn, or "
+                        "fit a guard with the processor that wrote it."
+                    )
+                spans.append(Span(clip.kinds, *match.span(), match.span(), clip.instead))
+            rest = expression.sub(lambda match: _TAKEN * len(match[0]), rest)
+        return sorted(spans, key=lambda span: span.start)
 
-    def images(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """(start, stop) of every image: marks with nothing but glue between them."""
-        current: tuple[int, int] | None = None
-        for start, stop in self.marks(row):
-            if current is not None:
-                gap = row[current[1] : start]
-                if len(gap) <= self.glue_length and set(gap) <= self.glue_ids:
-                    current = (current[0], stop)
-                    continue
-                if self.placeholder_ids & set(row[current[0] : current[1]]):
-                    yield current
-            current = (start, stop)
-        if current is not None and self.placeholder_ids & set(row[current[0] : current[1]]):
-            yield current
+    @cached_property
+    def _expressions(self) -> list[re.Pattern[str]]:
+        """The clips' patterns, over rows whose tokens are written as one character each."""
+        return [re.compile(clip.expression(self.number_ids)) for clip in self.clips]
+
+    def _images_in(self, tokens: Sequence[int]) -> int:
+        """How many images a run of an image's tokens is."""
+        if self.counted is None:
+            return 1
+        token, times = self.counted
+        return max(1, -(-list(tokens).count(token) // times))
+
+
+#: Stands for tokens that a clip was found in; no vocabulary is that large.
+_TAKEN = chr(0x10FFFF)
+_NAMES: dict[Kind, str] = {"image": "an image", "video": "a video", "audio": "audio"}
 
 
 def _runs(row: Sequence[int], ids: frozenset[int]) -> Iterator[tuple[int, int]]:
