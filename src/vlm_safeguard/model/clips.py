@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +26,18 @@ if TYPE_CHECKING:
 
     from vlm_safeguard.policy.text_view import TextView
 
-#: Around a clip: at the start of its turn, between texts, and at the end.
-_AROUND = (
-    (("", "What is shown here?"), ("", "Describe it in one word.")),
-    (("Look at this.\n", "What is shown here?"), ("Here:\n", "Describe it in one word.")),
-    (("What is shown here?", ""), ("Describe it in one word.", "")),
-)
-_KINDS: tuple[tuple[Kind, ...], ...] = (("video",), ("video", "audio"), ("audio",))
-#: What a processor has that reads a video's sound with it.
+Kinds = tuple[Kind, ...]
+Tokens = tuple[int, ...]
+
+#: A processor that has this reads a video's sound with it.
 _WITH_SOUND = "replace_video_with_audio_token"
+_ASK, _MORE = "What is shown here?", "Describe it in one word."
+#: Two texts before and behind a clip: at the start of its turn, between texts, and at the end.
+_AROUND = (
+    (("", _ASK), ("", _MORE)),
+    (("Look at this.\n", _ASK), ("Here:\n", _MORE)),
+    ((_ASK, ""), (_MORE, "")),
+)
 
 
 def learn_clips(
@@ -53,69 +56,155 @@ def learn_clips(
         special_ids: tokens that stand for more than their text.
         number_ids: tokens that write digits.
     """
+    learner = _Learner(processor, view, special_ids, number_ids)
+    heard: tuple[Kinds, ...] = (("video", "audio"),) if hasattr(processor, _WITH_SOUND) else ()
     clips: list[Clip] = []
-    for kinds in _KINDS:
-        if "audio" in kinds and kinds != ("audio",) and not hasattr(processor, _WITH_SOUND):
-            continue
-        shown = _shown(processor, kinds)
-        learnt = [
-            clip
-            for texts in _AROUND
-            if (clip := _clip(processor, view, special_ids, number_ids, kinds, texts, shown))
-        ]
-        learnt += [_bare(processor, clip) for clip in learnt if clip.instead]
+    for kinds in (("video",), *heard, ("audio",)):
+        shown = learner.shown(kinds)
+        learnt = learner.clips(kinds, shown)
         tried = replace(view, clips=_in_order([*clips, *learnt]), number_ids=number_ids)
-        if learnt and _holds(processor, tried, kinds, shown):
+        if learnt and learner.holds(tried, kinds, shown):
             clips += learnt
         else:
-            clips += _refused(processor, view, special_ids, number_ids, kinds, shown)
-    alone = view.placeholder_ids - (view.image_ids or frozenset())
-    clips += [_alone(processor, token) for token in sorted(alone)]
-    return replace(view, clips=_in_order(clips))
+            clips += learner.refused(kinds, shown)
+    alone = sorted(view.placeholder_ids - (view.image_ids or frozenset()))
+    return replace(view, clips=_in_order([*clips, *map(learner.alone, alone)]))
 
 
-def _shown(processor: ProcessorMixin, kinds: tuple[Kind, ...]) -> list[Shown]:
-    """Media of these kinds in several sizes, one each."""
-    waves = noise_audios(processor)
-    if kinds == ("audio",):
-        return [Shown(audios=[wave]) for wave in waves]
-    sounds = cycle(waves if "audio" in kinds else [None])
-    return [
-        Shown(videos=[v], sound=sound) for v, sound in zip(noise_videos(), sounds, strict=False)
-    ]
+@dataclass(frozen=True)
+class _Learner:
+    """Asks a processor questions with and without media; its fields are `learn_clips`'."""
 
+    processor: ProcessorMixin
+    view: TextView
+    special_ids: frozenset[int]
+    number_ids: frozenset[int]
 
-def _clip(
-    processor: ProcessorMixin,
-    view: TextView,
-    special_ids: frozenset[int],
-    number_ids: frozenset[int],
-    kinds: tuple[Kind, ...],
-    around: Sequence[tuple[str, str]],
-    shown: Sequence[Shown],
-) -> Clip | None:
-    """The pattern that all of `shown` have between these texts; None where there is none."""
-    samples = [(around[0], each) for each in shown] + [(around[1], shown[-1])]
-    try:
-        differences = [_difference(processor, kinds, texts, each) for texts, each in samples]
-    except Exception:  # whatever a processor raises: it does not write such a request
+    def shown(self, kinds: Kinds) -> list[Shown]:
+        """Media of these kinds in several sizes, one each."""
+        waves = noise_audios(self.processor)
+        if kinds == ("audio",):
+            return [Shown(audios=[wave]) for wave in waves]
+        sounds = cycle(waves if "audio" in kinds else [None])
+        return [
+            Shown(videos=[video], sound=sound)
+            for video, sound in zip(noise_videos(), sounds, strict=False)
+        ]
+
+    def clips(self, kinds: Kinds, shown: Sequence[Shown]) -> list[Clip]:
+        """What one becomes at the start of its turn, between texts and at the end."""
+        learnt = [clip for texts in _AROUND if (clip := self.clip(kinds, texts, shown)) is not None]
+        return learnt + [_bare(self.processor, clip) for clip in learnt if clip.instead]
+
+    def clip(
+        self, kinds: Kinds, around: Sequence[tuple[str, str]], shown: Sequence[Shown]
+    ) -> Clip | None:
+        """The pattern that all of `shown` have between these texts; None where there is none."""
+        samples = [(around[0], each) for each in shown] + [(around[1], shown[-1])]
+        try:
+            differences = [self.difference(kinds, texts, each) for texts, each in samples]
+        except Exception:  # whatever a processor raises: it does not write such a request
+            return None
+        chunks = [chunk for chunk, _ in differences]
+        insteads = {instead for _, instead in differences}
+        for breaks in (frozenset[int](), self.special_ids):
+            pads = _pads(chunks, self.view.placeholder_ids, breaks)
+            if not pads or len(insteads) > 1:
+                continue
+            forms = {_collapsed(chunk, pads, self.number_ids) for chunk in chunks}
+            first, *more = sorted(forms, key=lambda form: (len(form), form))
+            head = _common(first, more[0]) if more else len(first)
+            unit = more[0][head : head + len(more[0]) - len(first)] if more else ()
+            clip = Clip(kinds, pads, first[:head], unit, first[head:], *insteads)
+            pattern = clip.expression(self.number_ids)
+            if all(re.fullmatch(pattern, "".join(map(chr, chunk))) for chunk in chunks):
+                return clip
         return None
-    chunks = [chunk for chunk, _ in differences]
-    insteads = {instead for _, instead in differences}
-    for breaks in (frozenset[int](), special_ids):
-        pads = _pads(chunks, view.placeholder_ids, breaks)
-        if not pads or len(insteads) > 1:
-            continue
-        forms = {_collapsed(chunk, pads, number_ids) for chunk in chunks}
-        first, *more = sorted(forms, key=lambda form: (len(form), form))
-        head = _common(first, more[0]) if more else len(first)
-        unit = more[0][head : head + len(more[0]) - len(first)] if more else ()
-        (instead,) = insteads
-        clip = Clip(kinds, pads, first[:head], unit, first[head:], instead)
-        pattern = clip.expression(number_ids)
-        if all(re.fullmatch(pattern, "".join(map(chr, chunk))) for chunk in chunks):
-            return clip
-    return None
+
+    def difference(self, kinds: Kinds, texts: tuple[str, str], shown: Shown) -> tuple[Tokens, ...]:
+        """What a conversation with a medium between two texts has more, and what without it."""
+        before, after = texts
+        messages = [user_message(*filter(None, (before, kinds[0], after)))]
+        plain = encode_messages(self.processor, without_media(messages))
+        ids = encode_messages(self.processor, messages, shown)
+        prefix = _common(plain, ids)
+        room = min(len(plain), len(ids)) - prefix
+        suffix = _common(plain[::-1][:room], ids[::-1][:room])
+        return tuple(ids[prefix : len(ids) - suffix]), tuple(plain[prefix : len(plain) - suffix])
+
+    def holds(self, view: TextView, kinds: Kinds, shown: Sequence[Shown]) -> bool:
+        """Whether the view is the template's own text, also where media stand together.
+
+        There, white space may differ, if the tokenizer fuses that of a medium with its neighbour's.
+        """
+        processor, tokenizer = self.processor, tokenizer_of(self.processor)
+        fused = any(clip.instead for clip in view.clips)
+        for place, (messages, media) in enumerate(_together(kinds, shown[0], shown[-1])):
+            try:
+                ids = encode_messages(processor, messages, media)
+            except Exception:  # not every processor takes several turns or several media
+                if place == 0:
+                    return False
+                continue
+            plain = encode_messages(processor, without_media(messages))
+            try:
+                text = view(ids)
+            except SafeguardError:
+                return False
+            blanks = fused and place > 0 and letters(tokenizer, text) == letters(tokenizer, plain)
+            if text != plain and not blanks:
+                return False
+        return True
+
+    def refused(self, kinds: Kinds, shown: Sequence[Shown]) -> list[Clip]:
+        """By what a row is known to hold such a medium, where it takes an image's placeholders.
+
+        That is a token that nothing else has; or what stands between two frames of a video.
+        """
+        tokenizer, pads = tokenizer_of(self.processor), self.view.placeholder_ids
+        rendered: Sequence[int] = ()
+        chunks: list[Tokens] = []
+        try:
+            text = render_messages(self.processor, [user_message(kinds[0], _ASK)])
+            rendered = tokenizer(text, add_special_tokens=False)["input_ids"]
+            chunks = [self.difference(kinds, ("", _ASK), each)[0] for each in shown]
+        except Exception:  # the template or the processor does not write it
+            pass
+        plain = encode_messages(self.processor, [user_message(_ASK)])
+        written = {*rendered, *(token for chunk in chunks for token in chunk)}
+        own = (self.special_ids & written).difference(plain, self.view.frame_ids, pads)
+        if own:
+            return [Clip(kinds, frozenset({token}), (token,), known=False) for token in sorted(own)]
+        for chunk in chunks:
+            for (_, stop), (start, end) in pairwise(self.view.marks(chunk)):
+                form = _collapsed(chunk[stop:end], pads, self.number_ids)
+                if stop < start and min(pads) in form:
+                    head = form[: form.index(min(pads)) + 1]
+                    return [_bare(self.processor, Clip(kinds, pads, head, known=False))]
+        return []
+
+    def alone(self, token: int) -> Clip:
+        """A placeholder that no image takes, where it stands in no known video or audio."""
+        hears = token == getattr(self.processor, "audio_token_id", None)
+        kind: Kind = "audio" if hears else "video"
+        return Clip((kind,), frozenset({token}), (token,), known=False)
+
+
+def _together(kinds: Kinds, one: Shown, other: Shown) -> list[tuple[list[dict[str, Any]], Shown]]:
+    """Conversations in which media stand in other turns, beside an image or beside each other."""
+    kind, image = kinds[0], noise_image(0).resize((96, 64))
+    reply = {"role": "assistant", "content": [{"type": "text", "text": "Bread."}]}
+    cases = [
+        ([user_message(kind, _ASK)], other),
+        ([user_message(kind, _ASK), reply, user_message(_MORE)], one),
+        ([user_message(_ASK), reply, user_message(kind, _MORE)], one),
+        ([user_message("image", kind, _ASK)], replace(one, images=[image])),
+        ([user_message(kind, "image", _ASK)], replace(other, images=[image])),
+    ]
+    if one.sound is None:
+        both = Shown(videos=[*one.videos, *other.videos], audios=[*one.audios, *other.audios])
+        cases.append(([user_message(kind, kind, _ASK)], both))
+    return cases
 
 
 def _bare(processor: ProcessorMixin, clip: Clip) -> Clip:
@@ -134,37 +223,20 @@ def _bare(processor: ProcessorMixin, clip: Clip) -> Clip:
     return replace(clip, head=tuple(head), tail=tuple(tail), instead=())
 
 
-def _difference(
-    processor: ProcessorMixin, kinds: tuple[Kind, ...], texts: tuple[str, str], shown: Shown
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a conversation with a medium between two texts has more, and what without it."""
-    before, after = texts
-    messages = [user_message(*filter(None, (before, kinds[0], after)))]
-    plain = encode_messages(processor, without_media(messages))
-    ids = encode_messages(processor, messages, shown)
-    prefix = _common(plain, ids)
-    room = min(len(plain), len(ids)) - prefix
-    suffix = _common(plain[::-1][:room], ids[::-1][:room])
-    return tuple(ids[prefix : len(ids) - suffix]), tuple(plain[prefix : len(plain) - suffix])
-
-
 def _pads(
-    chunks: Sequence[Sequence[int]], placeholders: frozenset[int], breaks: frozenset[int]
+    chunks: Sequence[Tokens], placeholders: frozenset[int], breaks: frozenset[int]
 ) -> frozenset[int]:
     """The placeholders in `chunks`, and those of `breaks` that stand between two of them."""
-    pads = placeholders.intersection(token for chunk in chunks for token in chunk)
     between: set[int] = set()
     for chunk in chunks:
         places = [place for place, token in enumerate(chunk) if token in placeholders]
         for left, right in pairwise(places):
             gap = set(chunk[left + 1 : right])
             between |= gap if gap <= breaks else set()
-    return pads | between
+    return placeholders.intersection(token for chunk in chunks for token in chunk) | between
 
 
-def _collapsed(
-    tokens: Sequence[int], pads: frozenset[int], numbers: frozenset[int]
-) -> tuple[int, ...]:
+def _collapsed(tokens: Tokens, pads: frozenset[int], numbers: frozenset[int]) -> Tokens:
     """`tokens` with one for every run of placeholders, and one for every number."""
     form: list[int] = []
     for token in tokens:
@@ -174,100 +246,13 @@ def _collapsed(
     return tuple(form)
 
 
-def _holds(
-    processor: ProcessorMixin, view: TextView, kinds: tuple[Kind, ...], shown: Sequence[Shown]
-) -> bool:
-    """Whether the view is the template's own text, also where media stand together.
-
-    There, white space may differ, if the tokenizer fuses that of a medium with its neighbour's.
-    """
-    tokenizer = tokenizer_of(processor)
-    fused = any(clip.instead for clip in view.clips)
-    kind, image = kinds[0], noise_image(0).resize((96, 64))
-    ask, more = "What is shown here?", "And now?"
-    reply = {"role": "assistant", "content": [{"type": "text", "text": "Bread."}]}
-    one, other = shown[0], shown[-1]
-    cases: list[tuple[list[dict[str, Any]], Shown]] = [
-        ([user_message(kind, ask)], other),
-        ([user_message(kind, ask), reply, user_message(more)], one),
-        ([user_message(ask), reply, user_message(kind, more)], one),
-        ([user_message("image", kind, ask)], replace(one, images=[image])),
-        ([user_message(kind, "image", ask)], replace(other, images=[image])),
-    ]
-    if one.sound is None:
-        both = Shown(videos=[*one.videos, *other.videos], audios=[*one.audios, *other.audios])
-        cases.append(([user_message(kind, kind, ask)], both))
-    for place, (messages, media) in enumerate(cases):
-        try:
-            ids = encode_messages(processor, messages, media)
-        except Exception:  # not every processor takes several turns or several media
-            if place == 0:
-                return False
-            continue
-        plain = encode_messages(processor, without_media(messages))
-        try:
-            text = view(ids)
-        except SafeguardError:
-            return False
-        blanks = fused and place > 0 and letters(tokenizer, text) == letters(tokenizer, plain)
-        if text != plain and not blanks:
-            return False
-    return True
-
-
-def _refused(
-    processor: ProcessorMixin,
-    view: TextView,
-    special_ids: frozenset[int],
-    number_ids: frozenset[int],
-    kinds: tuple[Kind, ...],
-    shown: Sequence[Shown],
-) -> list[Clip]:
-    """By what a row is known to hold such a medium, where it takes an image's placeholders.
-
-    That is a token that nothing else has; or what stands between two frames of a video.
-    """
-    texts = _AROUND[0][0]
-    plain = user_message(texts[1])
-    tokenizer = tokenizer_of(processor)
-    chunks: list[Sequence[int]] = []
-    try:
-        rendered = render_messages(processor, [user_message(kinds[0], texts[1])])
-        chunks.append(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        chunks += [_difference(processor, kinds, texts, each)[0] for each in shown]
-    except Exception:  # the template or the processor does not write it
-        pass
-    known = {*encode_messages(processor, [plain]), *view.frame_ids, *view.placeholder_ids}
-    own = special_ids.intersection(token for chunk in chunks for token in chunk) - known
-    if own:
-        return [Clip(kinds, frozenset({token}), (token,), known=False) for token in sorted(own)]
-    pads = view.placeholder_ids
-    for chunk in chunks[1:]:
-        marks = list(view.marks(chunk))
-        for (_, stop), (start, end) in pairwise(marks):
-            if stop < start:
-                form = _collapsed(chunk[stop:end], pads, number_ids)
-                head = form[: form.index(min(pads)) + 1] if min(pads) in form else form
-                return [_bare(processor, Clip(kinds, pads, head, known=False))]
-    return []
-
-
-def _alone(processor: ProcessorMixin, token: int) -> Clip:
-    """A placeholder that no image takes, where it stands in no video or audio that is known."""
-    audio = getattr(processor, "audio_token_id", None)
-    return Clip(
-        ("audio" if token == audio else "video",), frozenset({token}), (token,), known=False
-    )
-
-
 def _in_order(clips: Sequence[Clip]) -> tuple[Clip, ...]:
     """Each once; known ones first, and of those the ones that say most."""
-    different = dict.fromkeys(clips)
-    return tuple(
-        sorted(
-            different, key=lambda clip: (not clip.known, -len(clip.head + clip.unit + clip.tail))
-        )
-    )
+
+    def rank(clip: Clip) -> tuple[bool, int]:
+        return not clip.known, -len(clip.head + clip.unit + clip.tail)
+
+    return tuple(sorted(dict.fromkeys(clips), key=rank))
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
