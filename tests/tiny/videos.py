@@ -30,7 +30,7 @@ class Videos(VideoProcessorMixin):
     def __call__(self, videos: Any, video_metadata: Any = None, **kwargs: Any) -> BatchFeature:
         frames = [np.asarray(video) for video in make_batched_videos(videos)]
         outputs = {**self.outputs(frames), "video_metadata": video_metadata}
-        return BatchFeature(outputs, skip_tensor_conversion=["video_metadata"])
+        return BatchFeature(outputs)
 
     def grid(self, video: Frames) -> tuple[int, int, int]:
         """Groups of frames, rows and columns of patches."""

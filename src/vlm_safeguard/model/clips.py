@@ -115,7 +115,8 @@ class _Learner:
             first, *more = sorted(forms, key=lambda form: (len(form), form))
             head = _common(first, more[0]) if more else len(first)
             unit = more[0][head : head + len(more[0]) - len(first)] if more else ()
-            clip = Clip(kinds, pads, first[:head], unit, first[head:], *insteads)
+            (instead,) = insteads
+            clip = Clip(kinds, pads, first[:head], unit, first[head:], instead)
             pattern = clip.expression(self.number_ids)
             if all(re.fullmatch(pattern, "".join(map(chr, chunk))) for chunk in chunks):
                 return clip

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
     from transformers import ProcessorMixin
     from transformers.video_utils import VideoMetadata
 
-#: Videos of noise: frames, height, width, frames a second and the first one's number. Their times
-#: have one digit or several, and most numbers of frames are odd.
-_VIDEOS = ((1, 64, 64, 2.0, 0), (2, 64, 64, 2.0, 0), (3, 96, 64, 1.0, 9), (5, 64, 128, 0.5, 40))
+#: Videos of noise: (frames, height, width), frames a second and the first one's number. Their
+#: times have one digit or several, and most numbers of frames are odd.
+_VIDEOS = (
+    ((1, 64, 64), 2.0, 0),
+    ((2, 64, 64), 2.0, 0),
+    ((3, 96, 64), 1.0, 9),
+    ((5, 64, 128), 0.5, 40),
+)
 _SECONDS = (0.5, 1.3)
 
 
@@ -30,7 +34,7 @@ class Video:
         first: the number of the first one, from which its time follows.
     """
 
-    frames: np.ndarray
+    frames: torch.Tensor
     fps: float = 2.0
     first: int = 0
 
@@ -62,20 +66,20 @@ class Shown:
 
     images: Sequence[Image] = ()
     videos: Sequence[Video] = ()
-    audios: Sequence[np.ndarray] = ()
-    sound: np.ndarray | None = None
+    audios: Sequence[torch.Tensor] = ()
+    sound: torch.Tensor | None = None
 
     def arguments(self) -> dict[str, Any]:
         """What a processor takes besides images, for a batch of this conversation alone."""
         given: dict[str, Any] = {}
         if self.videos:
-            given["videos"] = [video.frames for video in self.videos]
+            given["videos"] = [video.frames.numpy() for video in self.videos]
             given["video_metadata"] = [video.metadata() for video in self.videos]
             given["do_sample_frames"] = False
         if self.audios:
-            given["audio"] = list(self.audios)
+            given["audio"] = [wave.numpy() for wave in self.audios]
         if self.sound is not None:
-            given["audio"] = [self.sound]
+            given["audio"] = [self.sound.numpy()]
             given |= {"load_audio_from_video": True, "audio_from_video_indices": [0]}
         return given
 
@@ -84,14 +88,14 @@ def noise_videos() -> list[Video]:
     """Videos of noise, of several sizes, lengths and times."""
     rng = torch.Generator().manual_seed(0)
     return [
-        Video(torch.randint(256, (*size, 3), generator=rng, dtype=torch.uint8).numpy(), fps, first)
-        for *size, fps, first in _VIDEOS
+        Video(torch.randint(256, (*size, 3), generator=rng, dtype=torch.uint8), fps, first)
+        for size, fps, first in _VIDEOS
     ]
 
 
-def noise_audios(processor: ProcessorMixin) -> list[np.ndarray]:
+def noise_audios(processor: ProcessorMixin) -> list[torch.Tensor]:
     """(samples,) float32 waves of noise, of several lengths, at the rate the processor takes."""
     listener = getattr(processor, "audio_processor", getattr(processor, "feature_extractor", None))
     rate = getattr(listener, "sampling_rate", 16000)
     rng = torch.Generator().manual_seed(0)
-    return [0.1 * torch.rand(int(length * rate), generator=rng).numpy() for length in _SECONDS]
+    return [0.1 * torch.rand(int(length * rate), generator=rng) for length in _SECONDS]

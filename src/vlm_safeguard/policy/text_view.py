@@ -129,7 +129,8 @@ class TextView:
     @property
     def kinds(self) -> frozenset[Kind]:
         """The kinds of media whose text-only view is known."""
-        return frozenset({"image"}).union(*(clip.kinds for clip in self.clips if clip.known))
+        known = [clip.kinds for clip in self.clips if clip.known]
+        return frozenset(k for k in KINDS if k == "image" or any(k in kinds for kinds in known))
 
     def spans(self, row: Sequence[int]) -> list[Span]:
         """Every medium in `row`, in order.
