@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,6 @@ def learn_clips(
     processor: ProcessorMixin,
     view: TextView,
     special_ids: frozenset[int],
-    number_ids: frozenset[int],
 ) -> TextView:
     """`view` with what videos and audio become, as this processor writes them.
 
@@ -52,17 +52,16 @@ def learn_clips(
     where it takes an image's, by what else stands there.
 
     Args:
-        view: of images.
+        view: of images; its `number_ids` are the tokens that write digits.
         special_ids: tokens that stand for more than their text.
-        number_ids: tokens that write digits.
     """
-    learner = _Learner(processor, view, special_ids, number_ids)
+    learner = _Learner(processor, view, special_ids)
     heard: tuple[Kinds, ...] = (("video", "audio"),) if hasattr(processor, _WITH_SOUND) else ()
     clips: list[Clip] = []
     for kinds in (("video",), *heard, ("audio",)):
         shown = learner.shown(kinds)
         learnt = learner.clips(kinds, shown)
-        tried = replace(view, clips=_in_order([*clips, *learnt]), number_ids=number_ids)
+        tried = replace(view, clips=_in_order([*clips, *learnt]))
         if learnt and learner.holds(tried, kinds, shown):
             clips += learnt
         else:
@@ -78,21 +77,30 @@ class _Learner:
     processor: ProcessorMixin
     view: TextView
     special_ids: frozenset[int]
-    number_ids: frozenset[int]
 
     def shown(self, kinds: Kinds) -> list[Shown]:
-        """Media of these kinds in several sizes, one each."""
+        """Media of these kinds in several sizes, one each: those that the processor takes."""
         waves = noise_audios(self.processor)
-        if kinds == ("audio",):
-            return [Shown(audios=[wave]) for wave in waves]
         sounds = cycle(waves if "audio" in kinds else [None])
-        return [
-            Shown(videos=[video], sound=sound)
-            for video, sound in zip(noise_videos(), sounds, strict=False)
-        ]
+        every = (
+            [Shown(audios=[wave]) for wave in waves]
+            if kinds == ("audio",)
+            else [
+                Shown(videos=[video], sound=sound)
+                for video, sound in zip(noise_videos(), sounds, strict=False)
+            ]
+        )
+        taken = []
+        for each in every:
+            with suppress(Exception):  # some take no audio, or no video of one frame
+                self.difference(kinds, ("", _ASK), each)
+                taken.append(each)
+        return taken
 
     def clips(self, kinds: Kinds, shown: Sequence[Shown]) -> list[Clip]:
         """What one becomes at the start of its turn, between texts and at the end."""
+        if len(shown) < 2:
+            return []
         learnt = [clip for texts in _AROUND if (clip := self.clip(kinds, texts, shown)) is not None]
         return learnt + [_bare(self.processor, clip) for clip in learnt if clip.instead]
 
@@ -103,7 +111,7 @@ class _Learner:
         samples = [(around[0], each) for each in shown] + [(around[1], shown[-1])]
         try:
             differences = [self.difference(kinds, texts, each) for texts, each in samples]
-        except Exception:  # whatever a processor raises: it does not write such a request
+        except Exception:  # whatever a template or processor raises: it writes no such request
             return None
         chunks = [chunk for chunk, _ in differences]
         insteads = {instead for _, instead in differences}
@@ -111,13 +119,13 @@ class _Learner:
             pads = _pads(chunks, self.view.placeholder_ids, breaks)
             if not pads or len(insteads) > 1:
                 continue
-            forms = {_collapsed(chunk, pads, self.number_ids) for chunk in chunks}
+            forms = {_collapsed(chunk, pads, self.view.number_ids) for chunk in chunks}
             first, *more = sorted(forms, key=lambda form: (len(form), form))
             head = _common(first, more[0]) if more else len(first)
             unit = more[0][head : head + len(more[0]) - len(first)] if more else ()
             (instead,) = insteads
             clip = Clip(kinds, pads, first[:head], unit, first[head:], instead)
-            pattern = clip.expression(self.number_ids)
+            pattern = clip.expression(self.view.number_ids)
             if all(re.fullmatch(pattern, "".join(map(chr, chunk))) for chunk in chunks):
                 return clip
         return None
@@ -144,8 +152,6 @@ class _Learner:
             try:
                 ids = encode_messages(processor, messages, media)
             except Exception:  # not every processor takes several turns or several media
-                if place == 0:
-                    return False
                 continue
             plain = encode_messages(processor, without_media(messages))
             try:
@@ -164,13 +170,10 @@ class _Learner:
         """
         tokenizer, pads = tokenizer_of(self.processor), self.view.placeholder_ids
         rendered: Sequence[int] = ()
-        chunks: list[Tokens] = []
-        try:
+        chunks = [self.difference(kinds, ("", _ASK), each)[0] for each in shown]
+        with suppress(Exception):  # the template does not write it
             text = render_messages(self.processor, [user_message(kinds[0], _ASK)])
             rendered = tokenizer(text, add_special_tokens=False)["input_ids"]
-            chunks = [self.difference(kinds, ("", _ASK), each)[0] for each in shown]
-        except Exception:  # the template or the processor does not write it
-            pass
         plain = encode_messages(self.processor, [user_message(_ASK)])
         written = {*rendered, *(token for chunk in chunks for token in chunk)}
         own = (self.special_ids & written).difference(plain, self.view.frame_ids, pads)
@@ -178,7 +181,7 @@ class _Learner:
             return [Clip(kinds, frozenset({token}), (token,), known=False) for token in sorted(own)]
         for chunk in chunks:
             for (_, stop), (start, end) in pairwise(self.view.marks(chunk)):
-                form = _collapsed(chunk[stop:end], pads, self.number_ids)
+                form = _collapsed(chunk[stop:end], pads, self.view.number_ids)
                 if stop < start and min(pads) in form:
                     head = form[: form.index(min(pads)) + 1]
                     return [_bare(self.processor, Clip(kinds, pads, head, known=False))]

@@ -75,7 +75,7 @@ class Shown:
         if self.videos:
             given["videos"] = [video.frames.numpy() for video in self.videos]
             given["video_metadata"] = [video.metadata() for video in self.videos]
-            given["do_sample_frames"] = False
+            given |= {"do_sample_frames": False, "return_metadata": True}
         if self.audios:
             given["audio"] = [wave.numpy() for wave in self.audios]
         if self.sound is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.clips import learn_clips
 from vlm_safeguard.model.conversation import encode_chat, tokenizer_of
-from vlm_safeguard.policy.text_view import TextView
+from vlm_safeguard.policy.text_view import TextView, one_a_number
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -54,8 +54,8 @@ def learn_text_view(processor: ProcessorMixin, placeholder_ids: frozenset[int]) 
         chunks.append((count, ids[prefix : len(ids) - suffix]))
     frame = special.intersection(token for _, chunk in chunks for token in chunk)
     seen = placeholder_ids.intersection(token for _, chunk in chunks for token in chunk)
-    view = TextView(placeholder_ids, frame - placeholder_ids, image_ids=seen)
     numbers = _number_ids(processor)
+    view = TextView(placeholder_ids, frame - placeholder_ids, number_ids=numbers, image_ids=seen)
     # what stands inside one image; if that does not explain several (numbered ones), in all
     for most in (1, max(count for count, _ in chunks)):
         gaps = [
@@ -67,19 +67,18 @@ def learn_text_view(processor: ProcessorMixin, placeholder_ids: frozenset[int]) 
         view = replace(
             view,
             glue_ids=frozenset(token for gap in gaps for token in gap),
-            glue_length=max(map(len, gaps), default=0),
+            glue_length=max((len(one_a_number(gap, numbers)) for gap in gaps), default=0),
         )
         singles = [(plain, ids) for count, plain, ids in shown if count == 1]
         view = _with_wrapper(view, [singles[0], singles[-1]])
-        view = replace(view, number_ids=numbers if numbers & set(view.before) else frozenset())
         view = replace(view, exact=all(view(ids) == plain for _, plain, ids in shown))
         if view.exact:
             break
     view = replace(view, counted=_counted(view, chunks))
-    view = learn_clips(processor, view, _special_ids(processor), numbers)
+    view = learn_clips(processor, view, _special_ids(processor))
     patterns = [(*clip.head, *clip.unit, *clip.tail) for clip in view.clips]
-    needed = any(numbers & set(tokens) for tokens in (view.before, *patterns))
-    return replace(view, number_ids=numbers if needed else frozenset())
+    written = {*view.glue_ids, *view.before, *(token for tokens in patterns for token in tokens)}
+    return view if written & numbers else replace(view, number_ids=frozenset())
 
 
 def _counted(view: TextView, chunks: Sequence[tuple[int, list[int]]]) -> tuple[int, int] | None:

@@ -44,9 +44,10 @@ class TextView:
             (row breaks, tiles, start and end). A run of these and placeholders is one image, if it
             holds a placeholder.
         glue_ids: ordinary tokens (a line break, a tile's number) that it writes inside an image.
-        glue_length: the longest run of them inside an image.
+        glue_length: the longest run of them inside an image, a number counted as one.
         before: ordinary tokens the chat template puts right before an image, dropped with it.
-        number_ids: tokens made of digits, if `before` or a clip holds a number: any stands there.
+        number_ids: tokens made of digits, if `before`, a clip or an image's inside holds a number:
+            any number stands there.
         after: tokens it puts right after an image, dropped with it.
         instead: tokens that stand there without an image (a line break that the tokenizer fuses
             with those around the image).
@@ -164,8 +165,7 @@ class TextView:
         current: tuple[int, int] | None = None
         for start, stop in self.marks(row):
             if current is not None:
-                gap = row[current[1] : start]
-                if len(gap) <= self.glue_length and set(gap) <= self.glue_ids:
+                if self._glued(row[current[1] : start]):
                     current = (current[0], stop)
                     continue
                 if self._image_ids & set(row[current[0] : current[1]]):
@@ -173,6 +173,12 @@ class TextView:
             current = (start, stop)
         if current is not None and self._image_ids & set(row[current[0] : current[1]]):
             yield current
+
+    def _glued(self, gap: Sequence[int]) -> bool:
+        """Whether these tokens between two marks are an image's own, whatever numbers they have."""
+        numbers = self.number_ids if self.number_ids & self.glue_ids else frozenset()
+        short = one_a_number(gap, numbers)
+        return len(short) <= self.glue_length and set(short) <= self.glue_ids | numbers
 
     @property
     def _image_ids(self) -> frozenset[int]:
@@ -244,6 +250,15 @@ class TextView:
 #: Stands for tokens that a clip was found in; no vocabulary is that large.
 _TAKEN = chr(0x10FFFF)
 _NAMES: dict[Kind, str] = {"image": "an image", "video": "a video", "audio": "audio"}
+
+
+def one_a_number(tokens: Sequence[int], number_ids: frozenset[int]) -> list[int]:
+    """`tokens` with the first one of each number only."""
+    return [
+        token
+        for place, token in enumerate(tokens)
+        if not (token in number_ids and place and tokens[place - 1] in number_ids)
+    ]
 
 
 def _runs(row: Sequence[int], ids: frozenset[int]) -> Iterator[tuple[int, int]]:
