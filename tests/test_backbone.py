@@ -119,7 +119,6 @@ def test_view_equals_the_templates_own_text(template: str | None, images: int) -
     plain = encode_chat(processor, "What is shown here?")
     assert IMAGE not in plain
     assert view.media(ids) == Media(images=images, tokens=4 * images)
-    assert view.count(ids) == (images, 4 * images)
     assert view(ids) == plain
     assert view(expanded) == plain
     if images:
@@ -129,7 +128,7 @@ def test_view_equals_the_templates_own_text(template: str | None, images: int) -
 def test_view_of_what_the_processor_makes(processor: Processor) -> None:
     view = learn_text_view(processor, frozenset({IMAGE}))
     row = ask(processor, ["Which colour?"])["input_ids"][0].tolist()
-    assert view.count(row) == (1, 4)
+    assert view.media(row) == Media(images=1, tokens=4)
     assert view(row) == text_ids(processor, "Which colour?")
 
 
@@ -153,12 +152,14 @@ def test_view_equals_a_regular_expression(before: str, after: str) -> None:
         codes = [ord(c) for c in row]
         expected = re.sub(f"(?:{before})?[PQ]+(?:{after})?", "", row)
         assert "".join(map(chr, view(codes))) == expected, row
-        assert view.count(codes) == (len(re.findall("[PQ]+", row)), len(re.findall("[PQ]", row)))
+        assert view.media(codes) == Media(
+            images=len(re.findall("[PQ]+", row)), tokens=len(re.findall("[PQ]", row))
+        )
         dropped = [m.span() for m in re.finditer(f"(?:{before})?[PQ]+(?:{after})?", row)]
         left = [i for i in range(len(row)) if not any(a <= i < b for a, b in dropped)]
         assert view.aligned(codes) == (view(codes), left)
         image = re.search("[PQ]", row)
-        assert view.first_image(codes) == (image.start() if image else len(row))
+        assert view.first_medium(codes) == (image.start() if image else len(row))
 
 
 def test_what_a_view_puts_in_instead_of_an_image_stands_nowhere() -> None:
@@ -179,9 +180,9 @@ def test_what_a_view_puts_in_instead_of_an_image_stands_nowhere() -> None:
     kept, places = view.aligned(row)
     assert "".join(map(chr, kept)) == "x;y\n\nz\n\nw;"
     assert places == [0, 1, 2, None, None, 19, None, None, 22, 23]
-    assert view.first_image(row) == row.index(ord("["))
+    assert view.first_medium(row) == row.index(ord("["))
     assert view.aligned(kept) == (kept, list(range(len(kept))))
-    assert view.first_image(kept) == len(kept)
+    assert view.first_medium(kept) == len(kept)
 
 
 def test_learn_says_when_the_view_is_not_exact() -> None:

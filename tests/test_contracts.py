@@ -1105,7 +1105,7 @@ def test_receipts_say_what_was_done(
         states, _ = run_row(exact_model, alone["input_ids"][0].tolist(), alone.get("pixel_values"))
         opened = row in scored and scores[row] > threshold
         first = guard.policy.layers[0]
-        assert (receipt.images, receipt.image_tokens) == ((1, 4) if images[row] else (0, 0))
+        assert (receipt.images, receipt.media_tokens) == ((1, 4) if images[row] else (0, 0))
         assert receipt.text_tokens == len(text_ids(processor, question))
         assert receipt.guarded == opened
         assert receipt.edit == (edit.name if opened else None)
@@ -1174,7 +1174,7 @@ def test_the_image_opens_the_gate_where_the_text_does_not(
         if images[row]:
             assert receipt.scores.get("image_score") == pytest.approx(scores[row], abs=1e-3)
         if opened:
-            assert "with its image" in receipt.reason
+            assert "with its media" in receipt.reason
 
 
 def test_open_and_papers_receipts(

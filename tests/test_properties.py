@@ -34,6 +34,7 @@ from vlm_safeguard.policy.gate import (
     TextScore,
     threshold_for,
 )
+from vlm_safeguard.policy.media import Media
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.text_view import TextView
 
@@ -285,10 +286,10 @@ def test_the_view_is_the_row_without_its_images(
     row, without = row + end, without + end
     assert VIEW(row) == without
     assert VIEW.aligned(row) == (without, places)
-    assert VIEW.first_image(row) == (row.index(401) if parts else len(row))
+    assert VIEW.first_medium(row) == (row.index(401) if parts else len(row))
     assert VIEW(VIEW(row)) == VIEW(row)
-    assert VIEW.count(row) == (len(parts), row.count(4))
-    assert VIEW.count(without) == (0, 0)
+    assert VIEW.media(row) == Media(images=len(parts), tokens=row.count(4))
+    assert VIEW.media(without) == Media()
 
 
 @examples(1000)
@@ -299,7 +300,7 @@ def test_no_placeholder_stays_however_tokens_are_mixed(row: list[int]) -> None:
     assert 4 not in seen
     rest = iter(row)
     assert all(token in rest for token in seen)
-    assert VIEW.count(seen) == (0, 0)
+    assert VIEW.media(seen) == Media()
     assert [token for token in seen if token in (5, 6, 7)] == [
         token for token in row if token in (5, 6, 7)
     ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from support.reference import target
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restore
+from vlm_safeguard.policy.media import Media
 from vlm_safeguard.policy.request import Request, read_request
 from vlm_safeguard.policy.rows import Rows, edit_masked, edit_rows, token_starts
 from vlm_safeguard.policy.span import Span
@@ -42,10 +43,10 @@ def test_a_request_is_its_text_and_the_tokens_that_may_be_edited() -> None:
     first, second, third, _ = requests(Span.REQUEST)
     assert first.text == (7, 8, 9, 10)
     assert first.spanned == ((4, 2), (5, 3))
-    assert (first.last, first.images, first.image_tokens) == (5, 1, 2)
+    assert (first.last, first.media) == (5, Media(images=1, tokens=2))
     assert second.text == (11, 12, 13)
     assert second.spanned == ((3, 1), (5, 2))
-    assert (second.images, second.image_tokens) == (2, 3)
+    assert second.media == Media(images=2, tokens=3)
     assert third.spanned == ((1, 1),)  # no image: the last token only
     assert [request.spanned for request in requests(Span.LAST)] == [
         ((5, 3),),

@@ -157,7 +157,7 @@ def _line(
             "guarded": opened,
             "reason": f"the text scores {score:+.2f}, above +0.50",
             "images": int(condition != "text"),
-            "image_tokens": 16,
+            "media_tokens": 16,
             "text_tokens": 14,
             "edit": "refuse" if opened else None,
             "layers": list(range(8, 28)) if opened else [],

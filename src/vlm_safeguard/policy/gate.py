@@ -60,7 +60,7 @@ class Criterion(BaseModel, ABC):
 
 
 class OwnRefusal(Criterion):
-    """The language model would itself refuse, asked without the image.
+    """The language model would itself refuse, asked by the text alone.
 
     A model also declines a question about an image that it does not see. What it declines counts
     where it would do so about in the words of most of its refusals, or where the text scores
@@ -103,10 +103,10 @@ class OwnRefusal(Criterion):
     def says(self, score: Sequence[float], opened: bool) -> str | None:
         """What the language model would do, where it would decline."""
         if opened:
-            return "asked without an image, the language model would itself refuse"
+            return "asked by its text alone, the language model would itself refuse"
         if score[0] > 0:
             return (
-                "asked without an image, the language model would decline, but not for harm: the "
+                "asked by its text alone, the language model would decline, but not for harm: the "
                 f"text scores {score[2]:+.2f}"
             )
         return None
@@ -160,7 +160,7 @@ class TextScore(Criterion):
 
 
 class ImageScore(Criterion):
-    """The multimodal pass's own harm score passes a threshold: harm that the image carries.
+    """The multimodal pass's own harm score passes a threshold: harm that the media carry.
 
     Attributes:
         layer: that is scored, no later than the first edited one.
@@ -194,7 +194,7 @@ class ImageScore(Criterion):
     def says(self, score: Sequence[float], opened: bool) -> str:
         """The score beside the threshold."""
         side = "above" if opened else "not above"
-        return f"with its image it scores {score[0]:+.2f}, {side} {self.threshold:+.2f}"
+        return f"with its media it scores {score[0]:+.2f}, {side} {self.threshold:+.2f}"
 
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """The score and the threshold."""

@@ -17,7 +17,9 @@ class Receipt(BaseModel):
         guarded: whether the row was edited.
         reason: one sentence that says why, or why not.
         images: images in the request.
-        image_tokens: tokens that stood for them.
+        videos: videos in it.
+        audios: audios in it; a video that was read with its sound counts as both.
+        media_tokens: tokens that stood for all of these.
         text_tokens: tokens of the text-only view.
         edit: name of the edit that was applied; None where the gate was closed.
         layers: the layers that were edited.
@@ -32,7 +34,9 @@ class Receipt(BaseModel):
     guarded: bool
     reason: str
     images: int
-    image_tokens: int
+    videos: int
+    audios: int
+    media_tokens: int
     text_tokens: int
     edit: str | None
     layers: tuple[int, ...]
@@ -66,12 +70,14 @@ class Receipt(BaseModel):
         """
         guarded = bool(layers)
         sentences = [f.sentence for f in findings if f.opened == guarded and f.sentence]
-        unasked = f"no image in the request, and '{edit}' only mends what an image does"
+        unasked = f"no image, video or audio in the request, and '{edit}' only mends what these do"
         return cls(
             guarded=guarded,
             reason=sentences[0] if findings else unasked,
-            images=request.images,
-            image_tokens=request.image_tokens,
+            images=request.media.images,
+            videos=request.media.videos,
+            audios=request.media.audios,
+            media_tokens=request.media.tokens,
             text_tokens=len(request.text),
             edit=edit if guarded else None,
             layers=layers,

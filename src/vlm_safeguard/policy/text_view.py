@@ -12,7 +12,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.media import KINDS, Clip, Kind, Media
 
 
-class Span(NamedTuple):
+class Medium(NamedTuple):
     """One medium in a row.
 
     Attributes:
@@ -90,16 +90,16 @@ class TextView:
         kept: list[int] = []
         places: list[int | None] = []
         position = 0
-        for span in self.spans(row):
-            start, stop = span.cut
-            kept += [*row[position:start], *span.instead]
-            places += [*range(position, start), *[None] * len(span.instead)]
+        for medium in self.located(row):
+            start, stop = medium.cut
+            kept += [*row[position:start], *medium.instead]
+            places += [*range(position, start), *[None] * len(medium.instead)]
             position = stop
         return [*kept, *row[position:]], [*places, *range(position, len(row))]
 
-    def first_image(self, row: Sequence[int]) -> int:
+    def first_medium(self, row: Sequence[int]) -> int:
         """Where the first image, video or audio in `row` starts; else the row's length."""
-        return next((span.start for span in self.spans(row)), len(row))
+        return next((medium.start for medium in self.located(row)), len(row))
 
     def media(self, row: Sequence[int]) -> Media:
         """What `row` holds beside its text.
@@ -110,22 +110,17 @@ class TextView:
         Raises:
             SafeguardError: the row holds a medium whose text-only view is not known.
         """
-        spans = self.spans(row)
+        located = self.located(row)
         numbers = {
             kind: sum(
-                self._images_in(row[span.start : span.stop]) if kind == "image" else 1
-                for span in spans
-                if kind in span.kinds
+                self._images_in(row[medium.start : medium.stop]) if kind == "image" else 1
+                for medium in located
+                if kind in medium.kinds
             )
             for kind in KINDS
         }
         tokens = sum(token in self.placeholder_ids for token in row)
         return Media(numbers["image"], numbers["video"], numbers["audio"], tokens)
-
-    def count(self, row: Sequence[int]) -> tuple[int, int]:
-        """(media, placeholder tokens) in `row`: everything that is not text counts alike."""
-        media = self.media(row)
-        return media.total, media.tokens
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -133,7 +128,7 @@ class TextView:
         known = [clip.kinds for clip in self.clips if clip.known]
         return frozenset(k for k in KINDS if k == "image" or any(k in kinds for kinds in known))
 
-    def spans(self, row: Sequence[int]) -> list[Span]:
+    def located(self, row: Sequence[int]) -> list[Medium]:
         """Every medium in `row`, in order.
 
         Raises:
@@ -146,15 +141,15 @@ class TextView:
                     "it again for this model. Nothing was generated."
                 )
             return []
-        spans: list[Span] = []
+        located: list[Medium] = []
         position = 0
-        for span in [*self._clip_spans(row), None]:
-            stop = len(row) if span is None else span.start
-            spans += self._image_spans(row[position:stop], position)
-            if span is not None:
-                spans.append(span)
-                position = span.stop
-        return spans
+        for medium in [*self._clips_of(row), None]:
+            stop = len(row) if medium is None else medium.start
+            located += self._images_of(row[position:stop], position)
+            if medium is not None:
+                located.append(medium)
+                position = medium.stop
+        return located
 
     def marks(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
         """(start, stop) of every maximal run of an image's placeholders and frame tokens."""
@@ -184,7 +179,7 @@ class TextView:
     def _image_ids(self) -> frozenset[int]:
         return self.placeholder_ids if self.image_ids is None else self.image_ids
 
-    def _image_spans(self, row: Sequence[int], offset: int) -> Iterator[Span]:
+    def _images_of(self, row: Sequence[int], offset: int) -> Iterator[Medium]:
         """The images of a stretch without clips that starts at `offset`."""
         position = 0
         for start, stop in self.images(row):
@@ -192,7 +187,7 @@ class TextView:
             if self.after and tuple(row[stop : stop + len(self.after)]) == self.after:
                 cut += len(self.after)
             before = position + self._wrapper_start(row[position:start])
-            yield Span(
+            yield Medium(
                 ("image",),
                 offset + start,
                 offset + stop,
@@ -213,13 +208,13 @@ class TextView:
                 start -= 1
         return start
 
-    def _clip_spans(self, row: Sequence[int]) -> list[Span]:
+    def _clips_of(self, row: Sequence[int]) -> list[Medium]:
         """The videos and audio of a row, in order; a clip is sought in what the ones before left.
 
         Raises:
             SafeguardError: one is of an unknown form, or a placeholder of theirs stands alone.
         """
-        spans: list[Span] = []
+        located: list[Medium] = []
         rest = "".join(map(chr, row)) if self.clips else ""
         for clip, expression in zip(self.clips, self._expressions, strict=True):
             for match in expression.finditer(rest):
@@ -230,9 +225,9 @@ class TextView:
                         "nothing was generated. Leave it out, put it at the start of its turn, or "
                         "fit a guard with the processor that wrote it."
                     )
-                spans.append(Span(clip.kinds, *match.span(), match.span(), clip.instead))
+                located.append(Medium(clip.kinds, *match.span(), match.span(), clip.instead))
             rest = expression.sub(lambda match: _TAKEN * len(match[0]), rest)
-        return sorted(spans, key=lambda span: span.start)
+        return sorted(located, key=lambda medium: medium.start)
 
     @cached_property
     def _expressions(self) -> list[re.Pattern[str]]:

@@ -86,9 +86,9 @@ def receipt_table(receipt: Receipt) -> Table:
     if "own_refusal" in scores:
         facts["the model's own refusal"] = f"{scores['own_refusal']:+.2f} logits (text only)"
     if "image_score" in scores:
-        facts["score with image"] = f"{scores['image_score']:+.2f}"
-    facts["request"] = (
-        f"{receipt.images} image(s) in {receipt.image_tokens} tokens, {receipt.text_tokens} "
-        "tokens of text"
-    )
+        facts["score with its media"] = f"{scores['image_score']:+.2f}"
+    numbers = {"image": receipt.images, "video": receipt.videos, "audio": receipt.audios}
+    media = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in numbers.items() if n)
+    shown = f"{media} in {receipt.media_tokens} tokens, " if media else ""
+    facts["request"] = f"{shown}{receipt.text_tokens} tokens of text"
     return facts_table(facts, "Receipt")

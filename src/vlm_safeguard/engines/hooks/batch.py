@@ -70,7 +70,7 @@ class Batch:
             places += [standing[position] for position, _ in request.spanned]
         rows = Rows.of(requests, len(policy.refusal_prefix))
         rows = Rows(rows.owner, torch.tensor(places), rows.token, rows.last)
-        editable = torch.tensor([policy.edit.edits_text or r.images > 0 for r in requests])
+        editable = torch.tensor([policy.edit.edits_text or r.media.total > 0 for r in requests])
         asked = [0 if e else None for e in editable.tolist()]
         decision = decide(policy.gate, "nothing", asked, None, len(policy.layers))
         return cls(policy, tuple(requests), rows, editable, decision)
@@ -89,12 +89,12 @@ class Batch:
         return [request.text for request in self.requests]
 
     def decide_image(self, reading: Reading) -> None:
-        """Let the multimodal pass open the gate, too, of requests that have an image.
+        """Let the multimodal pass open the gate, too, of requests that hold media.
 
         Args:
             reading: a row for each request.
         """
-        seeing = [i if request.images else None for i, request in enumerate(self.requests)]
+        seeing = [i if request.media.total else None for i, request in enumerate(self.requests)]
         more = decide(self.policy.gate, "image", seeing, reading, len(self.policy.layers))
         self.decision = self.decision.merged(more)
 
