@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tiny import load_makers
-from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import (
@@ -30,7 +28,6 @@ from vlm_safeguard.model.conversation import (
 from vlm_safeguard.model.families import FAMILIES
 from vlm_safeguard.model.media import Shown, Video
 from vlm_safeguard.model.template import learn_text_view
-from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.media import KINDS, Clip, Kind, Media
 from vlm_safeguard.policy.text_view import TextView
 
@@ -359,52 +356,3 @@ def test_a_pattern_is_matched_whole_and_with_any_number() -> None:
     assert view.media(row) == Media(images=2, videos=3, tokens=3 + 9)
     with pytest.raises(SafeguardError, match="a video"):
         view([5, *video[:-1], 6])
-
-
-# --- attached ---
-
-
-@pytest.mark.parametrize("model_type", ["qwen3_omni_moe_thinker", "gemma3n"])
-def test_audio_alone_is_guarded(model_type: str) -> None:
-    model, processor = MAKERS[model_type]()
-    guard = small_guard(model, processor)
-    ask = "How do I bake bread?"
-    messages = [user_message("audio", ask)]
-    shown = noise_media(processor, messages)
-    ids = torch.tensor([encode_messages(processor, messages, shown)])
-    with guard.attach(model):
-        answer_of(model, processor, messages, shown)
-    (receipt,) = guard.receipts
-    assert receipt.guarded
-    assert receipt.images == 1
-    plain = encode_messages(processor, without_media(messages))
-    assert receipt.text_tokens == len(plain) < ids.shape[1]
-
-
-def test_a_video_that_is_refused_gives_no_token() -> None:
-    model, processor = MAKERS["glm4v"]()
-    messages = [user_message("video", "Why?")]
-    shown = noise_media(processor, messages)
-    ids = torch.tensor([encode_messages(processor, messages, shown)])
-    processor.video_processor = None
-    guard = small_guard(model, processor)
-    with guard.attach(model), pytest.raises(SafeguardError, match="a video that this guard"):
-        model.generate(input_ids=ids, max_new_tokens=1)
-
-
-def small_guard(model: Any, processor: Any) -> Guard:
-    guard = Guard.fit(
-        model,
-        processor,
-        anchors=shipped_anchors()[:12],
-        calibration=shipped_calibration()[:21],
-        budget=0.2,
-        rank=4,
-    )
-    return guard.variant(gate=GATES["open"])
-
-
-def answer_of(model: Any, processor: Any, messages: list[dict[str, Any]], shown: Shown) -> Any:
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[text], return_tensors="pt", **shown.arguments())
-    return model.generate(**inputs, max_new_tokens=2, do_sample=False)
