@@ -23,6 +23,7 @@ from vlm_safeguard.anchors import shipped_calibration
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.activations import image_states, text_states
 from vlm_safeguard.model.backbone import Backbone, model_inputs
+from vlm_safeguard.model.conversation import encode_chat
 from vlm_safeguard.timing import Ratio, seconds
 
 MB = 1e6
@@ -242,7 +243,7 @@ def peaks(name: str, what: str, folder: Path) -> dict[str, float]:
 
     if what == "fit":
         start = _peak(fresh=True)
-        text_states(backbone, processor, longest)
+        text_states(backbone, [encode_chat(processor, each) for each in longest])
         image_states(backbone, processor, longest, [blank_image()] * _BATCH)
         once = _peak()
         fit(name, model, processor)

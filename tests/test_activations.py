@@ -25,7 +25,8 @@ def test_text_states_equal_one_request_at_a_time(
     exact_model: LlavaForConditionalGeneration, processor: LlavaProcessor, batch_size: int
 ) -> None:
     backbone = Backbone.of(exact_model)
-    recorded, final = text_states(backbone, processor, QUESTIONS, batch_size=batch_size)
+    rows = [text_ids(processor, question) for question in QUESTIONS]
+    recorded, final = text_states(backbone, rows, batch_size=batch_size)
     assert recorded.dtype == torch.float32
     for number, question in enumerate(QUESTIONS):  # in the order given, not that of lengths
         ids = text_ids(processor, question)

@@ -26,7 +26,9 @@ MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 
 @pytest.fixture
 def policy(guard: Guard) -> Policy:
-    return replace(guard.policy, gate=GATES["open"], refusal_prefix=(20, 21))
+    return replace(
+        guard.policy, gate=GATES["open"], generation_prompt=None, refusal_prefix=(20, 21)
+    )
 
 
 def reader(policy: Policy, calls: list[Tensor] | None = None) -> Any:

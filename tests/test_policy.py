@@ -18,6 +18,7 @@ from support.reference import QUESTIONS, ask, with_thresholds
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.edits import Restore
 from vlm_safeguard.policy.gate import OwnRefusal
+from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.span import Span
@@ -67,6 +68,8 @@ def moved(value: Any) -> Any:
         return Span((value + 1) % 4)
     if isinstance(value, int | float):
         return value + 1
+    if isinstance(value, dict):
+        return {**value, "other": (99_999,)}
     if isinstance(value, frozenset):
         return value | {99_999}
     assert isinstance(value, tuple)
@@ -97,6 +100,15 @@ def test_every_tensor_and_field_of_the_policy_is_in_its_sha256(policy: Policy) -
             ),
         )
         for f in fields(TextView)
+    ]
+    prompt = policy.generation_prompt
+    assert prompt is not None
+    changed += [
+        replace(
+            policy,
+            generation_prompt=replace(prompt, **{f.name: moved(getattr(prompt, f.name))}),
+        )
+        for f in fields(GenerationPrompt)
     ]
     for place, criterion in enumerate(policy.gate):
         for name in type(criterion).model_fields:

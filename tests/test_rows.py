@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from support.reference import target
+from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restore
+from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.media import Media
+from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.request import Request, read_request
 from vlm_safeguard.policy.rows import Rows, edit_masked, edit_rows, token_starts
 from vlm_safeguard.policy.span import Span
@@ -32,8 +35,15 @@ PROMPTS = [
 PREFIX = (20, 21, 22)
 
 
+def policy(span: Span) -> Policy:
+    """One that edits nothing but this span, of a model whose generation prompt is not known."""
+    zeros = torch.zeros(1, 1)
+    directions = Directions(zeros[None], zeros, zeros, zeros, zeros[0])
+    return Policy(directions, zeros, (0,), 1, Refuse(span=span), GATES["open"], VIEW)
+
+
 def requests(span: Span) -> list[Request]:
-    return [read_request(VIEW, span, prompt) for prompt in PROMPTS]
+    return [read_request(policy(span), prompt) for prompt in PROMPTS]
 
 
 # --- requests ---
@@ -55,7 +65,7 @@ def test_a_request_is_its_text_and_the_tokens_that_may_be_edited() -> None:
         ((4, 3),),
     ]
     with pytest.raises(ValueError, match="no text"):
-        read_request(VIEW, Span.LAST, [IMAGE, IMAGE])
+        read_request(policy(Span.LAST), [IMAGE, IMAGE])
 
 
 def test_tokens_are_counted_through_different_texts() -> None:
@@ -109,14 +119,15 @@ def rows_in(span: Span, answers: list[list[int]], among: list[bool], start: int,
     left = torch.tensor([width - len(prompt) for prompt in PROMPTS])
     rows = Rows.of(requests(span), len(PREFIX)).moved(left)
     found = rows.between(start, stop)
+    ends = rows.token[rows.last]
     after = max(stop - width, 0)
     if span is Span.ANSWER and after:
         first = max(width, start)
-        found += rows.answers(first - start, stop - start)
+        found += Rows.of_answers(ends, first - start, stop - start)
     if span is Span.OPENING and after:
-        found += rows.openings(
-            torch.tensor(answers)[:, :after], PREFIX, stop - start, torch.tensor(among)
-        )
+        spoken = torch.where(torch.tensor(among), 0, len(PREFIX))
+        answered = torch.tensor(answers)[:, :after]
+        found += Rows.of_openings(ends, answered, PREFIX, spoken, stop - start)
     return found
 
 

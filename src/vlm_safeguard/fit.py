@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from warnings import warn
 
 import torch
 
@@ -18,6 +19,11 @@ from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.model.activations import image_states, text_states
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.model.generation_prompt import (
+    behind_thinking,
+    common_start,
+    learn_generation_prompt,
+)
 from vlm_safeguard.model.refusal import (
     prefix_margins,
     refusal_margins,
@@ -35,6 +41,7 @@ from vlm_safeguard.policy.choice import (
 )
 from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.soundness import check_layers
@@ -87,11 +94,24 @@ def fit_policy(
     if layers is not None:
         check_layers(layers, len(backbone.layers))
     view = learn_text_view(processor, backbone.placeholder_ids)
+    asked = [encode_chat(processor, request) for request in data.requests]
+    prompt = learn_generation_prompt(processor)
 
-    texts = _measure_texts(backbone, processor, data, batch_size)
+    texts, own = _measure_texts(backbone, data, _judged(prompt, asked), options, batch_size)
+    if own is None:
+        further = _past_beginnings(backbone, processor, data, asked, prompt, options)
+        if further is not None:
+            prompt = further
+            texts, own = _measure_texts(backbone, data, _judged(prompt, asked), options, batch_size)
+    if own is None and gate == CALIBRATED:
+        warn(
+            "The model's own refusals cannot be read where its answers begin (it refuses too few "
+            "of the harmful anchors there, or thinks first), so the gate rests on the texts' harm "
+            "scores alone.",
+            stacklevel=3,
+        )
     choice = choose(texts, rank, layers, options)
     shift = _measure_drift(backbone, processor, data, texts, options, batch_size)
-    own = _measure_own_decision(backbone, processor, data, texts, options)
     scores = dict(choice.scores)
     if gate == CALIBRATED and choice.image_layer is not None:
         scores["calibration_image"] = _measure_image_scores(
@@ -105,6 +125,7 @@ def fit_policy(
         edit=edit,
         gate=GATES[gate] if gate in GATES else calibrate(choice, own, scores, options),
         text_view=view,
+        generation_prompt=prompt,
         refusal_prefix=() if own is None else own.prefix,
     )
     return policy, scores
@@ -113,10 +134,18 @@ def fit_policy(
 # --- measuring ---
 
 
+def _judged(prompt: GenerationPrompt, asked: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [prompt.judged(row) for row in asked]
+
+
 def _measure_texts(
-    backbone: Backbone, processor: ProcessorMixin, data: FitData, batch_size: int
-) -> TextStates:
-    states, final = text_states(backbone, processor, data.requests, batch_size=batch_size)
+    backbone: Backbone,
+    data: FitData,
+    rows: Sequence[Sequence[int]],
+    options: FitOptions,
+    batch_size: int,
+) -> tuple[TextStates, OwnDecision | None]:
+    states, final = text_states(backbone, rows, batch_size=batch_size)
     if not torch.isfinite(states).all():
         raise SafeguardError(
             f"The model's hidden states are not finite in {backbone.model.dtype}; load it in "
@@ -124,7 +153,35 @@ def _measure_texts(
         )
     sizes = [len(data.anchors), len(data.anchors), len(data.calibration)]
     harmful, harmless, calibration = torch.split(states, sizes)
-    return TextStates(harmful, harmless, calibration, final=torch.split(final, sizes))
+    texts = TextStates(harmful, harmless, calibration, final=torch.split(final, sizes))
+    return texts, _measure_own_decision(backbone, data, rows, texts, options)
+
+
+def _past_beginnings(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    data: FitData,
+    asked: Sequence[Sequence[int]],
+    prompt: GenerationPrompt,
+    options: FitOptions,
+) -> GenerationPrompt | None:
+    """The prompt with what nearly all answers begin with, if refusals can be told behind it."""
+    pairs, count = len(data.anchors), options.refusal_anchors
+    harmful, harmless = asked[:pairs][:count], asked[pairs : 2 * pairs][:count]
+    start = common_start(
+        backbone,
+        _judged(prompt, [*harmful, *harmless]),
+        options.beginning_tokens,
+        options.beginning_share,
+    )
+    further = prompt.past(behind_thinking(processor, prompt.direct, start))
+    if further == prompt:
+        return None
+    refused, answered = (
+        text_states(backbone, _judged(further, rows))[1] for rows in (harmful, harmless)
+    )
+    tokens = refusal_tokens(backbone, refused, answered, options.refusal_likelier)
+    return further if tokens else None
 
 
 def _measure_drift(
@@ -169,8 +226,8 @@ def _measure_image_scores(
 
 def _measure_own_decision(
     backbone: Backbone,
-    processor: ProcessorMixin,
     data: FitData,
+    rows: Sequence[Sequence[int]],
     texts: TextStates,
     options: FitOptions,
 ) -> OwnDecision | None:
@@ -178,6 +235,7 @@ def _measure_own_decision(
 
     The model must refuse far more of the harmful anchors than of the calibration requests.
     """
+    requests = rows[-len(data.calibration) :]
     harmful, harmless, ordinary = texts.final
     tokens = refusal_tokens(backbone, harmful, harmless, options.refusal_likelier)
     if not tokens:
@@ -188,7 +246,7 @@ def _measure_own_decision(
     if contrast < options.refusal_contrast:
         return None
     places = refused.nonzero()[: options.refusal_anchors, 0].tolist()
-    prompts = [encode_chat(processor, data.harmful[i]) for i in places]
+    prompts = [rows[i] for i in places]
     prefix = refusal_prefix(backbone, prompts, options.prefix_tokens)
     states = backbone.run_text(prompts, prefix)
     shown = prefix_margins(backbone, states, prefix, torch.ones(len(prompts)))
@@ -197,14 +255,13 @@ def _measure_own_decision(
         prefix=prefix,
         slack=slack_of(shown, options.prefix_fence),
         margins=margins,
-        prefix_margins=_calibration_prefix_margins(backbone, processor, data, prefix, margins),
+        prefix_margins=_calibration_prefix_margins(backbone, requests, prefix, margins),
     )
 
 
 def _calibration_prefix_margins(
     backbone: Backbone,
-    processor: ProcessorMixin,
-    data: FitData,
+    requests: Sequence[Sequence[int]],
     prefix: tuple[int, ...],
     margins: torch.Tensor,
 ) -> torch.Tensor:
@@ -212,8 +269,7 @@ def _calibration_prefix_margins(
     words = margins.clone()
     declined = (margins > 0).nonzero()[:, 0]
     if len(declined):
-        prompts = [encode_chat(processor, data.calibration[i]) for i in declined.tolist()]
-        states = backbone.run_text(prompts, prefix)
+        states = backbone.run_text([requests[i] for i in declined.tolist()], prefix)
         words[declined] = prefix_margins(backbone, states, prefix, margins[declined])
     return words
 

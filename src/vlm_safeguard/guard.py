@@ -202,6 +202,7 @@ class Guard:
             provenance=self.provenance,
             policy_sha256=policy.sha256(),
             text_view=policy.text_view,
+            generation_prompt=policy.generation_prompt,
             layers=list(policy.layers),
             rank=policy.rank,
             refusal_prefix=list(policy.refusal_prefix),
@@ -236,6 +237,7 @@ class Guard:
                 edit=edit_from_config(config.edit),
                 gate=config.gate,
                 text_view=config.text_view,
+                generation_prompt=config.generation_prompt,
                 refusal_prefix=tuple(config.refusal_prefix),
                 random_seed=config.random_seed,
             )

@@ -13,7 +13,6 @@ import torch
 from tqdm.auto import tqdm
 
 from vlm_safeguard.model.backbone import Backbone, model_inputs
-from vlm_safeguard.model.conversation import encode_chat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,19 +74,17 @@ def capture_last_token(
 @torch.inference_mode()
 def text_states(
     backbone: Backbone,
-    processor: ProcessorMixin,
-    requests: Sequence[str],
+    rows: Sequence[Sequence[int]],
     *,
     batch_size: int = 32,
     label: str = "text",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states h_l(q) of text-only requests in the chat template.
+    """Hidden states h_l(q) of requests without images, as token ids in the chat template.
 
     Returns:
         (requests, layers, hidden) states after each layer, and (requests, hidden) final ones,
         which predict the next token; float32, on the CPU.
     """
-    rows = [encode_chat(processor, request) for request in requests]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     result = torch.empty(len(rows), len(backbone.layers), backbone.hidden_size)
     final = torch.empty(len(rows), backbone.model.config.get_text_config().hidden_size)

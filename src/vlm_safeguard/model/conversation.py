@@ -126,8 +126,13 @@ def noise_media(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> Sh
     )
 
 
-def render_messages(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> str:
+def render_messages(
+    processor: ProcessorMixin, messages: list[dict[str, Any]], **options: Any
+) -> str:
     """A conversation as the chat template writes it, ready for the answer.
+
+    Args:
+        options: for the template ("enable_thinking"), or how it is to end.
 
     Raises:
         SafeguardError: the processor cannot render it.
@@ -136,7 +141,7 @@ def render_messages(processor: ProcessorMixin, messages: list[dict[str, Any]]) -
         return _one_turn(processor, messages)
     try:
         rendered: str = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+            messages, tokenize=False, **{"add_generation_prompt": True, **options}
         )
     except (ValueError, AttributeError, TemplateError) as error:
         raise SafeguardError(f"The processor cannot render a conversation: {error}") from error
@@ -149,14 +154,20 @@ def render_chat(processor: ProcessorMixin, text: str, *, images: int = 0) -> str
 
 
 def encode_messages(
-    processor: ProcessorMixin, messages: list[dict[str, Any]], shown: Shown | None = None
+    processor: ProcessorMixin,
+    messages: list[dict[str, Any]],
+    shown: Shown | None = None,
+    **options: Any,
 ) -> list[int]:
     """Token ids of a conversation in the chat template, its media expanded by the processor.
+
+    Args:
+        options: as for `render_messages`.
 
     Raises:
         SafeguardError: the processor cannot read it.
     """
-    rendered = render_messages(processor, messages)
+    rendered = render_messages(processor, messages, **options)
     shown = shown or Shown()
     try:
         batch = _encode(processor, [rendered], [shown.images], **shown.arguments())

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.format3 import from_format_3
 from vlm_safeguard.policy.gate import Gate
+from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.text_view import TextView
 
@@ -59,6 +60,7 @@ class Config(BaseModel):
     provenance: Provenance
     policy_sha256: str | None
     text_view: TextView
+    generation_prompt: GenerationPrompt | None
     layers: list[int]
     rank: int
     refusal_prefix: list[int]

@@ -24,6 +24,7 @@ def from_format_3(fields: dict[str, Any]) -> dict[str, Any]:
             "format": 4,
             "policy_sha256": None,
             "provenance": {**old["provenance"], "options": None},
+            "generation_prompt": None,
             "refusal_prefix": prefix,
             "edit": {**edit, "span": str(_span(edit.get("span", "last"), hold))},
             "gate": _criteria(gate),

@@ -30,6 +30,9 @@ class FitOptions(BaseModel):
         refusal_contrast: by how much more of the harmful anchors than of the calibration requests a
             model must refuse for its own decision to count.
         refusal_anchors: refused anchors whose answers' openings are compared, at most.
+        beginning_tokens: tokens that nearly all of a model's answers begin with, at most, where its
+            refusals cannot be told by the first.
+        beginning_share: of the answers that have to begin alike for that.
         prefix_tokens: tokens of the refusal prefix, at most ("I'm sorry, but I can't assist with
             that." has twelve).
         prefix_fence: interquartile ranges below the first quartile of the margins with which the
@@ -51,5 +54,7 @@ class FitOptions(BaseModel):
     refusal_likelier: Share = 0.05
     refusal_contrast: Share = 0.5
     refusal_anchors: int = Field(default=64, ge=1)
+    beginning_tokens: int = Field(default=8, ge=0)
+    beginning_share: Share = 0.9
     prefix_tokens: int = Field(default=12, ge=0)
     prefix_fence: float = Field(default=3.0, ge=0)

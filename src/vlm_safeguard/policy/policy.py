@@ -12,6 +12,7 @@ import torch
 from vlm_safeguard.policy.directions import Directions, random_basis
 from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import AnyCriterion, Criterion, OwnRefusal
+from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.subspace import Subspace
 from vlm_safeguard.policy.text_view import TextView
@@ -31,6 +32,8 @@ class Policy:
         edit: what is done to a request whose gate is open.
         gate: criteria, any of which opens it.
         text_view: how a request loses its images.
+        generation_prompt: where it ends and the answer begins; None where that is not known (guards
+            of format 3), and every request ends with its prompt.
         refusal_prefix: token ids that most of the model's own refusals start with. By them a
             refusal is told from "I can't see an image"; and behind an open gate an answer that
             starts so is edited there as well (`Span.OPENING`), or it turns to the image in its
@@ -46,6 +49,7 @@ class Policy:
     edit: Edit
     gate: tuple[AnyCriterion, ...]
     text_view: TextView
+    generation_prompt: GenerationPrompt | None = None
     refusal_prefix: tuple[int, ...] = ()
     random_seed: int | None = None
 
@@ -98,6 +102,7 @@ class Policy:
             "edit": self.edit.to_config(),
             "gate": [criterion.model_dump(mode="json") for criterion in self.gate],
             "text_view": asdict(self.text_view),
+            "generation_prompt": self.generation_prompt and asdict(self.generation_prompt),
             "refusal_prefix": self.refusal_prefix,
             "random_seed": self.random_seed,
         }

@@ -21,6 +21,9 @@ class Receipt(BaseModel):
         audios: audios in it; a video that was read with its sound counts as both.
         media_tokens: tokens that stood for all of these.
         text_tokens: tokens of the text-only view.
+        generation_prompt: the form of the chat template's beginning of the answer; None where that
+            is not known. Texts are judged behind the one that the model answers at once.
+        prefill_tokens: tokens of the answer that the prompt already held.
         edit: name of the edit that was applied; None where the gate was closed.
         layers: the layers that were edited.
         findings: what each of the gate's criteria made of the request.
@@ -38,6 +41,8 @@ class Receipt(BaseModel):
     audios: int
     media_tokens: int
     text_tokens: int
+    generation_prompt: str | None
+    prefill_tokens: int
     edit: str | None
     layers: tuple[int, ...]
     findings: tuple[Finding, ...]
@@ -79,6 +84,8 @@ class Receipt(BaseModel):
             audios=request.media.audios,
             media_tokens=request.media.tokens,
             text_tokens=len(request.text),
+            generation_prompt=request.generation_prompt,
+            prefill_tokens=len(request.prefill),
             edit=edit if guarded else None,
             layers=layers,
             findings=findings,

@@ -44,7 +44,7 @@ class Rows:
         """
         starts = token_starts([request.text for request in requests], behind)
         entries = [
-            (owner, position, starts[request.text] + token, position == request.last)
+            (owner, position, starts[request.text] + token, token == len(request.text) - 1)
             for owner, request in enumerate(requests)
             for position, token in request.spanned
         ]
@@ -60,38 +60,51 @@ class Rows:
         chosen = self[(self.position >= start) & (self.position < stop)]
         return Rows(chosen.owner, chosen.position - start, chosen.token, chosen.last)
 
-    def answers(self, start: int, stop: int) -> Rows:
-        """Every request's tokens after its last one, at these positions of a pass, edited as it."""
-        ends = self.token[self.last]
+    @classmethod
+    def of_answers(cls, ends: torch.Tensor, start: int, stop: int) -> Self:
+        """Every answer's tokens at these positions of a pass, edited as the prompt's last one.
+
+        Args:
+            ends: (requests,) each text's last token.
+        """
         count = stop - start
-        return Rows(
-            self.owner[self.last].repeat_interleave(count),
+        return cls(
+            torch.arange(len(ends)).repeat_interleave(count),
             torch.arange(start, stop).repeat(len(ends)),
             ends.repeat_interleave(count),
             torch.ones(len(ends) * count, dtype=torch.bool),
         )
 
-    def openings(
-        self, answers: torch.Tensor, prefix: tuple[int, ...], new: int, among: torch.Tensor
-    ) -> Rows:
+    @classmethod
+    def of_openings(
+        cls,
+        ends: torch.Tensor,
+        answers: torch.Tensor,
+        prefix: tuple[int, ...],
+        spoken: torch.Tensor,
+        new: int,
+    ) -> Self:
         """The answers' tokens for as long as they follow a prefix, counted from a pass's first.
 
         Args:
-            answers: (requests, tokens) ids of the answers so far.
+            ends: (requests,) each text's last token.
+            answers: (requests, tokens) ids of what was answered so far, behind the prompts.
             prefix: which is read behind each text.
+            spoken: (requests,) how much of it the prompts hold; all of it where they, or what else
+                speaks against it, leave nothing to follow.
             new: how many tokens, and their prompts' before them, the current pass reads.
-            among: (requests,) bool, those whose answers are edited at all.
         """
         count = min(len(prefix), answers.shape[1])
         start = answers.shape[1] - new
         if start >= count:  # without asking the device
-            return self.between(0, 0)
-        follows = (answers[:, :count].cpu() == torch.tensor(prefix[:count])).cumprod(1).bool()
-        follows &= among[:, None]
+            return cls.of_answers(ends, 0, 0)
+        place = spoken[:, None] + torch.arange(count)
+        wanted = torch.tensor([*prefix, -1])[place.clamp(max=len(prefix))]
+        follows = (answers[:, :count].cpu() == wanted).cumprod(1).bool()
         follows[:, : max(start, 0)] = False
-        owner, place = follows.nonzero().unbind(1)
-        ends = self.token[self.last]
-        return Rows(owner, place - start, ends[owner] + 1 + place, torch.zeros_like(owner).bool())
+        owner, number = follows.nonzero().unbind(1)
+        token = ends[owner] + 1 + place[owner, number]
+        return cls(owner, number - start, token, torch.zeros_like(owner).bool())
 
     def to(self, device: torch.device) -> Rows:
         """The same on another device."""

@@ -12,7 +12,7 @@ from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.request import Request, read_request
-from vlm_safeguard.policy.rows import Rows
+from vlm_safeguard.policy.rows import Rows, token_starts
 from vlm_safeguard.policy.span import Span
 
 
@@ -24,6 +24,12 @@ class Batch:
         policy: that decides on them.
         requests: one a row of the batch.
         rows: the prompts' tokens that the edit spans; positions are those of the padded rows.
+        ends: (requests,) position of the token that each decision is taken from.
+        stops: (requests,) position of each prompt's last token: behind the end, where a part of the
+            answer stands in it already.
+        text_ends: (requests,) each text's last token, counted as rows count.
+        spoken: (requests,) tokens of the refusal prefix that stand in the prompt already; all of
+            them where it holds another beginning of an answer, which cannot go on in them.
         editable: (requests,) bool, those that the edit acts on at all.
         decision: so far.
         coordinates: layer → (tokens, m) of the text-only pass, text after text; empty where it was
@@ -37,6 +43,10 @@ class Batch:
     policy: Policy
     requests: tuple[Request, ...]
     rows: Rows
+    ends: torch.Tensor
+    stops: torch.Tensor
+    text_ends: torch.Tensor
+    spoken: torch.Tensor
     editable: torch.Tensor
     decision: Decision
     coordinates: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -57,31 +67,39 @@ class Batch:
         """
         tokens = ids.tolist()
         kept = [[True] * len(row) for row in tokens] if mask is None else mask.bool().tolist()
-        requests, places = [], []
+        requests, places, ends, stops = [], [], [], []
         for number, (row, keep) in enumerate(zip(tokens, kept, strict=True)):
             standing = [position for position, k in enumerate(keep) if k]
             try:
-                request = read_request(
-                    policy.text_view, policy.edit.span, [row[position] for position in standing]
-                )
+                request = read_request(policy, [row[position] for position in standing])
             except ValueError as error:
                 raise SafeguardError(f"Row {number} of the batch: {error}.") from error
             requests.append(request)
             places += [standing[position] for position, _ in request.spanned]
-        rows = Rows.of(requests, len(policy.refusal_prefix))
-        rows = Rows(rows.owner, torch.tensor(places), rows.token, rows.last)
+            ends.append(standing[request.last])
+            stops.append(standing[-1])
+        prefix = policy.refusal_prefix
+        rows = Rows.of(requests, len(prefix))
+        starts = token_starts([r.text for r in requests], len(prefix))
+        begun = [r.prefill == prefix[: len(r.prefill)] for r in requests]
         editable = torch.tensor([policy.edit.edits_text or r.media.total > 0 for r in requests])
         asked = [0 if e else None for e in editable.tolist()]
-        decision = decide(policy.gate, "nothing", asked, None, len(policy.layers))
-        return cls(policy, tuple(requests), rows, editable, decision)
+        return cls(
+            policy,
+            tuple(requests),
+            Rows(rows.owner, torch.tensor(places), rows.token, rows.last),
+            ends=torch.tensor(ends),
+            stops=torch.tensor(stops),
+            text_ends=torch.tensor([starts[r.text] + len(r.text) - 1 for r in requests]),
+            spoken=torch.tensor(
+                [len(r.prefill) if b else len(prefix) for r, b in zip(requests, begun, strict=True)]
+            ),
+            editable=editable,
+            decision=decide(policy.gate, "nothing", asked, None, len(policy.layers)),
+        )
 
     def __len__(self) -> int:
         return len(self.requests)
-
-    @property
-    def ends(self) -> torch.Tensor:
-        """(requests,) position of each prompt's last token."""
-        return self.rows.position[self.rows.last]
 
     @property
     def texts(self) -> list[tuple[int, ...]]:
@@ -101,8 +119,8 @@ class Batch:
     def answer_rows(self, start: int, stop: int) -> Rows:
         """The answers' tokens at these positions of a pass, where all of them are edited."""
         if self.policy.edit.span is not Span.ANSWER:
-            return self.rows.between(0, 0)
-        return self.rows.answers(start, stop)
+            start = stop
+        return Rows.of_answers(self.text_ends, start, stop)
 
     def opening_rows(self, answers: torch.Tensor, new: int) -> Rows:
         """The answers' tokens for as long as they follow the refusal prefix, where that counts.
@@ -115,7 +133,8 @@ class Batch:
         """
         prefix = self.policy.refusal_prefix if self.policy.follows_refusals else ()
         among = self.decision.is_open.any(1) if self.finished else self.editable
-        return self.rows.openings(answers, prefix, new, among)
+        spoken = self.spoken.masked_fill(~among, len(prefix))
+        return Rows.of_openings(self.text_ends, answers, prefix, spoken, new)
 
     def receipts(self, policy_sha256: str) -> list[Receipt]:
         """What was done to each request, and why."""

@@ -76,6 +76,11 @@ class Editing:
         """Keep the prompts' last states; decide once all that is read of them is there."""
         batch = self.current.batch
         ends = (batch.ends - self.current.start).to(hidden.device)
+        if bool((ends < 0).any()):
+            raise SafeguardError(
+                "A request ends in an earlier part of its prompt than the part in which its gate "
+                "reads the image; leave prefill_chunk_size out, or the answer's beginning."
+            )
         places, _ = _places_in(hidden, self.current.width, ends, ends >= 0)
         states = hidden[torch.arange(len(hidden), device=hidden.device), places]
         self._image_states[layer] = states.to(self._directions.vectors.device)

@@ -136,7 +136,7 @@ class Prompt:
         elif mask is not None:
             raise SafeguardError("Pass attention_mask to generate: the guard needs it.")
         batch = read(self.ids.repeat_interleave(copies, dim=0), known)
-        if bool((batch.ends != length - 1).any()):
+        if bool((batch.stops != length - 1).any()):
             raise SafeguardError(
                 "The prompts are padded on the right; generate would continue the padding. "
                 "Pad on the left."

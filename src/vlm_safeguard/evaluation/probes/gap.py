@@ -12,6 +12,7 @@ from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.evaluation.results.gap import GapRecord, Groups
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.activations import image_states, text_states
+from vlm_safeguard.model.conversation import encode_chat
 from vlm_safeguard.policy.directions import auroc as auroc_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def gap_states(vlm: VLM, guard: Guard, harmful: Sequence[str], harmless: Sequenc
     def split(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return states[: len(harmful), layer], states[len(harmful) :, layer]
 
-    text = split(text_states(backbone, processor, requests)[0])
+    text = split(text_states(backbone, [encode_chat(processor, each) for each in requests])[0])
     unguarded = split(image_states(backbone, processor, requests, blanks))
     with guard.attach(vlm.model):
         guarded = split(image_states(backbone, processor, requests, blanks, label="guarded"))
@@ -57,7 +58,9 @@ def held_out_gap(vlm: VLM, guard: Guard) -> GapRecord:
     requests = [*harmful, *harmless]
     blanks = [blank_image()] * len(requests)
     states = {
-        "text": text_states(vlm.backbone, vlm.processor, requests)[0],
+        "text": text_states(vlm.backbone, [encode_chat(vlm.processor, each) for each in requests])[
+            0
+        ],
         "blank": image_states(vlm.backbone, vlm.processor, requests, blanks),
     }
     scores = {name: guard.policy.directions.harm_scores(each) for name, each in states.items()}
