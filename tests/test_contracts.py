@@ -616,7 +616,8 @@ def test_text_between_images_is_edited_towards_its_own_counterparts(
 ) -> None:
     """Against the places written out: text, image, text, image, text. Float64 to 1e-10."""
     guard = open_guard.variant(edit=edit)
-    parts = ["<|im_start|>user\nLook at ", "How to kill", " a man now<|im_end|>\n"]
+    ended = " a man now<|im_end|>\n<|im_start|>assistant\n"
+    parts = ["<|im_start|>user\nLook at ", "How to kill", ended]
     start, middle, end = (
         processor.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts
     )

@@ -31,6 +31,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.conversation import encode_batch
+from vlm_safeguard.model.generation_prompt import learn_generation_prompt
 from vlm_safeguard.policy.edits import Project
 from vlm_safeguard.policy.gate import TextScore
 from vlm_safeguard.policy.span import Span
@@ -181,6 +182,8 @@ def test_a_chat_that_keeps_its_cache_equals_plain_hooks(
     guard = spanning(open_guard, Span.ANSWER if hold else Span.OPENING)
     inputs = ask(processor, QUESTIONS[:2])
     more = torch.randint(5, 60, (2, 6), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor(learn_generation_prompt(processor).direct)
+    more = torch.cat([more, ends.expand(2, -1)], dim=1)
 
     def second_turn(first: Any) -> dict[str, Tensor]:
         ids = torch.cat([first.sequences, more], dim=1)

@@ -18,12 +18,13 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.model.conversation import Shown, encode_messages, user_turn
+from vlm_safeguard.model.conversation import encode_messages, user_turn
 from vlm_safeguard.model.generation_prompt import (
     behind_thinking,
     common_start,
     learn_generation_prompt,
 )
+from vlm_safeguard.model.media import Shown
 from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt, Place
@@ -200,7 +201,7 @@ def test_texts_are_judged_where_the_model_answers_at_once(
     policy: Policy = replace(guard.policy, generation_prompt=learnt)
     requests = {}
     for thinking in (None, True, False):
-        options = {} if thinking is None else {"enable_thinking": thinking}
+        options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
         text = processor.apply_chat_template(
             [user_turn("What is this?", images=1)], add_generation_prompt=True, **options
         )

@@ -23,8 +23,9 @@ from support.reference import (
     same_receipt,
     with_thresholds,
 )
-from tiny.pocket import IMAGE_SIDE, LAYERS, PATCH
+from tiny.pocket import IMAGE_SIDE, LAYERS, PATCH, make_processor
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.generation_prompt import learn_generation_prompt
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Reference, Refuse, Restore
 from vlm_safeguard.policy.gate import (
     GATES,
@@ -40,6 +41,7 @@ from vlm_safeguard.policy.text_view import TextView
 
 IMAGE = [4] * (IMAGE_SIDE // PATCH) ** 2  # "<image>" as the processor expands it
 PAD = 1
+ENDS = list(learn_generation_prompt(make_processor()).direct)
 CLOSED = 1e9  # a threshold that no score passes
 
 
@@ -73,7 +75,7 @@ def rows(draw: st.DrawFn, image: bool | None = None) -> list[int]:
     shown = draw(st.booleans()) if image is None else image
     for _ in range(draw(st.integers(1, 2)) if shown else 0):
         row += [*IMAGE, *draw(words)]
-    return row if shown else row + draw(words)
+    return [*row, *([] if shown else draw(words)), *ENDS]
 
 
 batches = st.lists(rows(), min_size=1, max_size=5)
@@ -179,6 +181,8 @@ def attached() -> Any:
     ),
     opening=st.lists(st.integers(5, 59), max_size=3).map(tuple),
     agree=st.integers(0, 3),
+    begun=st.integers(0, 2),
+    follows=st.booleans(),
 )
 def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
     exact_model: Model,
@@ -188,15 +192,21 @@ def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
     edit: Edit,
     opening: tuple[int, ...],
     agree: int,
+    begun: int,
+    follows: bool,
     data: st.DataObject,
 ) -> None:
     """Float64 to 1e-10, of one image or two; the row is anywhere in the batch.
 
-    Its answer follows the opening of a refusal for `agree` tokens, and the others' do, too.
+    Its answer, of which the prompt may hold the beginning, follows the opening of a refusal for
+    `agree` tokens, and the others' do, too.
     """
     opened = guard.variant(gate=GATES["open"], edit=edit, refusal_prefix=opening)
-    said = [*opening[:agree], 60]
+    written = [*(opening[:begun] if follows else [61] * begun)]
+    said = [*opening[len(written) : agree], 60]
     row = data.draw(st.integers(0, len(prompts) - 1))
+    asked = len(prompts[row])
+    prompts = [[*each, *written] for each in prompts]
     prompt = prompts[row]
     inputs = padded(prompts, extra, torch.float64)
     start = inputs["input_ids"].shape[1]
@@ -207,18 +217,19 @@ def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
             max_new_tokens=len(said) + 1,
             prefix_allowed_tokens_fn=lambda _, ids: [(*said, 60)[len(ids) - start]],
         )
-    words = [token for token in prompt if token != 4]
+    words = [token for token in prompt[:asked] if token != 4]
     text, _ = run_row(exact_model, [*words, *opening])
-    count = followed(opened, said)
-    spanned = counterparts(opened, prompt, words)
-    spanned |= {len(prompt) + i: len(words) + i for i in range(count)}
-    change = edit_by_hand(opened, dict(enumerate(text)), spanned, len(prompt) - 1)
+    count = followed(opened, [*written, *said])
+    spanned = counterparts(opened, prompt[:asked], words)
+    spanned |= {asked + i: len(words) - 1 for i in range(len(written))}
+    spanned |= {asked + i: len(words) + i for i in range(count)}
+    change = edit_by_hand(opened, dict(enumerate(text)), spanned, asked - 1)
     _, logits = run_row(
         exact_model,
         [*prompt, *said],
         pictures(prompt).double(),
         change=change,
-        stop=None if edit.span is Span.ANSWER else len(prompt) + count,
+        stop=None if edit.span is Span.ANSWER else asked + max(count, len(written)),
     )
     for mine, theirs in zip(out.logits, logits[len(prompt) - 1 :], strict=True):
         torch.testing.assert_close(mine[row], theirs, rtol=1e-10, atol=1e-10)

@@ -229,7 +229,7 @@ def edit_by_hand(
                 k,
                 now,
                 wanted[layer, place][k],
-                -math.inf if position < last or last < position in spanned else harmful[layer][k],
+                harmful[layer][k] if place == spanned[last] else -math.inf,
                 drift[layer][k],
                 getattr(guard.policy.edit, "one_sided", True),
             )

@@ -51,6 +51,12 @@ class Rows:
         owner, position, token, last = zip(*entries, strict=True)
         return cls(*map(torch.tensor, (owner, position, token, last)))
 
+    @classmethod
+    def none(cls) -> Self:
+        """No tokens at all."""
+        empty = torch.zeros(0, dtype=torch.long)
+        return cls(empty, empty, empty, empty.bool())
+
     def moved(self, offsets: torch.Tensor) -> Rows:
         """The same, each request's positions counted from another place; (requests,) `offsets`."""
         return Rows(self.owner, self.position + offsets[self.owner], self.token, self.last)
@@ -97,7 +103,7 @@ class Rows:
         count = min(len(prefix), answers.shape[1])
         start = answers.shape[1] - new
         if start >= count:  # without asking the device
-            return cls.of_answers(ends, 0, 0)
+            return cls.none()
         place = spoken[:, None] + torch.arange(count)
         wanted = torch.tensor([*prefix, -1])[place.clamp(max=len(prefix))]
         follows = (answers[:, :count].cpu() == wanted).cumprod(1).bool()

@@ -119,7 +119,7 @@ class Batch:
     def answer_rows(self, start: int, stop: int) -> Rows:
         """The answers' tokens at these positions of a pass, where all of them are edited."""
         if self.policy.edit.span is not Span.ANSWER:
-            start = stop
+            return Rows.none()
         return Rows.of_answers(self.text_ends, start, stop)
 
     def opening_rows(self, answers: torch.Tensor, new: int) -> Rows:
