@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from support.reference import QUESTIONS, spanning, text_ids
 from tiny import load_makers
 from tiny.pocket import make_processor
+from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
@@ -27,6 +28,7 @@ from vlm_safeguard.model.generation_prompt import (
 from vlm_safeguard.model.media import Shown
 from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
+from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt, Place
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.request import read_request
@@ -241,3 +243,19 @@ def test_thinking_that_an_answer_begins_with_is_closed() -> None:
     assert behind_thinking(processor, (3, 4), (5, 6)) == (5, 6)
     assert behind_thinking(processor, (3, 4), (5, thinks, 6, 7)) == (5, thinks, *closed)
     assert behind_thinking(processor, (3, thinks), (6, 7)) == closed
+
+
+def test_fitting_says_when_refusals_cannot_be_read(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    with pytest.warns(UserWarning, match="the gate rests on the texts' harm scores alone"):
+        fitted = Guard.fit(
+            model,
+            processor,
+            anchors=shipped_anchors()[:10],
+            calibration=shipped_calibration()[:220],
+            layers=(2, 3),
+            rank=5,
+        )
+    assert fitted.policy.criterion(OwnRefusal) is None
+    assert fitted.policy.refusal_prefix == ()

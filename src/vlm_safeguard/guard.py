@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
+from warnings import warn
 
 import torch
 from pydantic import ValidationError
@@ -252,6 +253,13 @@ class Guard:
                 f"{source} was changed after it was saved: {artifact.CONFIG_NAME} and "
                 f"{artifact.WEIGHTS_NAME} are not of one guard. Take both from where it was saved; "
                 "to change a guard, use guard.variant(…) and save that."
+            )
+        if policy.generation_prompt is None:
+            warn(
+                f"{source} does not say where this model's answers begin (guards of format 3 do "
+                "not), so an answer that is begun in the prompt is judged as a part of the "
+                "request. Fit the guard again.",
+                stacklevel=2,
             )
         return cls(
             policy=policy,
