@@ -25,6 +25,7 @@ from vlm_safeguard.model.conversation import (
     without_media,
 )
 from vlm_safeguard.model.families import FAMILIES
+from vlm_safeguard.model.generation_prompt import learn_generation_prompt
 from vlm_safeguard.model.media import Shown
 from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.policy.edits import Restore
@@ -185,7 +186,8 @@ def test_every_family_edits_and_looks_at_a_request_of_one_kind_alone(
     model, processor = MAKERS[model_type]()
     _, _, guard = guarded("llava")
     view = learn_text_view(processor, Backbone.of(model).placeholder_ids)
-    policy = replace(guard.policy, text_view=view)
+    learnt = learn_generation_prompt(processor)
+    policy = replace(guard.policy, text_view=view, generation_prompt=learnt)
     messages = [user_message(kind, ASK)]
     ids = encode_messages(processor, messages, noise_media(processor, messages))
     plain = encode_messages(processor, without_media(messages))

@@ -14,6 +14,7 @@ import torch
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.rows import Rows
+from vlm_safeguard.policy.span import Span
 
 #: Reads a batch of whole prompts, (rows, tokens) ids and mask, before the first pass over them.
 ReadBatch = Callable[[torch.Tensor, torch.Tensor | None], Batch]
@@ -78,8 +79,10 @@ class Prompt:
         batch = self.batch
         assert batch is not None, "an answer follows a prompt"
         width = ids.shape[1]
-        rows = self.opening or batch.answer_rows(0, width)
-        if not len(rows):
+        rows = self.opening
+        if rows is None and batch.policy.edit.span is Span.ANSWER:
+            rows = batch.answer_rows(0, width)
+        if rows is None:
             return None
         _check_rows(batch, ids)
         return Pass(batch, rows, start=0, width=width, reads_end=False)
