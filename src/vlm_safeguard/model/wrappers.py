@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.parallel import check_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +70,7 @@ def unwrapped(model: Any) -> PreTrainedModel:
             "guard's text-only pass does not go through. Load the model in bfloat16 and prepare "
             'it with Accelerator(mixed_precision="no").'
         )
+    check_plan(model)
     return model
 
 

@@ -156,9 +156,7 @@ class Attachment:
         prepare, compiled = model.prepare_inputs_for_generation, model.get_compiled_call
         self._inner_generate = model.generate
         self._door.replace("generate", self._generate)
-        self._door.replace(
-            "prepare_inputs_for_generation", preparing(prepare, lambda: hooks.prompt)
-        )
+        self._door.replace("prepare_inputs_for_generation", preparing(prepare, hooks.prepare))
         self._door.replace(
             "get_compiled_call", uncompiled_where(model, compiled, lambda: hooks.edit_an_opening)
         )

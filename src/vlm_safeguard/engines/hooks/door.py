@@ -76,19 +76,18 @@ def reads_in_chunks(model: PreTrainedModel, options: dict[str, Any]) -> bool:
     )
 
 
-def preparing(prepare: Callable[..., Any], prompt: Callable[[], Prompt | None]) -> Any:
-    """A model's preparation of a pass of `generate`, by which the prompt is told what is written.
+def preparing(prepare: Callable[..., Any], note: Callable[[torch.Tensor, int | None], None]) -> Any:
+    """A model's preparation of a pass of `generate`, by which `note` is told what is written.
 
     Args:
-        prompt: gives the one that `generate` is running on.
+        note: takes (rows, tokens) ids so far, and how many of them the pass reads if that is known.
     """
 
     @wraps(prepare)  # generate reads its signature
     def prepare_inputs(input_ids: torch.Tensor, *args: Any, **options: Any) -> Any:
         inputs = prepare(input_ids, *args, **options)
-        if (current := prompt()) is not None:
-            ids = inputs.get("input_ids")
-            current.prepare(input_ids, None if ids is None else ids.shape[1])
+        ids = inputs.get("input_ids")
+        note(input_ids, None if ids is None else ids.shape[1])
         return inputs
 
     return prepare_inputs

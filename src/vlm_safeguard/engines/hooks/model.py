@@ -13,6 +13,7 @@ from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.editing import Editing
 from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.engines.hooks.passes import Pass, Prompt, one_more_token, whole_prompt
+from vlm_safeguard.engines.hooks.peers import Peers
 from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
 from vlm_safeguard.engines.hooks.turns import Turns
 from vlm_safeguard.engines.hooks.unchanged import check_unchanged
@@ -52,6 +53,7 @@ class ModelHooks:
         self._directions = policy.directions.to(backbone.device)
         self._subspaces = policy.subspaces(*self._placed)
         self._layers = LayerHooks(backbone)
+        self._peers = Peers(model, backbone)
         self._reader = TextReader(
             policy, backbone, self._layers, self._directions, self._subspaces, readings
         )
@@ -68,8 +70,9 @@ class ModelHooks:
         """Prove that hooks on the layers act, and watch every pass from here on.
 
         Raises:
-            SafeguardError: they do not act.
+            SafeguardError: they do not act, or not on whole states.
         """
+        self._peers.check_whole(self._layers, self._policy.watched)
         verify(self._model, self._backbone, self._layers, self._policy, self._directions)
         model, decoder = self._model, self._backbone.decoder
         self._handles = [
@@ -108,6 +111,16 @@ class ModelHooks:
             SafeguardError: what changed.
         """
         check_unchanged(self._model, self._backbone, self._handles, self._placed)
+
+    def prepare(self, written: torch.Tensor, new: int | None) -> None:
+        """Take note of what is written, before the pass of `generate` over its last `new` tokens.
+
+        Raises:
+            SafeguardError: processes that run the model together wrote different tokens.
+        """
+        if self.prompt is not None:
+            self._peers.check_agree("the tokens that they wrote", written)
+            self.prompt.prepare(written, new)
 
     def _before_decoder(self, module: torch.nn.Module, args: Any) -> None:
         if not self._layers.in_pass:
@@ -150,6 +163,7 @@ class ModelHooks:
         if self.prompt is not None:
             return self.prompt.locate(ids, mask, cached, self._read)
         if cached:
+            self._peers.check_agree("the tokens that they were given", ids)
             return one_more_token(self._continuing.get(cache), ids)
         current = whole_prompt(ids, mask, self._read)
         if cache is not None:
@@ -159,6 +173,7 @@ class ModelHooks:
     @torch.no_grad()
     def _read(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Batch:
         """Read a batch of prompts: text-only views, decisions, and reference coordinates."""
+        self._peers.check_agree("the requests that they were given", ids, mask)
         if not self._backbone.in_place():
             raise SafeguardError(
                 "The model's decoder or a layer was replaced after attaching, so nothing is "
@@ -204,6 +219,7 @@ class ModelHooks:
         batch = editing.current.batch
         if not editing.current.reads_end or batch.finished:
             return
+        self._peers.check_agree("what they decided", batch.decision.is_open)
         batch.finished = True
         if cache is not None and self.prompt is not None:
             self.prompt.answering = True
