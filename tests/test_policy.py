@@ -21,6 +21,7 @@ from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.text_view import TextView
 
@@ -88,6 +89,7 @@ def test_every_tensor_and_field_of_the_policy_is_in_its_sha256(policy: Policy) -
         for name in ("drift", "layers", "rank", "refusal_prefix", "random_seed")
     ]
     changed += [replace(policy, edit=Restore()), replace(policy, gate=policy.gate[:-1])]
+    changed += [replace(policy, response=Response.TEXT)]
     changed += [
         replace(policy, edit=replace(policy.edit, **{f.name: moved(getattr(policy.edit, f.name))}))
         for f in fields(policy.edit)

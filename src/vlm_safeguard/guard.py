@@ -207,6 +207,7 @@ class Guard:
             layers=list(policy.layers),
             rank=policy.rank,
             refusal_prefix=list(policy.refusal_prefix),
+            response=policy.response,
             random_seed=policy.random_seed,
             edit=policy.edit.to_config(),
             gate=policy.gate,
@@ -240,6 +241,7 @@ class Guard:
                 text_view=config.text_view,
                 generation_prompt=config.generation_prompt,
                 refusal_prefix=tuple(config.refusal_prefix),
+                response=config.response,
                 random_seed=config.random_seed,
             )
             sample = tensors.pop("embedding_sample")

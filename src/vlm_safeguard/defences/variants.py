@@ -9,6 +9,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.edits import Add, Project, Refuse, Restore
 from vlm_safeguard.policy.gate import GATES, ImageScore, TextScore
+from vlm_safeguard.policy.response import Response
 
 _SEED = 0
 
@@ -18,6 +19,9 @@ _SEED = 0
 #: - `project`: the literal projection h − P h, on every request;
 #: - `restore`, `refuse`: its gate, that edit;
 #: - `default`: the guard as it is;
+#: - `text`, `refusal`: its gate; an open request is answered from its text alone, in `refusal` with
+#:   the model's own words of refusal first where it would not refuse;
+#: - `text-always`: without its gate, every request is answered from its text alone;
 #: - `random`: its gate and edit, in a random subspace of the same rank;
 #: - `flipped`: its gate and edit, pushing the other way.
 VARIANTS: dict[str, Callable[[Guard], Guard]] = {
@@ -27,6 +31,9 @@ VARIANTS: dict[str, Callable[[Guard], Guard]] = {
     "restore": lambda guard: guard.variant(edit=Restore()),
     "refuse": lambda guard: guard.variant(edit=Refuse()),
     "default": lambda guard: guard,
+    "text": lambda guard: guard.variant(response=Response.TEXT),
+    "refusal": lambda guard: guard.variant(response=Response.REFUSAL),
+    "text-always": lambda guard: guard.variant(response=Response.TEXT, gate=GATES["open"]),
     "random": lambda guard: guard.variant(random_seed=_SEED),
     "flipped": lambda guard: guard.variant(
         edit=replace(guard.policy.edit, strength=-guard.policy.edit.strength)

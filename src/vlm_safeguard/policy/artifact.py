@@ -16,6 +16,7 @@ from vlm_safeguard.policy.format3 import from_format_3
 from vlm_safeguard.policy.gate import Gate
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.text_view import TextView
 
 FORMAT = 4
@@ -64,6 +65,7 @@ class Config(BaseModel):
     layers: list[int]
     rank: int
     refusal_prefix: list[int]
+    response: Response
     random_seed: int | None
     edit: dict[str, Any]
     gate: Gate

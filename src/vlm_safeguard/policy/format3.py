@@ -26,6 +26,7 @@ def from_format_3(fields: dict[str, Any]) -> dict[str, Any]:
             "provenance": {**old["provenance"], "options": None},
             "generation_prompt": None,
             "refusal_prefix": prefix,
+            "response": "edit",
             "edit": {**edit, "span": str(_span(edit.get("span", "last"), hold))},
             "gate": _criteria(gate),
         }

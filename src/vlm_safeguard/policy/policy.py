@@ -13,6 +13,7 @@ from vlm_safeguard.policy.directions import Directions, random_basis
 from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import AnyCriterion, Criterion, OwnRefusal
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.subspace import Subspace
 from vlm_safeguard.policy.text_view import TextView
@@ -29,7 +30,7 @@ class Policy:
         drift: (layers, hidden) mean shift of the last token's state by a blank image.
         layers: indices of the layers that are edited, 0 being the first decoder layer.
         rank: directions of each layer that are used, m.
-        edit: what is done to a request whose gate is open.
+        edit: what is done to the states of a request whose gate is open, if `response` is that.
         gate: criteria, any of which opens it.
         text_view: how a request loses its images.
         generation_prompt: where it ends and the answer begins; None where that is not known (guards
@@ -38,6 +39,7 @@ class Policy:
             refusal is told from "I can't see an image"; and behind an open gate an answer that
             starts so is edited there as well (`Span.OPENING`), or it turns to the image in its
             middle ("I'm … looking at").
+        response: how a request whose gate is open is answered.
         random_seed: where set, a random subspace takes the directions' place in the edit (a
             control); the gate keeps the true ones.
     """
@@ -51,6 +53,7 @@ class Policy:
     text_view: TextView
     generation_prompt: GenerationPrompt | None = None
     refusal_prefix: tuple[int, ...] = ()
+    response: Response = Response.EDIT
     random_seed: int | None = None
 
     @property
@@ -64,9 +67,19 @@ class Policy:
         return tuple(sorted({n for c in self.gate if c.reads == "image" for n in c.watched}))
 
     @property
+    def edits(self) -> bool:
+        """Whether an open request is answered beside its image, by edited states."""
+        return self.response is Response.EDIT
+
+    @property
+    def guards_text(self) -> bool:
+        """Whether requests without an image are decided on, too."""
+        return self.edits and self.edit.edits_text
+
+    @property
     def needs_text(self) -> bool:
         """Whether the text-only pass is needed, to decide or to edit."""
-        return self.edit.needs_text or any(c.reads == "text" for c in self.gate)
+        return (self.edits and self.edit.needs_text) or any(c.reads == "text" for c in self.gate)
 
     def criterion(self, kind: type[C]) -> C | None:
         """The gate's criterion of this class, if it has one."""
@@ -86,7 +99,7 @@ class Policy:
     @property
     def follows_refusals(self) -> bool:
         """Whether an answer is edited for as long as it follows the refusal prefix."""
-        return self.edit.span is Span.OPENING and bool(self.refusal_prefix)
+        return self.edits and self.edit.span is Span.OPENING and bool(self.refusal_prefix)
 
     def basis(self) -> torch.Tensor:
         """(layers, stored rank, hidden) orthonormal rows that the edit works in."""
@@ -104,6 +117,7 @@ class Policy:
             "text_view": asdict(self.text_view),
             "generation_prompt": self.generation_prompt and asdict(self.generation_prompt),
             "refusal_prefix": self.refusal_prefix,
+            "response": self.response,
             "random_seed": self.random_seed,
         }
         digest = hashlib.sha256(json.dumps(numbers, sort_keys=True, default=sorted).encode())
@@ -124,6 +138,8 @@ class Policy:
 
     def subspaces(self, device: torch.device, dtype: torch.dtype) -> dict[int, Subspace]:
         """Edited layer → what its edit works with, in float32, or float64 where the model is."""
+        if not self.edits:
+            return {}
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         basis = self.basis().to(device, wide)
         harmful, drift = (x.to(device, wide) for x in (self.directions.harmful_mean, self.drift))

@@ -8,13 +8,14 @@ from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.request import Request
+from vlm_safeguard.policy.response import Response
 
 
 class Receipt(BaseModel):
     """One row of a batch. Scores are centred: +1 is the harmful anchors' mean, −1 the harmless.
 
     Attributes:
-        guarded: whether the row was edited.
+        guarded: whether the gate was open, so that the row was not answered as it came.
         reason: one sentence that says why, or why not.
         images: images in the request.
         videos: videos in it.
@@ -24,7 +25,9 @@ class Receipt(BaseModel):
         generation_prompt: the form of the chat template's beginning of the answer; None where that
             is not known. Texts are judged behind the one that the model answers at once.
         prefill_tokens: tokens of the answer that the prompt already held.
-        edit: name of the edit that was applied; None where the gate was closed.
+        response: how the row was answered, its gate being open; None where that was closed.
+        not_used: what of the request had no part in the answer; None where all had.
+        edit: name of the edit that was applied; None where none was.
         layers: the layers that were edited.
         findings: what each of the gate's criteria made of the request.
         harm_before: harm score of the last prompt token at the first edited layer, as it came.
@@ -43,6 +46,8 @@ class Receipt(BaseModel):
     text_tokens: int
     generation_prompt: str | None
     prefill_tokens: int
+    response: Response | None
+    not_used: str | None
     edit: str | None
     layers: tuple[int, ...]
     findings: tuple[Finding, ...]
@@ -61,6 +66,7 @@ class Receipt(BaseModel):
         request: Request,
         findings: tuple[Finding, ...],
         *,
+        response: Response | None,
         layers: tuple[int, ...],
         edit: str,
         harm: tuple[float, float] | None,
@@ -69,11 +75,13 @@ class Receipt(BaseModel):
         """Written down from what was decided and done; nothing is decided here.
 
         Args:
-            layers: that were edited.
+            response: of an open gate; None where it is closed.
+            layers: where it is open.
             edit: the name of the policy's edit.
             harm: scores before and after it; None where the row was not edited.
         """
-        guarded = bool(layers)
+        guarded = response is not None
+        edited = response is Response.EDIT
         sentences = [f.sentence for f in findings if f.opened == guarded and f.sentence]
         unasked = f"no image, video or audio in the request, and '{edit}' only mends what these do"
         return cls(
@@ -86,10 +94,23 @@ class Receipt(BaseModel):
             text_tokens=len(request.text),
             generation_prompt=request.generation_prompt,
             prefill_tokens=len(request.prefill),
-            edit=edit if guarded else None,
-            layers=layers,
+            response=response,
+            not_used=None if edited or not guarded else _left_out(request),
+            edit=edit if edited else None,
+            layers=layers if edited else (),
             findings=findings,
             harm_before=harm[0] if harm else None,
             harm_after=harm[1] if harm else None,
             policy=policy,
         )
+
+
+def _left_out(request: Request) -> str:
+    """What an answer from the text alone does not use."""
+    counts = {
+        "image": request.media.images,
+        "video": request.media.videos,
+        "audio": request.media.audios,
+        "token of a begun answer": len(request.prefill),
+    }
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)

@@ -50,7 +50,7 @@ def read_request(policy: Policy, prompt: Sequence[int]) -> Request:
     media = view.media(prompt)
     text, form, last, aligned = kept, None, len(prompt) - 1, len(kept) - 1
     known = policy.generation_prompt
-    if known is not None and (media.total or policy.edit.edits_text):
+    if known is not None and (media.total or policy.guards_text):
         place = known.place(kept)
         end = None if place is None else origins[place.stop - 1]
         if place is None or end is None:

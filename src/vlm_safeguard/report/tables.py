@@ -79,6 +79,10 @@ def receipt_table(receipt: Receipt) -> Table:
         "because": receipt.reason,
     }
     if receipt.guarded:
+        facts["response"] = str(receipt.response)
+    if receipt.not_used:
+        facts["not used"] = receipt.not_used
+    if receipt.edit:
         facts["edit"] = f"{receipt.edit}, layers {receipt.layers[0]}–{receipt.layers[-1]}"
     if receipt.harm_before is not None and receipt.harm_after is not None:
         facts["harm score"] = f"{receipt.harm_before:+.2f} → {receipt.harm_after:+.2f}"

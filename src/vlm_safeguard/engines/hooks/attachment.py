@@ -14,16 +14,19 @@ Layers carry hooks only during passes that need them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import torch
+from transformers import StoppingCriteriaList
 
 from vlm_safeguard.engines.hooks.door import (
     OTHER_DOORS,
     Door,
+    named_options,
     open_prompt,
     preparing,
     reads_in_chunks,
@@ -31,7 +34,10 @@ from vlm_safeguard.engines.hooks.door import (
     uncompiled_where,
 )
 from vlm_safeguard.engines.hooks.model import ModelHooks
+from vlm_safeguard.engines.hooks.options import setting
+from vlm_safeguard.engines.hooks.passes import Prompt
 from vlm_safeguard.engines.hooks.reader import TextReadings
+from vlm_safeguard.engines.hooks.text_answers import Answers, Dice, LeavesOpen, Left, TextAnswers
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.policy import Policy
@@ -178,11 +184,12 @@ class Attachment:
             if hooks.prompt is not None:
                 raise SafeguardError("The guarded model was called while it was already running.")
             hooks.check_unchanged()
-            prompt = hooks.prompt = open_prompt(self._model, args, options)
+            options = named_options(self._model, args, options)
+            prompt = hooks.prompt = open_prompt(self._model, options)
             if self._policy.edit.span is Span.ANSWER or reads_in_chunks(self._model, options):
                 options["disable_compile"] = True  # passes with hooks on layers are not compiled
             try:
-                output = self._inner_generate(*args, **options)
+                output = self._respond(hooks, prompt, options)
             except BaseException:
                 if (streamer := options.get("streamer")) is not None:
                     streamer.end()  # or whoever reads it would wait for ever
@@ -199,3 +206,65 @@ class Attachment:
             return output
         finally:
             hooks.turns.give()
+
+    def _respond(self, hooks: ModelHooks, prompt: Prompt, options: dict[str, Any]) -> Any:
+        """What the policy's response gives."""
+        if self._policy.edits:
+            return self._inner_generate(**options)
+        dice = Dice(prompt.ids.device)
+        prompt.batch = hooks.decide(prompt)
+        count, runs = len(prompt.ids), []
+        if prompt.batch.decision.awaits_image or not prompt.batch.decision.is_open.any(1).all():
+            beside = self._beside_images(prompt, options)
+            if not prompt.batch.decision.is_open.any():
+                return beside
+            if beside is not None:
+                runs = [Answers(tuple(range(count)), beside, prompt.ids.shape[1])]
+        batch, copies = prompt.batch, len(prompt.batch) // count
+        opened = batch.decision.is_open.any(1)[::copies].nonzero()[:, 0].tolist()
+        answers = TextAnswers(self._model, self._on_texts, prompt.ids, options)
+        with dice.thrown_again() if runs else nullcontext():
+            for begun in dict.fromkeys(batch.beginning(n * copies) for n in opened):
+                mine = [n for n in opened if batch.beginning(n * copies) == begun]
+                runs.append(answers([batch.texts[n * copies] for n in mine], mine, begun))
+        batch.finished = True
+        hooks.note(batch)
+        return answers.merged(runs)
+
+    def _beside_images(self, prompt: Prompt, options: dict[str, Any]) -> Any:
+        """The model's own `generate`, which answers closed requests; None where none is."""
+        assert prompt.batch is not None
+        count = len(prompt.ids)
+        if prompt.batch.decision.awaits_image or prompt.batch.decision.is_open.any():
+            if options.get("past_key_values") is not None and count > 1:
+                raise SafeguardError(
+                    "A cache for several requests cannot be gone on with where some are answered "
+                    "from their texts alone. Give generate one request at a time, or no cache."
+                )
+            leaves = LeavesOpen(lambda: _open_prompts(prompt))
+            own = options.get("stopping_criteria") or []
+            options = {**options, "stopping_criteria": StoppingCriteriaList([*own, leaves])}
+        copies = [setting(self._model, options, n) for n in ("num_beams", "num_return_sequences")]
+        if max(each or 1 for each in copies) > 1:
+            prompt.batch = None  # it is read again, with a row for each
+        try:
+            return self._inner_generate(**options)
+        except Left:
+            return None
+
+    def _on_texts(self, **options: Any) -> Any:
+        """The model's own `generate` on texts, which the guard lets through."""
+        hooks = self._hooks
+        assert hooks is not None
+        whole, hooks.prompt = hooks.prompt, Prompt(options["input_ids"], options["attention_mask"])
+        try:
+            return self._inner_generate(**options)
+        finally:
+            hooks.prompt = whole
+
+
+def _open_prompts(prompt: Prompt) -> torch.Tensor:
+    """(prompts,) bool: whose gate is open."""
+    batch = prompt.batch
+    assert batch is not None
+    return batch.decision.is_open.any(1)[:: len(batch) // len(prompt.ids)]

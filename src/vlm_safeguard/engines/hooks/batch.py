@@ -12,6 +12,7 @@ from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.request import Request, read_request
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.rows import Rows, token_starts
 from vlm_safeguard.policy.span import Span
 
@@ -82,7 +83,7 @@ class Batch:
         rows = Rows.of(requests, len(prefix))
         starts = token_starts([r.text for r in requests], len(prefix))
         begun = [r.prefill == prefix[: len(r.prefill)] for r in requests]
-        editable = torch.tensor([policy.edit.edits_text or r.media.total > 0 for r in requests])
+        editable = torch.tensor([policy.guards_text or r.media.total > 0 for r in requests])
         asked = [0 if e else None for e in editable.tolist()]
         return cls(
             policy,
@@ -118,7 +119,7 @@ class Batch:
 
     def answer_rows(self, start: int, stop: int) -> Rows:
         """The answers' tokens at these positions of a pass, where all of them are edited."""
-        if self.policy.edit.span is not Span.ANSWER:
+        if not self.policy.edits or self.policy.edit.span is not Span.ANSWER:
             return Rows.none()
         return Rows.of_answers(self.text_ends, start, stop)
 
@@ -136,12 +137,24 @@ class Batch:
         spoken = self.spoken.masked_fill(~among, len(prefix))
         return Rows.of_openings(self.text_ends, answers, prefix, spoken, new)
 
+    def beginning(self, request: int) -> tuple[int, ...]:
+        """What an answer from the text begins with: the model's own words, where it is to refuse.
+
+        Nothing where it would begin so by itself.
+        """
+        if self.policy.response is not Response.REFUSAL:
+            return ()
+        own = (f for f in self.decision.findings[request] if f.criterion == "own_refusal")
+        refuses = any(finding.measures["own_refusal"] > 0 for finding in own)
+        return () if refuses else self.policy.refusal_prefix
+
     def receipts(self, policy_sha256: str) -> list[Receipt]:
         """What was done to each request, and why."""
         return [
             Receipt.of(
                 request,
                 findings,
+                response=self.policy.response if any(is_open) else None,
                 layers=tuple(n for n, x in zip(self.policy.layers, is_open, strict=True) if x),
                 edit=self.policy.edit.name,
                 harm=self.harm.get(number),

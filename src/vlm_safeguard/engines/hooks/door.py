@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Never
 
 import torch
 
-from vlm_safeguard.engines.hooks.options import check_options
+from vlm_safeguard.engines.hooks.options import check_options, setting
 from vlm_safeguard.engines.hooks.passes import Prompt
 from vlm_safeguard.errors import SafeguardError
 
@@ -45,14 +46,27 @@ class Door:
         self._before = {}
 
 
-def open_prompt(model: PreTrainedModel, args: tuple[Any, ...], options: dict[str, Any]) -> Prompt:
+def named_options(
+    model: PreTrainedModel, args: tuple[Any, ...], options: dict[str, Any]
+) -> dict[str, Any]:
+    """All that `generate` was given, by name."""
+    bound = signature(type(model).generate).bind_partial(model, *args, **options).arguments
+    given = {name: value for name, value in bound.items() if name not in ("self", "kwargs")}
+    more: dict[str, Any] = bound.get("kwargs", {})
+    return given | more
+
+
+def open_prompt(model: PreTrainedModel, options: dict[str, Any]) -> Prompt:
     """What `generate` was given to continue.
+
+    Args:
+        options: all that it was given, by name.
 
     Raises:
         SafeguardError: an option, or a way of giving the prompt, that cannot be guarded.
     """
     check_options(model, options)
-    ids = options.get("input_ids", options.get("inputs", args[0] if args else None))
+    ids = options.get("input_ids", options.get("inputs"))
     if not isinstance(ids, torch.Tensor):
         raise SafeguardError(
             "generate was called without input_ids: the text-only view of the request cannot be "
@@ -70,10 +84,7 @@ def open_prompt(model: PreTrainedModel, args: tuple[Any, ...], options: dict[str
 
 def reads_in_chunks(model: PreTrainedModel, options: dict[str, Any]) -> bool:
     """Whether `generate` reads the prompt in several passes."""
-    config = options.get("generation_config") or model.generation_config
-    return (
-        options.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None)) is not None
-    )
+    return setting(model, options, "prefill_chunk_size") is not None
 
 
 def preparing(prepare: Callable[..., Any], note: Callable[[torch.Tensor, int | None], None]) -> Any:

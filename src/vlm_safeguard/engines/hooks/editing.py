@@ -40,8 +40,9 @@ class Editing:
         self._finite: list[torch.Tensor] = []  # of each edit, whether it is
         self.layers: tuple[int, ...] = ()
         if self._looks and bool(current.batch.editable.any()):
-            self.layers = tuple(sorted({*policy.layers, *policy.image_layers}))
-        elif current.batch.decision.is_open.any():
+            edited = policy.layers if policy.edits else ()
+            self.layers = tuple(sorted({*edited, *policy.image_layers}))
+        elif policy.edits and current.batch.decision.is_open.any():
             self.layers = policy.layers
 
     def __call__(self, layer: int, hidden: torch.Tensor) -> torch.Tensor | None:

@@ -15,6 +15,7 @@ from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.engines.hooks.passes import Pass, Prompt, one_more_token, whole_prompt
 from vlm_safeguard.engines.hooks.peers import Peers
 from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
+from vlm_safeguard.engines.hooks.text_answers import Left
 from vlm_safeguard.engines.hooks.turns import Turns
 from vlm_safeguard.engines.hooks.unchanged import check_unchanged
 from vlm_safeguard.engines.hooks.verification import verify
@@ -166,9 +167,43 @@ class ModelHooks:
             self._peers.check_agree("the tokens that they were given", ids)
             return one_more_token(self._continuing.get(cache), ids)
         current = whole_prompt(ids, mask, self._read)
+        self._check_answers_beside(current.batch)
         if cache is not None:
             self._continuing[cache] = current.batch
         return current
+
+    def _check_answers_beside(self, batch: Batch) -> None:
+        """Leave passes beside images whose answers nobody is to read.
+
+        Raises:
+            SafeguardError: a plain `forward` of an open request that is not to be edited.
+            Left: in `generate`, all requests are answered from their texts.
+        """
+        is_open = batch.decision.is_open.any(1)
+        if self._policy.edits or not is_open.any():
+            return
+        if self.prompt is None:
+            raise SafeguardError(
+                "The gate is open, and a plain forward cannot answer a request from its text "
+                "alone. Use generate, or a guard that edits: "
+                "guard.variant(response=Response.EDIT)."
+            )
+        if is_open.all():
+            raise Left
+
+    def decide(self, prompt: Prompt) -> Batch:
+        """What is decided on a prompt by its text, before any pass over its images.
+
+        Raises:
+            SafeguardError: it cannot be judged.
+        """
+        if prompt.mask is None and len(prompt.ids) > 1:
+            raise SafeguardError("Pass attention_mask to generate: the guard needs it.")
+        return prompt.decide(self._read)
+
+    def note(self, batch: Batch) -> None:
+        """Keep the receipts of the latest batch."""
+        self.receipts = self.own.receipts = batch.receipts(self._sha256)
 
     @torch.no_grad()
     def _read(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Batch:
@@ -225,4 +260,5 @@ class ModelHooks:
             self.prompt.answering = True
         elif cache is not None:
             self._continuing[cache] = batch
-        self.receipts = self.own.receipts = batch.receipts(self._sha256)
+        self.note(batch)
+        self._check_answers_beside(batch)

@@ -114,6 +114,13 @@ def check_options(model: PreTrainedModel, options: dict[str, Any]) -> None:
             )
 
 
+def setting(model: PreTrainedModel, options: dict[str, Any], name: str) -> Any:
+    """An option as `generate` takes it: from the call, from its config, or from the model's own."""
+    sources = (options.get("generation_config"), model.generation_config)
+    values = (options.get(name), *(getattr(source, name, None) for source in sources))
+    return next((value for value in values if value is not None), None)
+
+
 def model_inputs(model: PreTrainedModel) -> frozenset[str]:
     """Names of what a model's passes take."""
     names = {*signature(model.forward).parameters}

@@ -80,7 +80,7 @@ class Prompt:
         assert batch is not None, "an answer follows a prompt"
         width = ids.shape[1]
         rows = self.opening
-        if rows is None and batch.policy.edit.span is Span.ANSWER:
+        if rows is None and batch.policy.edits and batch.policy.edit.span is Span.ANSWER:
             rows = batch.answer_rows(0, width)
         if rows is None:
             return None
@@ -110,12 +110,12 @@ class Prompt:
                 "generate runs other tokens than the prompt it was given (a cache of another "
                 "length?), so the request cannot be judged and nothing is generated."
             )
+        if cached >= length and (self.batch is None or not self.batch.finished):
+            raise SafeguardError(
+                "The cache already holds the whole prompt, so its end cannot be guarded. "
+                "Drop its last token, or pass a new cache."
+            )
         if self.batch is None:
-            if cached >= length:
-                raise SafeguardError(
-                    "The cache already holds the whole prompt, so its end cannot be guarded. "
-                    "Drop its last token, or pass a new cache."
-                )
             self.batch = self._read(mask, copies, read)
         batch = self.batch
         _check_rows(batch, ids)
@@ -128,6 +128,14 @@ class Prompt:
         if not (len(rows) or reads_end):
             return None
         return Pass(batch, rows, start=cached, width=new, reads_end=reads_end)
+
+    def decide(self, read: ReadBatch) -> Batch:
+        """Read the prompts before there is any pass over them.
+
+        Raises:
+            SafeguardError: they cannot be guarded.
+        """
+        return self._read(None, 1, read)
 
     def _read(self, mask: torch.Tensor | None, copies: int, read: ReadBatch) -> Batch:
         length = self.ids.shape[1]
