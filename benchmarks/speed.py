@@ -96,7 +96,7 @@ def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, roun
             keep(f"{tokens} tokens", whole, slower if tokens == 128 else None)
 
 
-class Clock(StoppingCriteria):  # type: ignore[misc]
+class Clock(StoppingCriteria):
     """Notes when each new token is there; stops nothing."""
 
     def __init__(self) -> None:
