@@ -38,6 +38,8 @@ def learn_generation_prompt(processor: ProcessorMixin) -> GenerationPrompt:
             "ends cannot be known."
         )
     for switch in _SWITCHES:
+        if switch not in str(processor.chat_template):
+            continue
         for value in (False, True):
             forms[f"{switch}={value}"] = _behind(processor, asked, **{switch: value})
     with suppress(SafeguardError):  # a template for one turn only
