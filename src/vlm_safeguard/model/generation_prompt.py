@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -38,7 +39,7 @@ def learn_generation_prompt(processor: ProcessorMixin) -> GenerationPrompt:
             "ends cannot be known."
         )
     for switch in _SWITCHES:
-        if switch not in str(processor.chat_template):
+        if not re.search(rf"\b{switch}\b", str(processor.chat_template)):
             continue
         for value in (False, True):
             forms[f"{switch}={value}"] = _behind(processor, asked, **{switch: value})
