@@ -15,7 +15,7 @@ What cannot be told from inside the guarded process, and so is not refused:
 - NaN that the model makes after the last guarded layer, or in a closed row: the model's own output;
 - `get_decoder` overwritten after attaching: the guard goes on with the decoder that it found, which
   still runs;
-- weights changed in place after attaching, and means or drift that are finite but wrong.
+- means or drift that are finite but wrong.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import copy
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.fingerprint import EmbeddingSample
 from vlm_safeguard.policy.edits import Project, Refuse, Restore
 from vlm_safeguard.policy.gate import GATES, Criterion, ImageScore, TextScore
 from vlm_safeguard.policy.span import Span
@@ -352,6 +354,17 @@ def directions(**changes: Callable[[Tensor], Tensor]) -> Callable[[Guard], Guard
     return change
 
 
+def fingerprint(change: Callable[[Any], dict[str, Any]]) -> Callable[[Guard], Guard]:
+    return lambda g: g.variant(fingerprint=replace(g.fingerprint, **change(g.fingerprint)))
+
+
+def known_by_embeddings(change: Callable[[Tensor], Tensor]) -> Callable[[Guard], Guard]:
+    """As a guard of format 3 knows its model, which is this one."""
+    old = Guard.from_pretrained(Path(__file__).parent / "data" / "guard-format-3").fingerprint
+    assert isinstance(old, EmbeddingSample)
+    return lambda g: g.variant(fingerprint=EmbeddingSample(change(old.values)))
+
+
 def drift(change: Callable[[Tensor], Tensor]) -> Callable[[Guard], Guard]:
     return lambda guard: guard.variant(drift=change(guard.policy.drift))
 
@@ -488,11 +501,23 @@ OF_THE_GUARD: dict[str, Fault] = {
     ),
     "rank 0": Fault("rank is 0", guard=variant(rank=0)),
     "a rank that is not stored": Fault("rank is 9", guard=variant(rank=9)),
-    "another model's embeddings": Fault(
-        "other weights", guard=lambda g: g.variant(embedding_sample=-g.embedding_sample)
+    "another model's embeddings (format 3)": Fault(
+        "other weights", guard=known_by_embeddings(lambda values: -values)
     ),
-    "embeddings that are no numbers": Fault(
-        "other weights", guard=lambda g: g.variant(embedding_sample=g.embedding_sample * NAN)
+    "embeddings that are no numbers (format 3)": Fault(
+        "other weights", guard=known_by_embeddings(lambda values: values * NAN)
+    ),
+    "a fingerprint of weights that are no numbers": Fault(
+        "other weights: .* more of",
+        guard=fingerprint(
+            lambda f: {"weights": {name: entries * NAN for name, entries in f.weights.items()}}
+        ),
+    ),
+    "a fingerprint of states that are no numbers": Fault(
+        "behaves otherwise.*scores", guard=fingerprint(lambda f: {"states": f.states * NAN})
+    ),
+    "a fingerprint of logits that are no numbers": Fault(
+        "behaves otherwise.*logits", guard=fingerprint(lambda f: {"logits": f.logits * NAN})
     ),
     "another decoder": Fault(
         "whose decoder_path is vision",
@@ -505,21 +530,23 @@ OF_THE_GUARD: dict[str, Fault] = {
 AFTER_ATTACHING: dict[str, Fault] = {
     "a layer's hook does not fire": Fault("only .2. took part", after=bypass),
     "a layer is replaced": Fault(
-        "a layer was replaced", after=swapped("model.language_model.layers.3", fresh)
+        "were replaced after attaching", after=swapped("model.language_model.layers.3", fresh)
     ),
     "a layer is replaced, the gate closed": Fault(
-        "a layer was replaced", after=swapped("model.language_model.layers.5", fresh), guard=closed
+        "were replaced after attaching",
+        after=swapped("model.language_model.layers.5", fresh),
+        guard=closed,
     ),
     "the decoder is replaced": Fault(
-        "decoder or a layer was replaced", after=swapped("model.language_model", fresh)
+        "were replaced after attaching", after=swapped("model.language_model", fresh)
     ),
     "the decoder is replaced, the gate closed": Fault(
-        "decoder or a layer was replaced",
+        "were replaced after attaching",
         after=swapped("model.language_model", fresh),
         guard=closed,
     ),
     "the decoder loses a layer": Fault(
-        "decoder or a layer was replaced",
+        "were replaced after attaching",
         after=swapped("model.language_model.layers", first_five),
     ),
     "training mode": Fault("training mode", after=training(itself)),

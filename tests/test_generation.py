@@ -17,6 +17,7 @@ from transformers import (
     pipeline,
 )
 
+from support.packed import pack
 from support.reference import (
     QUESTIONS,
     ask,
@@ -281,38 +282,16 @@ def test_offloaded_weights_give_the_same_guard_and_answer(
     assert here.policy.gate == there.policy.gate
 
 
-class Packed(torch.nn.Module):
-    """A linear layer or an embedding whose weight stays in bytes, as quantized loaders keep it."""
-
-    def __init__(self, module: torch.nn.Linear | torch.nn.Embedding) -> None:
-        super().__init__()
-        weight = module.weight.detach()
-        self.scale = weight.abs().amax(1, keepdim=True) / 127
-        rounded = (weight / self.scale).round() + 128
-        self.weight = torch.nn.Parameter(rounded.to(torch.uint8), requires_grad=False)
-        self.bias = getattr(module, "bias", None)
-        self.is_embedding = isinstance(module, torch.nn.Embedding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.is_embedding:
-            return (self.weight[x].float() - 128) * self.scale[x]
-        return torch.nn.functional.linear(x, (self.weight.float() - 128) * self.scale, self.bias)
-
-
 def test_weights_kept_packed_equal_plain_hooks(
     processor: LlavaProcessor, open_guard: Guard
 ) -> None:
     model = make_model(processor)
-    for parent in list(model.model.language_model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, torch.nn.Linear | torch.nn.Embedding):
-                setattr(parent, name, Packed(child))
-    model.lm_head = Packed(model.lm_head)  # type: ignore[assignment]
+    pack(model)
     inputs = ask(processor, QUESTIONS[:2])
     free = answer(model, inputs)
     with edited_by_hand(model, open_guard, texts_of(open_guard, inputs)):
         expected = answer(model, inputs)
-    with open_guard.attach(model):  # and it knows the model again by its embeddings
+    with open_guard.attach(model):  # and it knows the model again by its behaviour
         found = answer(model, inputs)
     same(found, expected, free)
     fitted = Guard.fit(

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlavaProcessor, pipeline
 
 from support.observe import Model, hooks
-from support.reference import QUESTIONS, ask
+from support.reference import QUESTIONS, ask, refitted
 from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.doctor import Examination
 from vlm_safeguard.errors import SafeguardError
@@ -58,9 +58,7 @@ def test_a_peft_model_is_guarded_through_its_wrapper(
     config = peft.LoraConfig(**LORA, task_type=task)
     wrapped = peft.get_peft_model(own, config).eval()
     assert unwrapped(wrapped) is own
-    guard = open_guard.variant(
-        provenance=open_guard.provenance.model_copy(update={"adapters": ("default",)})
-    )
+    guard = refitted(open_guard, own)
     state = hooks(own)
     with guard.attach(wrapped):
         found = both_ways(wrapped, wrapped, inputs)

@@ -249,8 +249,9 @@ class Examination:
 
     def guard_fits(self) -> str:
         """The given guard was fitted on this model, with this chat template."""
-        self.guard.check_fits(self.backbone)
         check_sound(self.guard.policy)
+        self.guard.check_fits(self.backbone)
+        self.guard.check_behaves(self.backbone)
         made = self.guard.provenance
         _require(
             made.chat_template_sha256 == template_sha256(self.processor),

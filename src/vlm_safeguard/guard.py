@@ -19,7 +19,10 @@ from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_
 from vlm_safeguard.engines.hooks.attachment import Attachment
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.fit import CALIBRATED, FitData, fit_policy
+from vlm_safeguard.model.adapters import active_adapters
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.model.fingerprint import EmbeddingSample, Fingerprint
 from vlm_safeguard.model.wrappers import unwrapped
 from vlm_safeguard.policy import artifact
 from vlm_safeguard.policy.artifact import FORMAT, Config, Provenance
@@ -48,13 +51,13 @@ class Guard:
         scores: the gate's scores at fitting: `harmful` and `harmless` anchors, held out,
             `calibration` requests as text and, where the gate looks at the multimodal pass,
             `calibration_image` with an image.
-        embedding_sample: some of the model's embeddings, to recognise it by.
+        fingerprint: of the model, to know it again by.
     """
 
     policy: Policy
     provenance: Provenance
     scores: dict[str, torch.Tensor]
-    embedding_sample: torch.Tensor
+    fingerprint: Fingerprint | EmbeddingSample
     _attachment: Attachment | None = field(default=None, repr=False)
 
     # --- making ---
@@ -114,7 +117,7 @@ class Guard:
             policy=policy,
             provenance=_provenance(backbone, processor, data, chosen),
             scores=scores,
-            embedding_sample=_embedding_sample(backbone),
+            fingerprint=_fingerprint(backbone, processor, data),
         )
 
     def variant(self, **changes: Any) -> Guard:
@@ -150,7 +153,12 @@ class Guard:
                 pass cannot be guarded. Nothing is generated then.
         """
         self._attachment = Attachment(
-            self.policy, unwrapped(model), self.check_fits, readings, wait=wait
+            self.policy,
+            unwrapped(model),
+            self.check_fits,
+            self.check_behaves,
+            readings,
+            wait=wait,
         )
         return self._attachment
 
@@ -163,7 +171,7 @@ class Guard:
         """Refuse a model this guard was not fitted on.
 
         Raises:
-            SafeguardError: what differs.
+            SafeguardError: what differs: its structure, adapters or weights.
         """
         there = {
             "model_type": backbone.model.config.model_type,
@@ -184,14 +192,22 @@ class Guard:
                 f"This guard knows image tokens {sorted(view.placeholder_ids)}, the "
                 f"model uses {sorted(backbone.placeholder_ids)}. Fit a guard for this model."
             )
-        sample = _embedding_sample(backbone)
-        if sample.shape != self.embedding_sample.shape or not torch.allclose(
-            sample, self.embedding_sample, rtol=0.02, atol=0.02 * float(sample.std())
-        ):
+        adapters = active_adapters(backbone.model)
+        if adapters != self.provenance.adapters:
             raise SafeguardError(
-                f"This guard was fitted on {self.provenance.model_name}; this model has the same "
-                "shape but other weights. Fit a guard for this model."
+                f"This guard was fitted with {_listed(self.provenance.adapters)}; in this model "
+                f"{_listed(adapters)} acts. Switch to what it was fitted with, or fit a guard for "
+                "the model as it is."
             )
+        self.fingerprint.check_weights(backbone, self.provenance.model_name)
+
+    def check_behaves(self, backbone: Backbone) -> None:
+        """Refuse a model whose text passes give other than they gave at fitting.
+
+        Raises:
+            SafeguardError: by how much.
+        """
+        self.fingerprint.check_behaviour(backbone, self.policy, self.provenance.model_name)
 
     # --- keeping ---
 
@@ -212,11 +228,12 @@ class Guard:
             edit=policy.edit.to_config(),
             gate=policy.gate,
             held_out_auroc=[round(float(value), 4) for value in directions.auroc],
+            tolerances=getattr(self.fingerprint, "tolerances", None),
         )
         tensors = {
             **{name: getattr(directions, name) for name in _TENSORS},
             "drift": policy.drift,
-            "embedding_sample": self.embedding_sample,
+            **self.fingerprint.tensors(),
             **{f"scores.{name}": values for name, values in self.scores.items()},
         }
         artifact.write(Path(folder), config, tensors)
@@ -244,7 +261,11 @@ class Guard:
                 response=config.response,
                 random_seed=config.random_seed,
             )
-            sample = tensors.pop("embedding_sample")
+            known = (
+                EmbeddingSample(tensors.pop("embedding_sample"))
+                if config.tolerances is None
+                else Fingerprint.take(tensors, config.tolerances)
+            )
         except KeyError as error:
             raise SafeguardError(
                 f"{source}/{artifact.WEIGHTS_NAME} holds no tensor {error}."
@@ -267,7 +288,7 @@ class Guard:
             policy=policy,
             provenance=config.provenance,
             scores={name.removeprefix("scores."): tensors[name] for name in tensors},
-            embedding_sample=sample,
+            fingerprint=known,
         )
 
     def push_to_hub(
@@ -315,6 +336,7 @@ def _provenance(
         anchors_sha256=fingerprint(data.anchors),
         calibration_requests=len(data.calibration),
         calibration_sha256=fingerprint(data.calibration),
+        adapters=active_adapters(backbone.model),
         options=options,
         versions={name: version(name) for name in ("vlm-safeguard", "torch", "transformers")},
     )
@@ -326,13 +348,12 @@ def template_sha256(processor: ProcessorMixin) -> str:
     return hashlib.sha256(template.encode()).hexdigest()
 
 
-@torch.no_grad()
-def _embedding_sample(backbone: Backbone) -> torch.Tensor:
-    """(8, 16) values spread over the input embeddings, float32.
+def _fingerprint(backbone: Backbone, processor: ProcessorMixin, data: FitData) -> Fingerprint:
+    """By the first anchors, as text."""
+    shown = data.anchors[:2]
+    texts = [*(each.harmful for each in shown), *(each.harmless for each in shown)]
+    return Fingerprint.of(backbone, [encode_chat(processor, text) for text in texts])
 
-    Looked up by the model itself, as its weights may be packed or elsewhere.
-    """
-    embeddings = backbone.model.get_input_embeddings()
-    rows = torch.linspace(0, len(embeddings.weight) - 1, 10).long()[1:-1]
-    looked_up: torch.Tensor = embeddings(rows[None].to(backbone.device))
-    return looked_up[0, :, :16].float().cpu()
+
+def _listed(adapters: Sequence[str]) -> str:
+    return f"the adapter {' and '.join(map(repr, adapters))}" if adapters else "no adapter"

@@ -17,7 +17,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.activations import hidden_states, with_hidden_states
+from vlm_safeguard.model.adapters import active_adapters
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.fingerprint import Fingerprint
 from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal, TextScore
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.span import Span
@@ -456,3 +458,14 @@ def edited_by_hand(
 
     with plain_hooks(model, look, edit):
         yield
+
+
+def refitted(guard: Guard, model: PreTrainedModel) -> Guard:
+    """The guard as if it had been fitted on `model` with what acts in it; its policy is kept."""
+    known = guard.fingerprint
+    assert isinstance(known, Fingerprint)
+    prompts = [[token for token in row if token >= 0] for row in known.prompts.tolist()]
+    return guard.variant(
+        fingerprint=Fingerprint.of(Backbone.of(model), prompts),
+        provenance=guard.provenance.model_copy(update={"adapters": active_adapters(model)}),
+    )

@@ -119,17 +119,6 @@ class Backbone:
             logit_scale=(multiplier or 1.0) / (divisor or 1.0),
         )
 
-    def in_place(self) -> bool:
-        """Whether the model still runs this decoder and these layers."""
-        decoder = self.model.get_submodule(self.decoder_path)
-        held = {
-            layer
-            for stack in decoder.children()
-            if isinstance(stack, torch.nn.ModuleList)
-            for layer in stack
-        }
-        return decoder is self.decoder and held.issuperset(self.layers)
-
     @property
     def device(self) -> torch.device:
         """Where token ids have to be for this model."""

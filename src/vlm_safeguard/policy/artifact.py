@@ -18,6 +18,7 @@ from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.text_view import TextView
+from vlm_safeguard.policy.tolerances import Tolerances
 
 FORMAT = 4
 WEIGHTS_NAME = "guard.safetensors"
@@ -53,7 +54,11 @@ class Provenance(BaseModel):
 
 
 class Config(BaseModel):
-    """`guard_config.json`."""
+    """`guard_config.json`.
+
+    Attributes:
+        tolerances: of the fingerprint; None where the model is known by its embeddings (format 3).
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -70,6 +75,7 @@ class Config(BaseModel):
     edit: dict[str, Any]
     gate: Gate
     held_out_auroc: list[float]
+    tolerances: Tolerances | None
 
 
 def write(folder: Path, config: Config, tensors: dict[str, torch.Tensor]) -> None:
@@ -130,6 +136,7 @@ def _card(config: Config) -> str:
     made = config.provenance
     window = f"{config.layers[0]}–{config.layers[-1]} of {made.num_layers}"
     criteria = ", ".join(f"`{criterion.name}`" for criterion in config.gate)
+    adapters = f", with the adapters {', '.join(made.adapters)}" if made.adapters else ""
     return (
         f"---\nlibrary_name: vlm-safeguard\nbase_model: {made.model_name}\n"
         "tags: [vlm-safeguard, safety, activation-steering]\n---\n\n"
@@ -137,7 +144,8 @@ def _card(config: Config) -> str:
         "Keeps the model as safe with an image as it is without one. Edit "
         f"`{config.edit['name']}` on layers {window}, rank {config.rank}, behind a "
         f"gate ({criteria}); fitted on {made.anchor_pairs} anchor pairs and "
-        f"{made.calibration_requests} calibration requests, text only.\n\n"
+        f"{made.calibration_requests} calibration requests, text only"
+        f"{adapters}.\n\n"
         "```python\nfrom vlm_safeguard import Guard\n\n"
         'guard = Guard.from_pretrained("THIS_REPOSITORY")\n'
         "with guard.attach(model):\n    model.generate(**inputs)\n```\n"

@@ -29,6 +29,7 @@ def from_format_3(fields: dict[str, Any]) -> dict[str, Any]:
             "response": "edit",
             "edit": {**edit, "span": str(_span(edit.get("span", "last"), hold))},
             "gate": _criteria(gate),
+            "tolerances": None,
         }
     except (KeyError, TypeError, ValueError) as error:
         raise SafeguardError(

@@ -79,18 +79,22 @@ class Attachment:
         policy: Policy,
         model: PreTrainedModel,
         check_fits: Callable[[Backbone], None],
+        check_behaves: Callable[[Backbone], None],
         readings: TextReadings | None = None,
         *,
         wait: bool = False,
     ) -> None:
-        """Of a policy, for a model that `check_fits` lets through.
+        """Of a policy, for a model that both checks let through.
 
         Args:
+            check_fits: of what the model is made of.
+            check_behaves: of what its passes give.
             wait: whether leaving the block waits for other threads' runs instead of stopping them.
         """
         self._policy = policy
         self._model = model
         self._check_fits = check_fits
+        self._check_behaves = check_behaves
         self._readings = readings
         self._wait = wait
         self._door = Door(model)
@@ -121,8 +125,8 @@ class Attachment:
         if model.training:
             raise SafeguardError("The model is in training mode; call model.eval() first.")
         backbone = Backbone.of(model)
-        self._check_fits(backbone)
         check_sound(self._policy)
+        self._check_fits(backbone)
         hooks = self._hooks = ModelHooks(self._policy, model, backbone, self._readings)
         with _ATTACHING:
             if model in _ATTACHED:
@@ -132,6 +136,8 @@ class Attachment:
                 )
             _ATTACHED[model] = self
         try:
+            hooks.verify()
+            self._check_behaves(backbone)
             hooks.put_on()
             self._close_doors(hooks)
         except BaseException:

@@ -21,6 +21,7 @@ from vlm_safeguard.engines.hooks.unchanged import check_unchanged
 from vlm_safeguard.engines.hooks.verification import verify
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.snapshot import Snapshot
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
 
@@ -60,6 +61,7 @@ class ModelHooks:
         )
         self._forward_signature = signature(model.forward)
         self._handles: list[Any] = []
+        self._snapshot: Snapshot | None = None  # while they are on
         self._pass: Editing | None = None  # where there is something to do
         self._continuing: WeakKeyDictionary[Any, Batch] = WeakKeyDictionary()
         self.turns = Turns()
@@ -67,14 +69,18 @@ class ModelHooks:
         self.receipts: list[Receipt] = []
         self.own = local()
 
-    def put_on(self) -> None:
-        """Prove that hooks on the layers act, and watch every pass from here on.
+    def verify(self) -> None:
+        """Prove that hooks on the layers act.
 
         Raises:
             SafeguardError: they do not act, or not on whole states.
         """
         self._peers.check_whole(self._layers, self._policy.watched)
         verify(self._model, self._backbone, self._layers, self._policy, self._directions)
+
+    def put_on(self) -> None:
+        """Watch every pass, and the model itself, from here on."""
+        self._snapshot = Snapshot(self._model)
         model, decoder = self._model, self._backbone.decoder
         self._handles = [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True),
@@ -87,7 +93,7 @@ class ModelHooks:
         self._layers.disarm()
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._snapshot = [], None
         self._pass = self.prompt = None
         self._continuing.clear()
 
@@ -112,6 +118,8 @@ class ModelHooks:
             SafeguardError: what changed.
         """
         check_unchanged(self._model, self._backbone, self._handles, self._placed)
+        if self._snapshot is not None:
+            self._snapshot.check()
 
     def prepare(self, written: torch.Tensor, new: int | None) -> None:
         """Take note of what is written, before the pass of `generate` over its last `new` tokens.
@@ -209,11 +217,6 @@ class ModelHooks:
     def _read(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Batch:
         """Read a batch of prompts: text-only views, decisions, and reference coordinates."""
         self._peers.check_agree("the requests that they were given", ids, mask)
-        if not self._backbone.in_place():
-            raise SafeguardError(
-                "The model's decoder or a layer was replaced after attaching, so nothing is "
-                "generated. Attach again."
-            )
         batch = Batch.read(self._policy, ids, mask)
         if batch.editable.any() and self._policy.needs_text:
             self._reader.ask(batch)
