@@ -87,9 +87,7 @@ class Fingerprint:
 
     def _packed(self, model: torch.nn.Module) -> set[str]:
         """The layers of which a parameter is packed, here or when it was measured."""
-        present = {
-            name: _is_plain(parameter) for name, _, _, parameter in acting_parameters(model)
-        }
+        present = {name: _is_plain(parameter) for name, _, _, parameter in acting_parameters(model)}
         packed = {name for name, plain in present.items() if not plain}
         packed |= {name for name, entries in self.weights.items() if not entries.numel()}
         if getattr(model, "hf_quantizer", None) is not None:  # it may pack them by other names

@@ -1,0 +1,257 @@
+"""Adapters: those that act at fitting have to act at attaching, and no other; none moves inside."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft.utils.hotswap import hotswap_adapter
+from safetensors.torch import save_file
+from torch import nn
+from transformers import LlavaProcessor
+
+from support.observe import Model, Watch
+from support.reference import QUESTIONS, ask, refitted
+from vlm_safeguard.anchors import shipped_anchors
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.adapters import active_adapters
+
+LANGUAGE = r".*language_model.*\.(q_proj|v_proj)"
+KINDS: dict[str, Any] = {
+    "lora": peft.LoraConfig(r=2, target_modules=LANGUAGE, init_lora_weights=False),
+    "dora": peft.LoraConfig(r=2, target_modules=LANGUAGE, init_lora_weights=False, use_dora=True),
+    "ia3": peft.IA3Config(target_modules=LANGUAGE, feedforward_modules=[], init_ia3_weights=False),
+}
+
+
+@pytest.fixture
+def own(model: Model) -> Model:
+    """A copy to adapt."""
+    return copy.deepcopy(model)
+
+
+@pytest.fixture
+def adapted(own: Model) -> Any:
+    """With two LoRA adapters, of which `default` acts."""
+    torch.manual_seed(1)
+    wrapped = peft.get_peft_model(own, KINDS["lora"]).eval()
+    wrapped.add_adapter("other", KINDS["lora"])
+    return wrapped
+
+
+def attach(guard: Guard, model: Any) -> None:
+    with guard.attach(model):
+        pass
+
+
+# --- before attaching ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_added_before_attaching_is_refused(own: Model, guard: Guard, kind: str) -> None:
+    torch.manual_seed(1)
+    wrapped = peft.get_peft_model(own, KINDS[kind]).eval()
+    for model in (wrapped, own):
+        with pytest.raises(
+            SafeguardError,
+            match=r"fitted with no adapter; .* the adapter 'default' acts.*fit a guard for",
+        ):
+            attach(guard, model)
+    with wrapped.disable_adapter():
+        attach(guard, wrapped)
+    attach(refitted(guard, own), wrapped)
+
+
+def test_an_adapter_that_transformers_added_is_refused_until_it_is_off(
+    own: Model, guard: Guard
+) -> None:
+    own.add_adapter(KINDS["lora"], "mine")
+    own.eval()
+    with pytest.raises(SafeguardError, match="the adapter 'mine' acts"):
+        attach(guard, own)
+    own.disable_adapters()
+    attach(guard, own)
+
+
+def test_a_guard_is_fitted_for_the_adapter_that_acts_and_says_so(
+    adapted: Any, processor: LlavaProcessor, tmp_path: Path
+) -> None:
+    calibration = [f"How to count to {i}" for i in range(9)]
+    made = Guard.fit(
+        adapted,
+        processor,
+        anchors=shipped_anchors()[:12],
+        calibration=calibration,
+        budget=0.2,
+        rank=4,
+    )
+    made.save_pretrained(tmp_path)
+    assert "with the adapters default" in (tmp_path / "README.md").read_text("utf-8")
+    guard = Guard.from_pretrained(tmp_path)
+    assert guard.provenance.adapters == ("default",)
+    attach(guard, adapted)
+    adapted.set_adapter("other")
+    with pytest.raises(SafeguardError, match=r"the adapter 'default'; .*'other' acts. Switch to"):
+        attach(guard, adapted)
+    adapted.set_adapter("default")
+    attach(guard, adapted)
+    with (
+        adapted.disable_adapter(),
+        pytest.raises(SafeguardError, match=r"'default'; in this model no adapter acts"),
+    ):
+        attach(guard, adapted)
+
+
+def test_another_adapter_of_the_same_name_is_refused(adapted: Any, guard: Guard) -> None:
+    fitted = refitted(guard, adapted.get_base_model())
+    for name, weight in adapted.named_parameters():
+        if "lora_B.default" in name:
+            weight.data.neg_()
+    with pytest.raises(SafeguardError, match=r"other weights: .*lora_B\.default"):
+        attach(fitted, adapted)
+
+
+@pytest.mark.parametrize("unload", [False, True])
+def test_a_merged_adapter_is_refused(adapted: Any, guard: Guard, unload: bool) -> None:
+    base = adapted.get_base_model()
+    if unload:
+        adapted.merge_and_unload()
+        assert active_adapters(base) == ()
+    else:
+        adapted.merge_adapter()
+    message = "other weights.*fit after merging" if unload else "the adapter 'default' acts"
+    with pytest.raises(SafeguardError, match=message):
+        attach(guard, base)
+    attach(refitted(guard, base), base)
+
+
+# --- inside the block ---
+
+
+def first(model: Any) -> Any:
+    """The first adapted layer of the decoder."""
+    return model.get_base_model().model.language_model.layers[0].self_attn.q_proj
+
+
+def hot_swap(model: Any, folder: Path) -> None:
+    state = peft.get_peft_model_state_dict(model, adapter_name="default")
+    model.peft_config["default"].save_pretrained(folder)
+    negative = {name: -weight for name, weight in state.items()}
+    save_file(negative, folder / "adapter_model.safetensors")
+    hotswap_adapter(model, str(folder), adapter_name="default", torch_device="cpu")
+
+
+def load(model: Any) -> None:
+    base = model.get_base_model()
+    base.load_state_dict({name: weight * 2 for name, weight in base.state_dict().items()})
+
+
+def point_elsewhere(model: Any) -> None:
+    head = model.get_base_model().lm_head
+    head.weight.data = head.weight.data * 2
+
+
+@torch.no_grad()
+def write(model: Any) -> None:
+    model.get_base_model().model.language_model.norm.weight.copy_(torch.tensor(2.0))
+
+
+def replace_parameter(model: Any) -> None:
+    head = model.get_base_model().lm_head
+    head.weight = nn.Parameter(head.weight.detach() * 2)
+
+
+def replace_module(model: Any) -> None:
+    model.get_base_model().model.language_model.layers[1].mlp.act_fn = nn.Identity()
+
+
+def write_projector(model: Any) -> None:
+    with torch.no_grad():
+        model.get_base_model().model.multi_modal_projector.linear_1.weight.zero_()
+
+
+def add_in_place(model: Any) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["k_proj"])
+    peft.inject_adapter_in_model(config, model.get_base_model(), "third")
+
+
+CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "switched": (lambda m: m.set_adapter("other"), r"active: .*default.*, now .*other"),
+    "switched off": (lambda m: m.base_model.disable_adapter_layers(), "disabled: False, now True"),
+    "merged": (lambda m: m.merge_adapter(), r"merged: \(\), now \('default',\)"),
+    "scaled": (lambda m: first(m).scale_layer(3.0), "scaling: "),
+    "added": (lambda m: m.add_adapter("third", KINDS["lora"]), "scaling: |replaced"),
+    "added beside": (add_in_place, "adapters of|were replaced"),
+    "deleted": (lambda m: m.delete_adapter("other"), "scaling: |replaced"),
+    "unloaded": (lambda m: m.unload(), "were replaced"),
+    "weights loaded": (load, "written to after attaching"),
+    "weights pointed elsewhere": (point_elsewhere, r"lm_head\.weight was written to"),
+    "weights written": (write, r"language_model\.norm\.weight was written to"),
+    "a parameter replaced": (replace_parameter, "Parts of lm_head were replaced"),
+    "a module replaced": (replace_module, r"layers\.1\.mlp were replaced"),
+    "the projector written": (write_projector, r"projector\.linear_1\.weight was written to"),
+}
+
+
+@pytest.mark.parametrize("way", ["generate", "forward"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_inside_the_block_is_noticed_before_a_token(
+    adapted: Any, processor: LlavaProcessor, open_guard: Guard, name: str, way: str
+) -> None:
+    guard = refitted(open_guard, adapted.get_base_model())
+    inputs = ask(processor, QUESTIONS[:1])
+    watch = Watch()
+    change, message = CHANGES[name]
+    with guard.attach(adapted):
+        adapted.generate(**inputs, max_new_tokens=1)
+        base = adapted.get_base_model()
+        change(adapted)
+        with pytest.raises(SafeguardError, match=f"(?:{message}).*nothing is generated"):  # noqa: PT012
+            if way == "forward":
+                base(**inputs)
+            else:
+                base.generate(**inputs, max_new_tokens=2, streamer=watch)
+    assert not watch.streamed
+
+
+def test_a_hot_swap_is_noticed(
+    adapted: Any, processor: LlavaProcessor, open_guard: Guard, tmp_path: Path
+) -> None:
+    adapted.delete_adapter("other")
+    guard = refitted(open_guard, adapted.get_base_model())
+    with guard.attach(adapted):
+        hot_swap(adapted, tmp_path)
+        with pytest.raises(SafeguardError, match="after attaching"):
+            adapted.generate(**ask(processor, QUESTIONS[:1]), max_new_tokens=2)
+
+
+def test_adapters_of_each_row_are_refused(
+    adapted: Any, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    guard = refitted(open_guard, adapted.get_base_model())
+    inputs = ask(processor, QUESTIONS[:2])
+    with guard.attach(adapted):
+        with pytest.raises(SafeguardError, match="chosen for each row"):
+            adapted.generate(**inputs, max_new_tokens=2, adapter_names=["default", "other"])
+        assert len(adapted.generate(**inputs, max_new_tokens=2)) == 2  # the guard still works
+
+
+def test_what_is_switched_back_goes_on(
+    adapted: Any, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    guard = refitted(open_guard, adapted.get_base_model())
+    inputs = ask(processor, QUESTIONS[:1])
+    with guard.attach(adapted):
+        expected = adapted.generate(**inputs, max_new_tokens=4, do_sample=False)
+        adapted.set_adapter("other")
+        with pytest.raises(SafeguardError, match="active"):
+            adapted.generate(**inputs, max_new_tokens=4)
+        adapted.set_adapter("default")
+        found = adapted.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert torch.equal(found, expected)
