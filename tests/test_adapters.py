@@ -176,6 +176,10 @@ def write_projector(model: Any) -> None:
         model.get_base_model().model.multi_modal_projector.linear_1.weight.zero_()
 
 
+def write_by_data(model: Any) -> None:
+    first(model).base_layer.weight.data.mul_(2)
+
+
 def add_in_place(model: Any) -> None:
     config = peft.LoraConfig(r=2, target_modules=["k_proj"])
     peft.inject_adapter_in_model(config, model.get_base_model(), "third")
@@ -193,6 +197,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "weights loaded": (load, "written to after attaching"),
     "weights pointed elsewhere": (point_elsewhere, r"lm_head\.weight was written to"),
     "weights written": (write, r"language_model\.norm\.weight was written to"),
+    "weights written by way of .data": (write_by_data, "Weights were written to"),
     "a parameter replaced": (replace_parameter, "Parts of lm_head were replaced"),
     "a module replaced": (replace_module, r"layers\.1\.mlp were replaced"),
     "the projector written": (write_projector, r"projector\.linear_1\.weight was written to"),
@@ -236,10 +241,11 @@ def test_adapters_of_each_row_are_refused(
 ) -> None:
     guard = refitted(open_guard, adapted.get_base_model())
     inputs = ask(processor, QUESTIONS[:2])
-    with guard.attach(adapted):
-        with pytest.raises(SafeguardError, match="chosen for each row"):
-            adapted.generate(**inputs, max_new_tokens=2, adapter_names=["default", "other"])
-        assert len(adapted.generate(**inputs, max_new_tokens=2)) == 2  # the guard still works
+    with (
+        guard.attach(adapted),
+        pytest.raises(SafeguardError, match="chosen for each row"),
+    ):
+        adapted.generate(**inputs, max_new_tokens=2, adapter_names=["default", "other"])
 
 
 def test_what_is_switched_back_goes_on(

@@ -545,6 +545,16 @@ AFTER_ATTACHING: dict[str, Fault] = {
         after=swapped("model.language_model", fresh),
         guard=closed,
     ),
+    "the head is replaced by a copy": Fault(
+        "Parts of the model were replaced", after=swapped("lm_head", fresh)
+    ),
+    "the embeddings are replaced by copies": Fault(
+        "Parts of model.language_model were replaced",
+        after=swapped("model.language_model.embed_tokens", fresh),
+    ),
+    "the vision tower is replaced by a copy": Fault(
+        "Parts of model were replaced", after=swapped("model.vision_tower", copy.deepcopy)
+    ),
     "the decoder loses a layer": Fault(
         "were replaced after attaching",
         after=swapped("model.language_model.layers", first_five),
@@ -721,9 +731,6 @@ def seal(model: Model, undo: ExitStack) -> None:
 
 HARMLESS: dict[str, Spoil] = {
     "generate is overwritten": seal,
-    "the head is replaced by a copy": swapped("lm_head", fresh),
-    "the embeddings are replaced by copies": swapped("model.language_model.embed_tokens", fresh),
-    "the vision tower is replaced by a copy": swapped("model.vision_tower", copy.deepcopy),
     "a hook looks at a layer": hook(layer(2), lambda m, args, out: None),
     "a hook put first looks at a layer": hook(layer(2), lambda m, args, out: None, prepend=True),
     "generate is called again and its error ignored": first(tower, ignoring(generate_again)),

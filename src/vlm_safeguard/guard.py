@@ -173,25 +173,7 @@ class Guard:
         Raises:
             SafeguardError: what differs: its structure, adapters or weights.
         """
-        there = {
-            "model_type": backbone.model.config.model_type,
-            "hidden_size": backbone.hidden_size,
-            "num_layers": len(backbone.layers),
-            "decoder_path": backbone.decoder_path,
-        }
-        for name, value in there.items():
-            fitted = getattr(self.provenance, name)
-            if fitted != value:
-                raise SafeguardError(
-                    f"This guard was fitted on {self.provenance.model_name}, whose {name} is "
-                    f"{fitted}; this model's is {value}. Fit a guard for this model."
-                )
-        view = self.policy.text_view
-        if backbone.placeholder_ids != view.placeholder_ids:
-            raise SafeguardError(
-                f"This guard knows image tokens {sorted(view.placeholder_ids)}, the "
-                f"model uses {sorted(backbone.placeholder_ids)}. Fit a guard for this model."
-            )
+        _check_structure(backbone, self.provenance, self.policy)
         adapters = active_adapters(backbone.model)
         if adapters != self.provenance.adapters:
             raise SafeguardError(
@@ -357,3 +339,30 @@ def _fingerprint(backbone: Backbone, processor: ProcessorMixin, data: FitData) -
 
 def _listed(adapters: Sequence[str]) -> str:
     return f"the adapter {' and '.join(map(repr, adapters))}" if adapters else "no adapter"
+
+
+def _check_structure(backbone: Backbone, provenance: Provenance, policy: Policy) -> None:
+    """Refuse a model of another type, shape or image tokens.
+
+    Raises:
+        SafeguardError: what differs.
+    """
+    there = {
+        "model_type": backbone.model.config.model_type,
+        "hidden_size": backbone.hidden_size,
+        "num_layers": len(backbone.layers),
+        "decoder_path": backbone.decoder_path,
+    }
+    for name, value in there.items():
+        fitted = getattr(provenance, name)
+        if fitted != value:
+            raise SafeguardError(
+                f"This guard was fitted on {provenance.model_name}, whose {name} is "
+                f"{fitted}; this model's is {value}. Fit a guard for this model."
+            )
+    view = policy.text_view
+    if backbone.placeholder_ids != view.placeholder_ids:
+        raise SafeguardError(
+            f"This guard knows image tokens {sorted(view.placeholder_ids)}, the "
+            f"model uses {sorted(backbone.placeholder_ids)}. Fit a guard for this model."
+        )
