@@ -69,8 +69,9 @@ def test_an_adapter_added_before_attaching_is_refused(own: Model, guard: Guard, 
 
 
 def test_an_adapter_that_transformers_added_is_refused_until_it_is_off(
-    own: Model, guard: Guard
+    model: Model, guard: Guard
 ) -> None:
+    own: Any = copy.deepcopy(model)
     own.add_adapter(KINDS["lora"], "mine")
     own.eval()
     with pytest.raises(SafeguardError, match="the adapter 'mine' acts"):

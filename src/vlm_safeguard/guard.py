@@ -23,6 +23,7 @@ from vlm_safeguard.model.adapters import active_adapters
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat
 from vlm_safeguard.model.fingerprint import EmbeddingSample, Fingerprint
+from vlm_safeguard.model.identity import check_adapters, check_structure
 from vlm_safeguard.model.wrappers import unwrapped
 from vlm_safeguard.policy import artifact
 from vlm_safeguard.policy.artifact import FORMAT, Config, Provenance
@@ -173,14 +174,8 @@ class Guard:
         Raises:
             SafeguardError: what differs: its structure, adapters or weights.
         """
-        _check_structure(backbone, self.provenance, self.policy)
-        adapters = active_adapters(backbone.model)
-        if adapters != self.provenance.adapters:
-            raise SafeguardError(
-                f"This guard was fitted with {_listed(self.provenance.adapters)}; in this model "
-                f"{_listed(adapters)} acts. Switch to what it was fitted with, or fit a guard for "
-                "the model as it is."
-            )
+        check_structure(backbone, self.provenance, self.policy)
+        check_adapters(backbone, self.provenance)
         self.fingerprint.check_weights(backbone, self.provenance.model_name)
 
     def check_behaves(self, backbone: Backbone) -> None:
@@ -335,34 +330,3 @@ def _fingerprint(backbone: Backbone, processor: ProcessorMixin, data: FitData) -
     shown = data.anchors[:2]
     texts = [*(each.harmful for each in shown), *(each.harmless for each in shown)]
     return Fingerprint.of(backbone, [encode_chat(processor, text) for text in texts])
-
-
-def _listed(adapters: Sequence[str]) -> str:
-    return f"the adapter {' and '.join(map(repr, adapters))}" if adapters else "no adapter"
-
-
-def _check_structure(backbone: Backbone, provenance: Provenance, policy: Policy) -> None:
-    """Refuse a model of another type, shape or image tokens.
-
-    Raises:
-        SafeguardError: what differs.
-    """
-    there = {
-        "model_type": backbone.model.config.model_type,
-        "hidden_size": backbone.hidden_size,
-        "num_layers": len(backbone.layers),
-        "decoder_path": backbone.decoder_path,
-    }
-    for name, value in there.items():
-        fitted = getattr(provenance, name)
-        if fitted != value:
-            raise SafeguardError(
-                f"This guard was fitted on {provenance.model_name}, whose {name} is "
-                f"{fitted}; this model's is {value}. Fit a guard for this model."
-            )
-    view = policy.text_view
-    if backbone.placeholder_ids != view.placeholder_ids:
-        raise SafeguardError(
-            f"This guard knows image tokens {sorted(view.placeholder_ids)}, the "
-            f"model uses {sorted(backbone.placeholder_ids)}. Fit a guard for this model."
-        )

@@ -31,4 +31,4 @@ def pack(model: LlavaForConditionalGeneration) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.Linear | torch.nn.Embedding):
                 setattr(parent, name, Packed(child))
-    model.lm_head = Packed(model.lm_head)
+    model.lm_head = Packed(model.lm_head)  # type: ignore[assignment]

@@ -50,7 +50,7 @@ class Fingerprint:
     def of(cls, backbone: Backbone, prompts: Sequence[Sequence[int]]) -> Fingerprint:
         """Measure a model on these prompts, token ids without images."""
         states, logits = _pass(backbone, prompts)
-        tokens = logits.topk(min(_TOKENS, logits.shape[1])).indices.unique()
+        tokens = torch.tensor(sorted(set(logits.topk(_TOKENS).indices.flatten().tolist())))
         width = max(map(len, prompts))
         padded = [[-1] * (width - len(prompt)) + list(prompt) for prompt in prompts]
         return cls(
@@ -99,7 +99,7 @@ class Fingerprint:
             return False
         fitted, entries = self.weights[key], present[key]
         limit = self.tolerances.weights * float(fitted.norm()) + _TINY * len(fitted) ** 0.5
-        return float((entries - fitted).norm()) <= limit  # not where one of them is no number
+        return bool(float((entries - fitted).norm()) <= limit)  # not where one of them is no number
 
     def check_behaviour(self, backbone: Backbone, policy: Policy, name: str) -> None:
         """Refuse a model whose passes give other than those of `name`, which was measured.

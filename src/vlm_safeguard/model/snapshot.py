@@ -49,7 +49,7 @@ class Snapshot:
                 tensors = {k: each for k, each in table.items() if isinstance(each, torch.Tensor)}
                 names |= {f"{path}.{key}": tensor for key, tensor in tensors.items()}
         self._sizes = list(map(len, self._tables))
-        plain = {k: each for k, each in names.items() if not is_traceable_wrapper_subclass(each)}
+        plain = {k: each for k, each in names.items() if not _is_wrapper(each)}
         counted = {k: each for k, each in names.items() if not each.is_inference()}
         self._addresses = _Marks(plain, torch.Tensor.data_ptr)
         self._versions = _Marks(counted, lambda tensor: tensor._version)
@@ -78,8 +78,8 @@ class Snapshot:
         if list(map(len, self._tables)) != self._sizes or not all(map(is_, present, self._held)):
             raise _changed(f"Parts of {self._replaced_in()} were replaced after attaching")
         for marks in (self._addresses, self._versions):
-            if (name := marks.changed()) is not None:
-                raise _changed(f"{name} was written to after attaching")
+            if (written := marks.changed()) is not None:
+                raise _changed(f"{written} was written to after attaching")
         if not all(map(torch.equal, map(torch.cat, self._views), self._entries)):
             raise _changed("Weights were written to after attaching")
 
@@ -108,6 +108,11 @@ class _Marks:
             return None
         each = zip(self._names, marks, self._marks, strict=True)
         return next(name for name, now, then in each if now != then)
+
+
+def _is_wrapper(tensor: object) -> bool:
+    """Whether a tensor holds others instead of data of its own."""
+    return is_traceable_wrapper_subclass(tensor)
 
 
 def _watched(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
