@@ -12,8 +12,9 @@ import pytest
 import torch
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlavaProcessor
+from transformers.generation.streamers import BaseStreamer
 
 from support.observe import Model, Watch
 from support.reference import QUESTIONS, ask, refitted
@@ -126,7 +127,7 @@ def test_a_merged_adapter_is_refused(adapted: Any, guard: Guard, unload: bool) -
         assert active_adapters(base) == ()
     else:
         adapted.merge_adapter()
-    message = "other weights.*fit after merging" if unload else "the adapter 'default' acts"
+    message = "other weights.*adapter was merged" if unload else "the adapter 'default' acts"
     with pytest.raises(SafeguardError, match=message):
         attach(guard, base)
     attach(refitted(guard, base), base)
@@ -181,6 +182,20 @@ def write_by_data(model: Any) -> None:
     first(model).base_layer.weight.data.mul_(2)
 
 
+def scale(model: Any) -> None:
+    first(model).scaling["default"] = 9.0
+
+
+@torch.no_grad()
+def write_one_embedding(model: Any) -> None:
+    model.get_base_model().get_input_embeddings().weight[7] = 0.0
+
+
+@torch.no_grad()
+def write_tower(model: Any) -> None:
+    model.get_base_model().model.vision_tower.encoder.layers[1].mlp.fc1.weight.zero_()
+
+
 def add_in_place(model: Any) -> None:
     config = peft.LoraConfig(r=2, target_modules=["k_proj"])
     peft.inject_adapter_in_model(config, model.get_base_model(), "third")
@@ -191,6 +206,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "switched off": (lambda m: m.base_model.disable_adapter_layers(), "disabled: False, now True"),
     "merged": (lambda m: m.merge_adapter(), r"merged: \(\), now \('default',\)"),
     "scaled": (lambda m: first(m).scale_layer(3.0), "scaling: "),
+    "scaled by hand": (scale, "scaling: .*, now .*9.0"),
     "added": (lambda m: m.add_adapter("third", KINDS["lora"]), "scaling: |replaced"),
     "added beside": (add_in_place, "adapters of|were replaced"),
     "deleted": (lambda m: m.delete_adapter("other"), "scaling: |replaced"),
@@ -201,6 +217,8 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "weights written by way of .data": (write_by_data, "Weights were written to"),
     "a parameter replaced": (replace_parameter, "Parts of lm_head were replaced"),
     "a module replaced": (replace_module, r"layers\.1\.mlp were replaced"),
+    "an embedding written": (write_one_embedding, r"embed_tokens\.weight was written to"),
+    "the tower written": (write_tower, r"vision_tower\..*fc1\.weight was written to"),
     "the projector written": (write_projector, r"projector\.linear_1\.weight was written to"),
 }
 
@@ -218,12 +236,105 @@ def test_what_changes_inside_the_block_is_noticed_before_a_token(
         adapted.generate(**inputs, max_new_tokens=1)
         base = adapted.get_base_model()
         change(adapted)
-        with pytest.raises(SafeguardError, match=f"(?:{message}).*nothing is generated"):  # noqa: PT012
+        with pytest.raises(SafeguardError, match=f"(?:{message}).*nothing is returned"):  # noqa: PT012
             if way == "forward":
                 base(**inputs)
             else:
                 base.generate(**inputs, max_new_tokens=2, streamer=watch)
     assert not watch.streamed
+
+
+@pytest.fixture
+def native(own: Any, tmp_path: Path) -> Any:
+    """With two LoRA adapters that transformers put in, of which `mine` acts; a third is saved."""
+    torch.manual_seed(1)
+    for name in ("third", "other", "mine"):
+        own.add_adapter(KINDS["lora"], name)
+        if name == "third":
+            own.set_adapter(name)
+            own.save_pretrained(tmp_path)
+            own.delete_adapter(name)
+    own.set_adapter("mine")
+    return own.eval()
+
+
+NATIVE: dict[str, Callable[[Any, Path], Any]] = {
+    "add_adapter": lambda m, saved: m.add_adapter(KINDS["lora"], "fourth"),
+    "load_adapter": lambda m, saved: m.load_adapter(str(saved), adapter_name="third"),
+    "set_adapter": lambda m, saved: m.set_adapter("other"),
+    "set_adapter, both": lambda m, saved: m.set_adapter(["mine", "other"]),
+    "disable_adapters": lambda m, saved: m.disable_adapters(),
+    "delete_adapter": lambda m, saved: m.delete_adapter("mine"),
+}
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_what_transformers_does_with_adapters_inside_the_block_is_noticed(
+    native: Any, processor: LlavaProcessor, open_guard: Guard, tmp_path: Path, name: str
+) -> None:
+    guard = refitted(open_guard, native)
+    assert guard.provenance.adapters == ("mine",)
+    inputs = ask(processor, QUESTIONS[:1])
+    with guard.attach(native):
+        native.generate(**inputs, max_new_tokens=1)
+        NATIVE[name](native, tmp_path)
+        with pytest.raises(SafeguardError, match=r"adapters of .* were changed|were replaced"):
+            native.generate(**inputs, max_new_tokens=2)
+
+
+def test_an_ia3_adapter_that_is_scaled_inside_the_block_is_noticed(
+    own: Any, processor: LlavaProcessor, open_guard: Guard
+) -> None:
+    wrapped: Any = peft.get_peft_model(own, KINDS["ia3"]).eval()
+    guard = refitted(open_guard, own)
+    with guard.attach(wrapped):
+        first(wrapped).ia3_l["default"].data.mul_(2)
+        with pytest.raises(SafeguardError, match="Weights were written to"):
+            wrapped.generate(**ask(processor, QUESTIONS[:1]), max_new_tokens=2)
+
+
+class Meddler(BaseStreamer):
+    """Changes a model once its answer has begun, and counts the tokens that come after."""
+
+    def __init__(self, change: Callable[[], Any]) -> None:
+        self.change = change
+        self.puts = self.later = 0
+
+    def put(self, value: Tensor) -> None:
+        self.puts += 1
+        self.later += self.puts > 2
+        if self.puts == 2:  # the first is the prompt
+            self.change()
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["switched", "merged", "scaled", "switched off"])
+def test_adapters_that_move_while_it_answers_stop_it_before_the_next_token(
+    adapted: Any, processor: LlavaProcessor, open_guard: Guard, name: str
+) -> None:
+    guard = refitted(open_guard, adapted.get_base_model())
+    change, message = CHANGES[name]
+    meddler = Meddler(lambda: change(adapted))
+    with guard.attach(adapted), pytest.raises(SafeguardError, match=message):
+        adapted.generate(
+            **ask(processor, QUESTIONS[:1]), max_new_tokens=6, min_new_tokens=6, streamer=meddler
+        )
+    assert (meddler.puts, meddler.later) == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["weights written", "weights written by way of .data"])
+def test_an_answer_during_which_weights_were_written_is_withheld(
+    adapted: Any, processor: LlavaProcessor, open_guard: Guard, name: str
+) -> None:
+    guard = refitted(open_guard, adapted.get_base_model())
+    change, message = CHANGES[name]
+    meddler = Meddler(lambda: change(adapted))
+    with guard.attach(adapted), pytest.raises(SafeguardError, match=f"{message}.*returned"):
+        adapted.generate(
+            **ask(processor, QUESTIONS[:1]), max_new_tokens=6, min_new_tokens=6, streamer=meddler
+        )
 
 
 def test_a_hot_swap_is_noticed(

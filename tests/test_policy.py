@@ -163,7 +163,10 @@ def test_a_guard_of_format_3_decides_and_answers_as_it_did(
     assert own is not None
     assert (own.slack, own.score_above) == (1.0, 0.0)
     assert guard.provenance.options is None
-    with guard.attach(model):
+    with (
+        pytest.warns(UserWarning, match=r"format 3.*abliterated.*not noticed"),
+        guard.attach(model),
+    ):
         answers = model.generate(**ask(processor, QUESTIONS), max_new_tokens=6, do_sample=False)
     assert answers[:, -6:].tolist() == expected["tokens"]
     for receipt, before in zip(guard.receipts, expected["receipts"], strict=True):

@@ -251,6 +251,10 @@ class Examination:
         """The given guard was fitted on this model, with this chat template."""
         check_sound(self.guard.policy)
         self.guard.check_fits(self.backbone)
+        _require(
+            self.guard.fingerprint.tolerances is not None,
+            "it is of format 3, which knows its model by embeddings alone. Fit it again.",
+        )
         self.guard.check_behaves(self.backbone)
         made = self.guard.provenance
         _require(

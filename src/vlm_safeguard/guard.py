@@ -205,7 +205,7 @@ class Guard:
             edit=policy.edit.to_config(),
             gate=policy.gate,
             held_out_auroc=[round(float(value), 4) for value in directions.auroc],
-            tolerances=getattr(self.fingerprint, "tolerances", None),
+            tolerances=self.fingerprint.tolerances,
         )
         tensors = {
             **{name: getattr(directions, name) for name in _TENSORS},

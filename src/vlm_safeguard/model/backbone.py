@@ -205,8 +205,9 @@ class Backbone:
     def next_token_logits(self, states: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 logits after final states of (rows, hidden)."""
         head = self.model.get_output_embeddings()
-        packed = not head.weight.is_floating_point()  # quantized weights are stored as bytes
-        dtype = self.model.dtype if packed else head.weight.dtype
+        weight = head.weight  # quantized, it is stored as bytes, or is no tensor
+        plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        dtype = weight.dtype if plain else self.model.dtype
         logits: torch.Tensor = head(states.to(_device_of(head), dtype)).float()
         logits = logits * self.logit_scale
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)

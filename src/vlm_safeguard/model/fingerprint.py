@@ -1,30 +1,33 @@
 """The fingerprint: by what a guard knows the model again that it was fitted on.
 
-Entries of every parameter tell its weights; what a few anchors' text passes give tells its
+Entries of every weight tell what it is made of; what a few anchors' text passes give tells its
 behaviour, also where weights are packed (quantized) and cannot be compared.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import ClassVar
+from warnings import warn
 
 import torch
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.activations import capture_last_token
-from vlm_safeguard.model.adapters import acting_parameters
+from vlm_safeguard.model.adapters import acting_weights
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.entries import spread_entries
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.tolerances import Tolerances
 
-_ENTRIES = 64  # of each parameter
+_ENTRIES = 64  # of each weight
 _TOKENS = 8  # likeliest next tokens of each anchor, whose logits are compared
-_GOLDEN = 0.6180339887498949  # its multiples spread evenly without falling into a row's period
-_TINY = 2.0**-24  # half of float16's smallest step
+_BEHAVIOUR = ("harm scores", "next token's logits")
 _HINT = "Fit a guard for this model."
+_AGAIN = "Fit it again to have them refused."
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Fingerprint:
     """Of one model, with the adapters that acted in it.
 
     Attributes:
-        weights: parameter → (64,) of its entries, float32; (0,) where it was packed.
+        weights: name → (64,) of its entries or fewer, float32; (0,) where it was packed.
         prompts: (anchors, width) token ids of a few anchors as text, −1 left of the shorter ones.
         states: (anchors, layers, hidden) states of their last tokens.
         tokens: (k,) ids.
@@ -65,41 +68,56 @@ class Fingerprint:
     def check_weights(self, backbone: Backbone, name: str) -> None:
         """Refuse a model with other weights than `name`, the one that was measured.
 
-        Where one parameter of a layer is packed, none of that layer is compared: quantizers fold
-        scales into its neighbours, too.
-
         Raises:
-            SafeguardError: which parameters differ.
+            SafeguardError: which weights differ.
         """
-        present = sampled_weights(backbone.model)
-        packed = self._packed(backbone.model)
-        different = [
-            key
-            for key in {**self.weights, **present}
-            if _part(key) not in packed and not self._alike(key, present)
-        ]
+        limit = self.tolerances.weights
+        errors = self.weight_errors(backbone.model)
+        different = [key for key, error in errors.items() if not error <= limit]
         if different:
             raise SafeguardError(
                 f"This guard was fitted on {name}; this model has the same shape but other "
-                f"weights: {different[0]} and {len(different) - 1} more of {len(present)} "
-                f"parameters. If an adapter was merged, fit after merging. {_HINT}"
+                f"weights: {different[0]} and {len(different) - 1} more of {len(errors)} are off "
+                f"by more than {limit:.1%}. If an adapter was merged, or quantized weights were "
+                "unpacked, fit a guard for what that gave."
             )
 
+    def weight_errors(self, model: torch.nn.Module) -> dict[str, float]:
+        """Relative error of each weight's entries; infinite where only one of the models has it.
+
+        Where one weight of a layer is packed, none of that layer is compared: quantizers fold
+        scales into its neighbours, too.
+        """
+        present = sampled_weights(model)
+        packed = self._packed(model)
+        return {
+            key: self._error(self.weights.get(key), present.get(key))
+            for key in {**self.weights, **present}
+            if _part(key) not in packed
+        }
+
+    def _error(self, fitted: torch.Tensor | None, present: torch.Tensor | None) -> float:
+        if fitted is None or present is None or fitted.shape != present.shape:
+            return math.inf
+        distance = float((present - fitted).norm())
+        if distance <= self.tolerances.entry * math.sqrt(len(fitted)):
+            return 0.0
+        return distance / float(fitted.norm()) if fitted.any() else math.inf
+
     def _packed(self, model: torch.nn.Module) -> set[str]:
-        """The layers of which a parameter is packed, here or when it was measured."""
-        present = {name: _is_plain(parameter) for name, _, _, parameter in acting_parameters(model)}
+        """The layers of which a weight is packed, now or when it was measured.
+
+        Some quantizers leave a module without any weight of its own.
+        """
+        present = {name: _is_plain(weight) for name, _, _, weight in acting_weights(model)}
         packed = {name for name, plain in present.items() if not plain}
         packed |= {name for name, entries in self.weights.items() if not entries.numel()}
-        if getattr(model, "hf_quantizer", None) is not None:  # it may pack them by other names
-            packed |= self.weights.keys() - present.keys()
+        modules = dict(model.named_modules())
+        for missing in self.weights.keys() - present.keys():
+            module = modules.get(missing.rpartition(".")[0])
+            if module is not None and not any(True for _ in module.parameters()):
+                packed.add(missing)
         return {_part(name) for name in packed}
-
-    def _alike(self, key: str, present: dict[str, torch.Tensor]) -> bool:
-        if key not in self.weights or key not in present:
-            return False
-        fitted, entries = self.weights[key], present[key]
-        limit = self.tolerances.weights * float(fitted.norm()) + _TINY * len(fitted) ** 0.5
-        return bool(float((entries - fitted).norm()) <= limit)  # not where one of them is no number
 
     def check_behaviour(self, backbone: Backbone, policy: Policy, name: str) -> None:
         """Refuse a model whose passes give other than those of `name`, which was measured.
@@ -110,27 +128,27 @@ class Fingerprint:
         Raises:
             SafeguardError: what is off, and by how much.
         """
-        packed = bool(self._packed(backbone.model))
-        prompts = [[token for token in row if token >= 0] for row in self.prompts.tolist()]
-        states, logits = _pass(backbone, prompts)
         limits = self.tolerances
-        errors = {
-            "harm scores": (
-                _relative(_coordinates(policy, states), _coordinates(policy, self.states)),
-                limits.packed_scores if packed else limits.scores,
-            ),
-            "next token's logits": (
-                _relative(_centred(logits[:, self.tokens]), _centred(self.logits)),
-                limits.packed_logits if packed else limits.logits,
-            ),
-        }
-        for what, (error, limit) in errors.items():
+        scores, logits = limits.scores, limits.logits
+        if self._packed(backbone.model):
+            scores, logits = limits.packed_scores, limits.packed_logits
+        off = self.behaviour_errors(backbone, policy)
+        for what, error, limit in zip(_BEHAVIOUR, off, (scores, logits), strict=True):
             if not error <= limit:
                 raise SafeguardError(
                     f"This guard was fitted on {name}; this model behaves otherwise: of requests "
                     f"that it was measured on, the {what} are off by {error:.0%}, more than "
                     f"{limit:.0%}. {_HINT}"
                 )
+
+    def behaviour_errors(self, backbone: Backbone, policy: Policy) -> tuple[float, float]:
+        """Relative errors of the anchors' harm scores, and of their next token's logits."""
+        prompts = [[token for token in row if token >= 0] for row in self.prompts.tolist()]
+        states, logits = _pass(backbone, prompts)
+        return (
+            _relative(_coordinates(policy, states), _coordinates(policy, self.states)),
+            _relative(_centred(logits[:, self.tokens]), _centred(self.logits)),
+        )
 
     # --- keeping ---
 
@@ -167,6 +185,8 @@ class EmbeddingSample:
         values: (8, 16) of the input embeddings, float32.
     """
 
+    tolerances: ClassVar[None] = None
+
     values: torch.Tensor
 
     def check_weights(self, backbone: Backbone, name: str) -> None:
@@ -185,7 +205,12 @@ class EmbeddingSample:
             )
 
     def check_behaviour(self, backbone: Backbone, policy: Policy, name: str) -> None:
-        """Format 3 holds nothing to compare with."""
+        """Warn that format 3 holds nothing to compare with."""
+        warn(
+            "This guard is of format 3, which knows its model by embeddings alone: fine-tuned, "
+            f"merged or abliterated weights are not noticed. {_AGAIN}",
+            stacklevel=2,
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The one tensor, by the name it is stored under."""
@@ -234,36 +259,37 @@ def _pass(
 
 @torch.no_grad()
 def sampled_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameter → (64,) float32 of its entries, at places that depend on its size alone.
+    """Name → (64,) float32 of each weight's entries or fewer, at places that depend on its size.
 
     (0,) where they cannot be read as they are: packed, or in a tensor of another kind.
     """
     sampled: dict[str, torch.Tensor] = {}
-    by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
-    for name, module, own, parameter in acting_parameters(model):
-        if not parameter.numel():
+    by_kind: dict[tuple[torch.device, torch.dtype], dict[str, torch.Tensor]] = {}
+    for name, module, own, weight in acting_weights(model):
+        if not weight.numel():
             continue
         sampled[name] = torch.empty(0)
-        if _is_plain(parameter):
-            values = _values(module, own, parameter)
-            places = _places(values.numel()).to(values.device)
-            by_device.setdefault(values.device, {})[name] = torch.take(values, places).float()
-    for entries in by_device.values():  # one transfer a device
-        together = torch.stack(list(entries.values())).cpu()
-        sampled.update(zip(entries, together, strict=True))
+        if _is_plain(weight):
+            values = _values(module, own, weight)
+            entries = spread_entries(values, _ENTRIES)
+            by_kind.setdefault((values.device, values.dtype), {})[name] = entries
+    for named in by_kind.values():  # one transfer each
+        sizes = list(map(len, named.values()))
+        together = torch.cat(list(named.values())).float().cpu()
+        sampled.update(zip(named, torch.split(together, sizes), strict=True))
     return sampled
 
 
-def _is_plain(parameter: torch.Tensor) -> bool:
-    """Whether a parameter's entries are its numbers, not packed ones or a shard's."""
-    plain = type(parameter.detach()) is torch.Tensor
-    return plain and parameter.is_floating_point() and parameter.element_size() > 1
+def _is_plain(weight: torch.Tensor) -> bool:
+    """Whether a weight's entries are its numbers, not packed ones or a shard's."""
+    plain = type(weight.detach()) is torch.Tensor
+    return plain and weight.is_floating_point() and weight.element_size() > 1
 
 
-def _values(module: torch.nn.Module, own: str, parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter's tensor, also where accelerate offloads it."""
-    if not parameter.is_meta:
-        return parameter.detach()
+def _values(module: torch.nn.Module, own: str, weight: torch.Tensor) -> torch.Tensor:
+    """A weight's tensor, also where accelerate offloads it."""
+    if not weight.is_meta:
+        return weight
     hook = getattr(module, "_hf_hook", None)
     maps = [getattr(each, "weights_map", None) for each in getattr(hook, "hooks", (hook,))]
     values = next((each[own] for each in maps if each is not None), None)
@@ -275,15 +301,8 @@ def _values(module: torch.nn.Module, own: str, parameter: torch.Tensor) -> torch
     return torch.as_tensor(values)
 
 
-@lru_cache(maxsize=256)
-def _places(size: int) -> torch.Tensor:
-    """(64,) places spread over a tensor of that many entries."""
-    spread = (torch.arange(1, _ENTRIES + 1, dtype=torch.float64) * _GOLDEN).frac()
-    return (spread * size).long().clamp(max=size - 1)
-
-
 def _part(name: str) -> str:
-    """The layer that a parameter belongs to; outside the layers, its module."""
+    """The layer that a weight belongs to; outside the layers, its module."""
     layer = re.match(r".*?\.\d+(?=\.)", name)
     return layer.group() if layer else name.rpartition(".")[0]
 

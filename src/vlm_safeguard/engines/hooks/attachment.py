@@ -209,6 +209,7 @@ class Attachment:
                     "generate returned without a pass in which the guard saw the prompt's end; its "
                     "output is withheld."
                 )
+            hooks.check_weights()
             return output
         finally:
             hooks.turns.give()

@@ -118,6 +118,14 @@ class ModelHooks:
             SafeguardError: what changed.
         """
         check_unchanged(self._model, self._backbone, self._handles, self._placed)
+        self.check_weights()
+
+    def check_weights(self) -> None:
+        """Refuse a model whose parts, weights or adapters changed, while these are on.
+
+        Raises:
+            SafeguardError: what changed.
+        """
         if self._snapshot is not None:
             self._snapshot.check()
 
@@ -130,6 +138,10 @@ class ModelHooks:
         if self.prompt is not None:
             self._peers.check_agree("the tokens that they wrote", written)
             self.prompt.prepare(written, new)
+
+    def _check_adapters(self) -> None:
+        if self._snapshot is not None and not torch.compiler.is_compiling():
+            self._snapshot.check_adapters()
 
     def _before_decoder(self, module: torch.nn.Module, args: Any) -> None:
         if not self._layers.in_pass:
@@ -157,6 +169,7 @@ class ModelHooks:
         if self.prompt is not None and self.prompt.answering:
             ids = kwargs.get("input_ids")
             if ids is not None and ids.shape[1] < self.prompt.ids.shape[1]:
+                self._check_adapters()
                 return self.prompt.answer(ids)
         self.check_unchanged()
         inputs = self._forward_signature.bind_partial(*args, **kwargs).arguments
