@@ -1007,10 +1007,10 @@ def test_the_text_pass_reads_each_different_text_once(
         read.append(len(rows))
         return run_text(self, rows, answer)
 
-    monkeypatch.setattr(Backbone, "run_text", counted)
     asked = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0], QUESTIONS[2]]
     inputs = ask(processor, asked, images=[True, True, True, False])
     with guard.attach(model):
+        monkeypatch.setattr(Backbone, "run_text", counted)
         model.generate(**inputs, max_new_tokens=1, num_beams=3)
         scores = [receipt.scores.get("text_score") for receipt in guard.receipts]
         model.generate(**ask(processor, asked, images=[False] * 4), max_new_tokens=1)

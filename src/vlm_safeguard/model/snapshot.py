@@ -6,8 +6,8 @@ is called. Adapters' switches, which move most easily, are compared before every
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from operator import is_not
+from collections.abc import Callable, Iterator
+from operator import attrgetter, is_not
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from vlm_safeguard.model.adapters import Switches, tuner_layers
 from vlm_safeguard.model.entries import spread_entries
 
 _ENTRIES = 16  # of each tensor
+_VERSION: Callable[[torch.Tensor], int] = attrgetter("_version")
 
 
 class Snapshot:
@@ -30,13 +31,17 @@ class Snapshot:
             for path, module in model.named_modules()
             for table in _tables(module)
         ]
-        self._tensors = [
-            (f"{path}.{name}", tensor, _mark(tensor))
-            for path, _, held in self._tables
-            for name, tensor in held.items()
-            if isinstance(tensor, torch.Tensor)
+        tensors = {
+            f"{path}.{name}": held
+            for path, _, table in self._tables
+            for name, held in table.items()
+            if isinstance(held, torch.Tensor)
+        }
+        self._marks = [
+            _Marks({k: t for k, t in tensors.items() if not _is_wrapper(t)}, torch.Tensor.data_ptr),
+            _Marks({k: t for k, t in tensors.items() if not t.is_inference()}, _VERSION),
         ]
-        self._views = _views([tensor for _, tensor, _ in self._tensors])
+        self._views = _views(list(tensors.values()))
         self._entries = list(map(torch.cat, self._views))
         self._layers = [
             (path, vars(layer), Switches.of(vars(layer))) for path, layer in tuner_layers(model)
@@ -67,8 +72,8 @@ class Snapshot:
         for path, table, before in self._tables:
             if len(table) != len(before) or any(map(is_not, table.values(), before.values())):
                 raise _changed(f"Parts of {path or 'the model'} were replaced after attaching")
-        for name, tensor, mark in self._tensors:
-            if _mark(tensor) != mark:
+        for marks in self._marks:
+            if (name := marks.changed()) is not None:
                 raise _changed(f"{name} was written to after attaching")
         if not all(map(torch.equal, map(torch.cat, self._views), self._entries)):
             raise _changed("Weights were written to after attaching")
@@ -87,12 +92,20 @@ def _is_wrapper(tensor: object) -> bool:
     return is_traceable_wrapper_subclass(tensor)
 
 
-def _mark(tensor: torch.Tensor) -> tuple[int | None, int | None]:
-    """Address and version; None where a tensor has none of its own, or counts none."""
-    return (
-        None if _is_wrapper(tensor) else tensor.data_ptr(),
-        None if tensor.is_inference() else tensor._version,
-    )
+class _Marks:
+    """What a function gives for each of some named tensors: their addresses, or versions."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], mark: Callable[[torch.Tensor], int]):
+        self._tensors, self._mark = tensors, mark
+        self._marks = list(map(mark, tensors.values()))
+
+    def changed(self) -> str | None:
+        """The first tensor for which it gives something else now."""
+        marks = list(map(self._mark, self._tensors.values()))
+        if marks == self._marks:
+            return None
+        each = zip(self._tensors, marks, self._marks, strict=True)
+        return next(name for name, now, before in each if now != before)
 
 
 @torch.no_grad()
