@@ -22,6 +22,7 @@ from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.adapters import active_adapters
+from vlm_safeguard.policy.response import Response
 
 LANGUAGE = r".*language_model.*\.(q_proj|v_proj)"
 KINDS: dict[str, Any] = {
@@ -310,11 +311,12 @@ class Meddler(BaseStreamer):
         pass
 
 
+@pytest.mark.parametrize("response", Response)
 @pytest.mark.parametrize("name", ["switched", "merged", "scaled", "switched off"])
 def test_adapters_that_move_while_it_answers_stop_it_before_the_next_token(
-    adapted: Any, processor: LlavaProcessor, open_guard: Guard, name: str
+    adapted: Any, processor: LlavaProcessor, open_guard: Guard, name: str, response: Response
 ) -> None:
-    guard = refitted(open_guard, adapted.get_base_model())
+    guard = refitted(open_guard, adapted.get_base_model()).variant(response=response)
     change, message = CHANGES[name]
     meddler = Meddler(lambda: change(adapted))
     with guard.attach(adapted), pytest.raises(SafeguardError, match=message):
