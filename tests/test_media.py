@@ -21,6 +21,7 @@ from vlm_safeguard.model.conversation import (
     encode_messages,
     letters,
     noise_media,
+    render_messages,
     tokenizer_of,
     user_message,
     without_media,
@@ -204,6 +205,42 @@ def test_a_time_typed_between_two_videos_or_images_is_text(model_type: str) -> N
         ids, plain = written(processor, user_message(kind, "<0.3 seconds>", kind, "Why?"))
         assert view(ids) == plain
         assert view.media(ids).total == 2
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_vl", "qwen3_5", "cosmos3_omni"])
+def test_labels_that_a_template_writes_if_asked_leave_with_their_media(model_type: str) -> None:
+    """Qwen's `add_vision_id`: "Picture 1: " and "Video 1: "."""
+    processor, view = made(model_type)
+    ask = "Why?"
+    for messages in (
+        [user_message("image", ask)],
+        [user_message("video", ask)],
+        [user_message("image", "video", "image", "video", ask)],
+        [user_message(*["image"] * 11, ask)],
+        [user_message("image", ask), reply("Bread."), user_message("image", "video", ask)],
+        [user_message("Picture 1: is typed. Video 2: too.\n", "image", ask)],
+    ):
+        shown = noise_media(processor, messages)
+        ids = encode_messages(processor, messages, shown, add_vision_id=True)
+        assert len(ids) > len(encode_messages(processor, messages, shown))
+        assert view(ids) == encode_messages(processor, without_media(messages))
+        assert view.media(ids).images == len(shown.images)
+        assert view.media(ids).videos == len(shown.videos)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("model_type", TIMED)
+def test_times_of_any_frame_rate_leave_the_view(model_type: str, told: bool) -> None:
+    """Whether the caller says how fast a video is, or the processor has to guess."""
+    processor, view = made(model_type)
+    messages = [user_message("video", "Why?")]
+    pixels = torch.randint(256, (90, 32, 32, 3), dtype=torch.uint8)
+    given = Shown(videos=[Video(pixels, 29.97, 100_000)]).arguments()
+    if not told:
+        del given["video_metadata"]
+    inputs = processor(text=[render_messages(processor, messages)], return_tensors="pt", **given)
+    plain = encode_messages(processor, without_media(messages))
+    assert view(inputs["input_ids"][0].tolist()) == plain
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"])

@@ -89,12 +89,16 @@ PATCH = 4
 PIXELS = {"min_pixels": 16 * 16, "max_pixels": 32 * 32}
 
 TURNS = (
-    "{%- for m in messages -%}"
+    "{%- set n = namespace(images=0, videos=0) -%}{%- for m in messages -%}"
     "{%- if DEFAULT and loop.first and m['role'] != 'system' -%}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif -%}"
     "<|im_start|>{{ m['role'] }}\n{% for c in m['content'] -%}"
-    "{%- if c['type'] == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>"
-    "{%- elif c['type'] == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>"
+    "{%- if c['type'] == 'image' -%}{%- set n.images = n.images + 1 -%}"
+    "{%- if add_vision_id -%}Picture {{ n.images }}: {% endif -%}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- elif c['type'] == 'video' -%}{%- set n.videos = n.videos + 1 -%}"
+    "{%- if add_vision_id -%}Video {{ n.videos }}: {% endif -%}"
+    "<|vision_start|><|video_pad|><|vision_end|>"
     "{%- else -%}{{ c['text'] }}{%- endif -%}{%- endfor -%}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt -%}<|im_start|>assistant\nTHINK{%- endif -%}"
 )

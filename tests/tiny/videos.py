@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.video_processing_utils import VideoProcessorMixin
-from transformers.video_utils import make_batched_videos
+from transformers.video_utils import make_batched_metadata, make_batched_videos
 
 Frames = np.ndarray  #: (frames, height, width, 3) uint8
 
@@ -29,7 +29,8 @@ class Videos(VideoProcessorMixin):
 
     def __call__(self, videos: Any, video_metadata: Any = None, **kwargs: Any) -> BatchFeature:
         frames = [np.asarray(video) for video in make_batched_videos(videos)]
-        outputs = {**self.outputs(frames), "video_metadata": video_metadata}
+        metadata = make_batched_metadata(frames, video_metadata)
+        outputs = {**self.outputs(frames), "video_metadata": metadata}
         return BatchFeature(outputs)
 
     def grid(self, video: Frames) -> tuple[int, int, int]:

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.clips import learn_clips
-from vlm_safeguard.model.conversation import encode_chat, tokenizer_of
+from vlm_safeguard.model.conversation import (
+    encode_chat,
+    encode_messages,
+    noise_media,
+    tokenizer_of,
+    user_message,
+    without_media,
+)
 from vlm_safeguard.policy.text_view import TextView, one_a_number
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+#: The option by which Qwen's templates number images and videos.
+_NUMBERED = "add_vision_id"
 _PROBES = ("What is shown here?", "Describe it in one word.")
 #: Pictures to show: how many, and their width and height; large ones may be cut into tiles.
 _PICTURES = ((1, (64, 64)), (1, (300, 100)), (1, (500, 700)), (2, (64, 64)), (3, (64, 64)))
@@ -75,8 +84,8 @@ def learn_text_view(processor: ProcessorMixin, placeholder_ids: frozenset[int]) 
         if view.exact:
             break
     view = replace(view, counted=_counted(view, chunks))
-    view = learn_clips(processor, view, _special_ids(processor))
-    patterns = [(*clip.head, *clip.unit, *clip.tail) for clip in view.clips]
+    view = _with_labels(processor, learn_clips(processor, view, _special_ids(processor)))
+    patterns = [(*clip.head, *clip.unit, *clip.tail) for clip in view.clips] + [*view.labels]
     written = {*view.glue_ids, *view.before, *(token for tokens in patterns for token in tokens)}
     return view if written & numbers else replace(view, number_ids=frozenset())
 
@@ -89,6 +98,26 @@ def _counted(view: TextView, chunks: Sequence[tuple[int, list[int]]]) -> tuple[i
         if all(chunk.count(token) == count * first.count(token) for count, chunk in chunks):
             return token, first.count(token)
     return None
+
+
+def _with_labels(processor: ProcessorMixin, view: TextView) -> TextView:
+    """The view, with the labels that the template writes before media if asked to number them."""
+    if _NUMBERED not in str(processor.chat_template):
+        return view
+    labels: set[tuple[int, ...]] = set()
+    asked = []
+    for kind in sorted(view.kinds):
+        for parts in ((kind, _PROBES[0]), (kind, kind, _PROBES[1])):
+            messages = [user_message(*parts)]
+            shown = noise_media(processor, messages)
+            bare = encode_messages(processor, messages, shown)
+            numbered = encode_messages(processor, messages, shown, **{_NUMBERED: True})
+            asked.append((numbered, encode_messages(processor, without_media(messages))))
+            if parts.count(kind) == 1:
+                prefix = _common(bare, numbered, limit=len(bare))
+                labels.add(tuple(numbered[prefix : prefix + len(numbered) - len(bare)]))
+    labelled = replace(view, labels=tuple(sorted(labels)))
+    return labelled if all(labelled(ids) == plain for ids, plain in asked) else view
 
 
 def _with_wrapper(view: TextView, shown: Sequence[tuple[list[int], list[int]]]) -> TextView:

@@ -51,6 +51,8 @@ class TextView:
         after: tokens it puts right after an image, dropped with it.
         instead: tokens that stand there without an image (a line break that the tokenizer fuses
             with those around the image).
+        labels: tokens that the template puts right before a medium only if asked to number them, a
+            number among them ("Picture 1: "); dropped with it, also where they were typed.
         exact: whether the view equals the template's own rendering without the image, token for
             token. False for tokenizers that fuse the image's neighbours with the text.
         image_ids: the placeholders that images take; None in a guard that was fitted before videos
@@ -68,6 +70,7 @@ class TextView:
     number_ids: frozenset[int] = frozenset()
     after: tuple[int, ...] = ()
     instead: tuple[int, ...] = ()
+    labels: tuple[tuple[int, ...], ...] = ()
     exact: bool = True
     image_ids: frozenset[int] | None = None
     counted: tuple[int, int] | None = None
@@ -149,7 +152,7 @@ class TextView:
             if medium is not None:
                 located.append(medium)
                 position = medium.stop
-        return located
+        return self._labelled(row, located) if self.labels else located
 
     def marks(self, row: Sequence[int]) -> Iterator[tuple[int, int]]:
         """(start, stop) of every maximal run of an image's placeholders and frame tokens."""
@@ -186,7 +189,7 @@ class TextView:
             cut = stop
             if self.after and tuple(row[stop : stop + len(self.after)]) == self.after:
                 cut += len(self.after)
-            before = position + self._wrapper_start(row[position:start])
+            before = position + self._start_of(self.before, row[position:start])
             yield Medium(
                 ("image",),
                 offset + start,
@@ -196,10 +199,22 @@ class TextView:
             )
             position = cut
 
-    def _wrapper_start(self, kept: Sequence[int]) -> int:
-        """Where `before` starts at the end of `kept`, whatever number it has; else its end."""
+    def _labelled(self, row: Sequence[int], located: Sequence[Medium]) -> list[Medium]:
+        """The media of a row, each cut out with the label before it."""
+        media: list[Medium] = []
+        position = 0
+        for medium in located:
+            start, stop = medium.cut
+            text = row[position:start]
+            starts = [position + self._start_of(label, text) for label in self.labels]
+            media.append(medium._replace(cut=(min(starts), stop)))
+            position = stop
+        return media
+
+    def _start_of(self, wrapper: Sequence[int], kept: Sequence[int]) -> int:
+        """Where `wrapper` starts at the end of `kept`, whatever number it has; else its end."""
         start = len(kept)
-        for token in reversed(self.before):
+        for token in reversed(wrapper):
             wanted = self.number_ids if token in self.number_ids else {token}
             if not start or kept[start - 1] not in wanted:
                 return len(kept)
