@@ -204,6 +204,7 @@ class FusingProcessor:
         parts = ["<image>\n" if c["type"] == "image" else c["text"] for c in turns[0]["content"]]
         return "USER: " + "".join(parts) + " ASSISTANT:"
 
+    chat_template = "USER: …"
     all_special_ids = (IMAGE,)
     added_tokens_decoder: ClassVar[dict[int, str]] = {IMAGE: "<image>"}
 
@@ -227,6 +228,15 @@ def test_learn_finds_the_wrapper_where_the_tokenizer_fuses_text_with_it() -> Non
     words = {token: word for word, token in processor.ids.items()}
     assert [words[token] for token in seen] == ["USER:", "Why", " not?", " ASSISTANT:"]
     assert len(seen) == len(encode_chat(processor, "Why not?"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_images_that_a_tokenizer_fuses_are_counted_one_by_one(count: int) -> None:
+    """In LLaVA's template only a line break stands between them, as it may inside an image."""
+    processor = FusingProcessor()
+    view = learn_text_view(processor, frozenset({IMAGE}))  # type: ignore[arg-type]
+    ids = encode_chat(processor, "Why not?", images=count)  # type: ignore[arg-type]
+    assert view.media(ids) == Media(images=count, tokens=count)
 
 
 def test_learn_refuses_a_template_without_images() -> None:

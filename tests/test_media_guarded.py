@@ -16,6 +16,7 @@ from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import (
     encode_messages,
@@ -119,6 +120,21 @@ def one_of(kind: Kind, number: int = 1) -> tuple[int, int, int]:
 def test_three_adjacent_images_in_llava_s_template_are_three_in_the_receipt() -> None:
     for count in (1, 2, 3):
         (receipt,) = receipts_of("llava", [[user_message(*["image"] * count, ASK)]])
+        assert numbers(receipt) == (count, 0, 0)
+        assert receipt.guarded
+
+
+def test_images_with_nothing_between_them_are_counted_one_by_one_in_the_receipt() -> None:
+    """As prompts for LLaVA are written by hand: `<image><image><image>`."""
+    model, processor, guard = guarded("llava")
+    for count in (1, 2, 3):
+        rendered = render_messages(processor, [user_message(*["image"] * count, ASK)])
+        text = rendered.replace("<image>\n", "<image>")
+        images = [noise_image(number) for number in range(count)]
+        inputs = processor(text=[text], images=[images], return_tensors="pt")
+        with guard.attach(model):
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        (receipt,) = guard.receipts
         assert numbers(receipt) == (count, 0, 0)
         assert receipt.guarded
 
