@@ -110,3 +110,39 @@ class _Gone:
 
     def remove(self) -> None:
         """Nothing to remove."""
+
+
+def test_the_words_of_a_refusal_are_read_behind_texts_alone_whose_first_token_refuses(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And behind those whose answers are edited there; against the margins of a pass of its own."""
+    passes: list[tuple[int, tuple[int, ...]]] = []
+    run_text = Backbone.run_text
+
+    def counted(self: Backbone, rows: list[tuple[int, ...]], answer: tuple[int, ...]) -> object:
+        passes.append((len(rows), tuple(answer)))
+        return run_text(self, rows, answer)
+
+    first = [
+        int(run_row(exact_model, text_ids(processor, question))[1][-1].argmax())
+        for question in QUESTIONS
+    ]
+    prefix, refusing = (first[0], 23), first.count(first[0])
+    assert refusing < len(QUESTIONS)
+    asked = with_thresholds(guard, 1e9, tokens=(first[0],)).variant(refusal_prefix=prefix).policy
+    reader, _ = text_reader(exact_model, asked)
+    batch = read(asked, processor, [True] * 4)
+    monkeypatch.setattr(Backbone, "run_text", counted)
+    reader.ask(batch)
+    assert passes == [(len(QUESTIONS), ()), (refusing, prefix)]
+    for question, token, findings in zip(QUESTIONS, first, batch.decision.findings, strict=True):
+        measures = findings[0].measures
+        assert (measures["own_refusal"] > 0) == (token == first[0])
+        assert ("own_opening" in measures) == (token == first[0])
+        if token == first[0]:
+            _, logits = run_row(exact_model, [*text_ids(processor, question), *prefix])
+            leads = []
+            for place, said in zip(range(-3, -1), prefix, strict=True):
+                others = torch.cat([logits[place][:said], logits[place][said + 1 :]])
+                leads.append(float(logits[place][said] - others.max()))
+            assert measures["own_opening"] == pytest.approx(min(leads), abs=1e-4)
