@@ -51,8 +51,6 @@ class TextView:
         after: tokens it puts right after an image, dropped with it.
         instead: tokens that stand there without an image (a line break that the tokenizer fuses
             with those around the image).
-        labels: tokens that the template puts right before a medium only if asked to number them, a
-            number among them ("Picture 1: "); dropped with it, also where they were typed.
         exact: whether the view equals the template's own rendering without the image, token for
             token. False for tokenizers that fuse the image's neighbours with the text.
         image_ids: the placeholders that images take; None in a guard that was fitted before videos
@@ -60,6 +58,8 @@ class TextView:
         counted: a token and how often every image has it, whatever its size, by which images
             without text between them are told apart; None where there is none.
         clips: what videos and audio become; one is sought in what those before it left of a row.
+        labels: tokens that the template puts right before a medium only if asked to number them, a
+            number among them ("Picture 1: "); dropped with it, also where they were typed.
     """
 
     placeholder_ids: frozenset[int]
@@ -70,11 +70,11 @@ class TextView:
     number_ids: frozenset[int] = frozenset()
     after: tuple[int, ...] = ()
     instead: tuple[int, ...] = ()
-    labels: tuple[tuple[int, ...], ...] = ()
     exact: bool = True
     image_ids: frozenset[int] | None = None
     counted: tuple[int, int] | None = None
     clips: tuple[Clip, ...] = ()
+    labels: tuple[tuple[int, ...], ...] = ()
 
     def __call__(self, row: Sequence[int]) -> list[int]:
         """`row` (unpadded token ids) without its media and what wraps them.
