@@ -1,0 +1,282 @@
+"""What has to hold of every case, whatever it is."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, set_seed
+
+import vlm_safeguard
+from fuzzing.by_hand import edited, row_by_hand
+from fuzzing.cases import IMAGE, Case, Guarding, looked_at, masked, padded, pixels_of, shaped
+from fuzzing.options import REFUSED, UNKNOWN, made
+from support.observe import Model, Watch, hooks
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
+from vlm_safeguard.policy.receipt import Receipt
+
+OURS = str(Path(vlm_safeguard.__file__).parent)
+BUDGET: dict[str, Any] = {"budget": 0.1, "calibrated_on": 20}
+
+
+@dataclass
+class Call:
+    """One `generate`, and what came of it."""
+
+    ids: Any
+    mask: Tensor | None
+    output: Any = None
+    error: Exception | None = None
+    receipts: list[Receipt] = field(default_factory=list)
+    watch: Watch = field(default_factory=Watch)
+
+    @property
+    def sequences(self) -> Tensor:
+        """(rows, tokens) ids."""
+        out = self.output if isinstance(self.output, Tensor) else self.output.sequences
+        assert isinstance(out, Tensor)
+        return out
+
+
+def guard_of(guarding: Guarding, fitted: Guard) -> Guard:
+    layers, edit, chosen, keeps = guarding
+    reads = fitted.policy.criterion(TextScore)
+    assert reads is not None
+    gate: tuple[AnyCriterion, ...]
+    if isinstance(chosen, str) and chosen in GATES:
+        gate = GATES[chosen]
+    else:
+        text, image = (reads.threshold, 100.0) if isinstance(chosen, str) else chosen
+        made_of: list[AnyCriterion] = [reads.model_copy(update={"threshold": text})]
+        if image is not None:
+            made_of.append(ImageScore(layer=layers[0], threshold=image, **BUDGET))
+        gate = tuple(made_of)
+    prefix = fitted.policy.refusal_prefix if keeps else ()
+    return fitted.variant(layers=layers, edit=edit, gate=gate, refusal_prefix=prefix)
+
+
+def hooked(model: Any) -> dict[str, Any]:
+    """Every hook, and every function that a model has of its own."""
+    own = sorted(name for name, value in vars(model).items() if callable(value))
+    return {
+        "own": own,
+        **{
+            f"{name} {kind}": ids
+            for name, kinds in hooks(model).items()
+            for kind, ids in kinds.items()
+            if ids
+        },
+    }
+
+
+# --- calls ---
+
+
+def answer(case: Case, generate: Callable[..., Any], last: Call | None = None) -> Call:
+    """The case's call, or the one of its second turn, after `last`."""
+    options = made(case.options)
+    if last is None:
+        rows, pads = case.prompts, case.pads
+    else:
+        rows, pads = _grown(case, last), 0
+    ids, mask = padded(rows, pads)
+    pixels = pixels_of(rows)
+    cached = last is not None and case.following is not None and case.following.cached
+    if cached:
+        assert last is not None
+        options["past_key_values"] = last.output.past_key_values
+        more = [row[last.sequences.shape[1] :] for row in rows]
+        pixels = pixels_of(more)
+        before = last.mask if last.mask is not None else torch.ones_like(last.ids)
+        before = before.repeat_interleave(len(rows) // len(before), 0)
+        grown = torch.ones(len(rows), ids.shape[1] - before.shape[1], dtype=torch.long)
+        mask = torch.cat([before, grown], 1)
+    call = Call(shaped(ids, case.ids), masked(mask, case.mask))
+    if case.following is not None and last is None:
+        options["return_dict_in_generate"] = True
+    options["logits_processor"] = [call.watch, *options.get("logits_processor", [])]
+    if case.streamed:
+        options["streamer"] = call.watch
+    in_config = {name: options.pop(name) for name in case.in_config if name in options}
+    in_config.pop("logits_processor", None)
+    positional: tuple[Any, ...] = ()
+    if case.ids == "positional":
+        positional = (call.ids,)
+    else:
+        options["inputs" if case.ids == "inputs" else "input_ids"] = call.ids
+    if call.mask is not None:
+        options["attention_mask"] = call.mask
+    if (shown := looked_at(pixels, case.pixels)) is not None:
+        options["pixel_values"] = shown
+    set_seed(case.seed)
+    try:
+        if in_config:
+            options["generation_config"] = GenerationConfig(**in_config)
+        call.output = generate(*positional, **options)
+    except Exception as error:
+        call.error = error
+    return call
+
+
+def _grown(case: Case, last: Call) -> list[list[int]]:
+    """Each row's conversation with the answer that it got and what is asked next."""
+    assert case.following is not None
+    rows = last.sequences.tolist()
+    asked = case.following.prompts
+    if case.following.cached:
+        return [[*row, *asked[0]] for row in rows]
+    copies = max(len(rows) // len(asked), 1)
+    pads = [len(row) - len(case.prompts[i // copies]) for i, row in enumerate(last.ids.tolist())]
+    return [
+        [*row[pads[i // copies] if i // copies < len(pads) else 0 :], *asked[i // copies]]
+        for i, row in enumerate(rows)
+    ]
+
+
+def turns(case: Case, generate: Callable[..., Any], around: Callable[[int], Any]) -> list[Call]:
+    """All turns of a case, each in the context that `around` gives for it."""
+    calls: list[Call] = []
+    for number in range(1 if case.following is None else 2):
+        with around(number):
+            calls.append(answer(case, generate, calls[-1] if calls else None))
+        if calls[-1].error is not None or case.ids not in ("keyword", "inputs", "positional"):
+            break
+    return calls
+
+
+# --- what has to hold ---
+
+
+def check(case: Case, model: Model, fitted: Guard) -> str:
+    """Run a case.
+
+    Returns:
+        What came of it, in a few words.
+
+    Raises:
+        AssertionError: something does not hold.
+    """
+    guard = guard_of(case.guarding, fitted)
+    state = hooked(model)
+    with guard.attach(model) as attachment:
+        calls: list[Call] = []
+
+        def generate(*args: Any, **options: Any) -> Any:
+            if case.way == "model":
+                out = model.generate(*args, **options)
+                receipts.append(guard.receipts)
+            else:
+                out, given = attachment.generate(*args, **options)
+                receipts.append(given)
+            return out
+
+        receipts: list[list[Receipt]] = []
+        calls = turns(case, generate, lambda number: nullcontext())
+    for call, given in zip(calls, receipts, strict=False):
+        call.receipts = given
+    assert hooked(model) == state, "leaving the block did not leave the model as it was"
+    free: list[Call] = []
+    if not isinstance(calls[0].error, SafeguardError):
+        free = turns(case, model.generate, lambda number: nullcontext())
+    outcome = ""
+    for number, call in enumerate(calls):
+        outcome = _check_call(case, guard, call, free[number] if number < len(free) else None)
+        if call.error is not None:
+            return outcome
+    return _check_by_hand(case, guard, model, calls) or outcome
+
+
+def _check_call(case: Case, guard: Guard, call: Call, free: Call | None) -> str:
+    """Of one call beside the same one without a guard."""
+    error = call.error
+    if isinstance(error, SafeguardError):
+        assert call.watch.steps == 0, f"refused after {call.watch.steps} steps: {error}"
+        assert not call.watch.streamed, "refused after a token was streamed"
+        return f"refused: {_head(str(error))}"
+    if error is not None:
+        innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+        shown = "".join(traceback.format_exception(error)[-4:])
+        assert not innermost.startswith(OURS), f"a bare error of ours:\n{shown}"
+        assert free is None or type(free.error) is type(error), (
+            f"the library's own error, but not without a guard ({free.error!r}):\n{shown}"
+        )
+        return f"the library refuses: {type(error).__name__}"
+    for name in case.options:
+        assert name not in REFUSED, f"{name} was let in"
+        known = name in case.in_config or name not in UNKNOWN  # no config's other fields are read
+        assert known, f"{name} was let in"
+    rows = len(call.ids)
+    assert call.receipts, "no receipt"
+    assert len(call.receipts) % rows == 0, f"{len(call.receipts)} receipts of {rows} rows"
+    copies = len(call.receipts) // rows
+    for number, receipt in enumerate(call.receipts):
+        images = call.ids[number // copies].tolist().count(4) // len(IMAGE)
+        assert receipt.images == images, f"{receipt.images} images of {images}"
+    if free is not None and free.error is None:
+        _check_closed_rows(case, call, free)
+    return "answered"
+
+
+def _check_closed_rows(case: Case, call: Call, free: Call) -> None:
+    """They are those of the unguarded model, bit for bit."""
+    if call.ids.shape != free.ids.shape:
+        return
+    ours, theirs = call.sequences, free.sequences
+    all_closed = not any(receipt.guarded for receipt in call.receipts)
+    ends = {"eos_token_id", "forced_eos_token_id", "stop_strings", "stopping_criteria"}
+    if not all_closed and case.options.get("num_beams", 1) > 1 and ends & case.options.keys():
+        return  # when beams end depends on the other rows'
+    for number in range(len(ours)):
+        receipt = call.receipts[number * len(call.receipts) // len(ours)]
+        row = number * len(call.ids) // len(ours)
+        if receipt.guarded or not torch.equal(call.ids[row], free.ids[row]):
+            continue
+        length = min(ours.shape[1], theirs.shape[1])
+        assert torch.equal(ours[number, :length], theirs[number, :length]), (
+            f"closed row {number} differs from the unguarded one"
+        )
+        assert not all_closed or ours.shape == theirs.shape, "closed, and of another length"
+
+
+def _check_by_hand(case: Case, guard: Guard, model: Model, calls: list[Call]) -> str | None:
+    """The tokens are those of a plain edit of the rows that were opened."""
+    if case.mask in ("holes", "right", "none") or case.ids == "no row":
+        return None
+    masks = [call.mask for call in calls]
+
+    def around(number: int) -> Any:
+        call, mask = calls[number], masks[number]
+        assert mask is not None
+        rows = [
+            row_by_hand(model, guard, row, keep)
+            for row, keep in zip(call.ids.tolist(), mask.bool().tolist(), strict=True)
+        ]
+        return edited(model, guard, rows, call.ids.shape[1], call.receipts)
+
+    by_hand = turns(case, model.generate, around)
+    assert len(by_hand) == len(calls)
+    prefix = guard.policy.refusal_prefix
+    for ours, theirs in zip(calls, by_hand, strict=True):
+        assert theirs.error is None, f"by hand: {theirs.error!r}"
+        width = ours.ids.shape[1]
+        starts = {tuple(row[width:])[:1] for row in ours.sequences.tolist()}
+        if prefix and (prefix[:1] in starts or prefix[0] in ours.ids.tolist()[0]):
+            return "answered, as the opening of a refusal"  # other tests know what is edited then
+        assert torch.equal(ours.sequences, theirs.sequences), (
+            f"{ours.sequences.tolist()} where by hand it is {theirs.sequences.tolist()}"
+        )
+    opened = any(receipt.guarded for call in calls for receipt in call.receipts)
+    return f"answered as by hand, {'some gate open' if opened else 'closed'}"
+
+
+def _head(sentence: str) -> str:
+    return re.sub(r"\d+", "N", sentence)[:70]

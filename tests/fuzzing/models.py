@@ -1,0 +1,47 @@
+"""The models that cases run on, and their guards."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from support.observe import Model
+from support.reference import make_exact
+from tiny import load_makers
+from tiny.pocket import make_model, make_processor
+from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
+from vlm_safeguard.guard import Guard
+
+
+@cache
+def model() -> Model:
+    """In float64 throughout, so that no rounding moves a token."""
+    return make_exact(make_model(make_processor()))
+
+
+@cache
+def fitted() -> Guard:
+    return Guard.fit(
+        model(),
+        make_processor(),
+        anchors=shipped_anchors()[:24],
+        calibration=shipped_calibration()[:40],
+        budget=0.1,
+        layers=(2, 3),
+        rank=3,
+    )
+
+
+@cache
+def family(model_type: str) -> tuple[Any, Any, Guard]:
+    """A small model of another family, its processor and its guard."""
+    model, processor = load_makers()[model_type]()
+    guard = Guard.fit(
+        model,
+        processor,
+        anchors=shipped_anchors()[:12],
+        calibration=shipped_calibration()[:21],
+        budget=0.2,
+        rank=3,
+    )
+    return model, processor, guard
