@@ -31,7 +31,15 @@ from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.policy.receipt import Receipt
 
 pytestmark = pytest.mark.xdist_group("parallel")
-VARIANTS = ("as fitted", "open", "by its own refusal", "whole answers", "beams", "sampled")
+VARIANTS = (
+    "as fitted",
+    "open",
+    "by its own refusal",
+    "whole answers",
+    "beams",
+    "sampled",
+    "from the texts",
+)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +129,18 @@ def test_processes_that_differ_all_stop(
         assert f"differ in {differs}" in each[what]["error"]
         assert "set_seed" in each[what]["error"]
         assert len(each[what]["tokens"]) == (1 if what == "other seeds" else 0)
+
+
+def test_a_weight_that_one_process_changed_is_noticed_and_all_stop(
+    seen: list[dict[str, Any]],
+) -> None:
+    first, second = (each["other weights"] for each in seen)
+    assert "Another of the processes" in first["inside"]
+    assert "o_proj" in second["inside"]
+    assert "written to" in second["inside"]
+    for each in (first, second):
+        assert "other weights" in each["attach"]
+        assert "layers.1.self_attn.o_proj" in each["attach"]
 
 
 def test_layers_that_hold_shards_of_the_tokens_are_refused(seen: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fuzzing.options import option_sets, rarely, some
 from tiny.pocket import IMAGE_SIDE, PATCH, make_processor
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restore
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 
 IMAGE = [4] * (IMAGE_SIDE // PATCH) ** 2  # "<image>" as the processor expands it
@@ -29,6 +30,7 @@ class Guarding(NamedTuple):
     edit: Edit
     gate: str | tuple[float, float | None]
     keeps_prefix: bool
+    response: Response = Response.EDIT
 
 
 class Next(NamedTuple):
@@ -85,6 +87,7 @@ guardings = st.builds(
     gate=some("open", "open", "paper", "fitted")
     | st.tuples(some(-1e6, -5.0, 0.0, 20.0, 1e9), some(None, None, -1.0, 0.0, 1e9)),
     keeps_prefix=rarely(4),
+    response=some(*[Response.EDIT] * 4, Response.TEXT, Response.REFUSAL),
 )
 
 

@@ -16,15 +16,27 @@ from transformers import GenerationConfig, set_seed
 
 import vlm_safeguard
 from fuzzing.by_hand import edited, row_by_hand
-from fuzzing.cases import IMAGE, Case, Guarding, looked_at, masked, padded, pixels_of, shaped
+from fuzzing.cases import (
+    ANSWER,
+    IMAGE,
+    Case,
+    Guarding,
+    looked_at,
+    masked,
+    padded,
+    pixels_of,
+    shaped,
+)
 from fuzzing.options import REFUSED, UNKNOWN, made
 from support.observe import Model, Watch, hooks
+from vlm_safeguard.engines.hooks.door import OTHER_DOORS
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
 from vlm_safeguard.policy.receipt import Receipt
 
 OURS = str(Path(vlm_safeguard.__file__).parent)
+DOORS = {"generate", "prepare_inputs_for_generation", "get_compiled_call", *OTHER_DOORS}
 BUDGET: dict[str, Any] = {"budget": 0.1, "calibrated_on": 20}
 
 
@@ -48,7 +60,7 @@ class Call:
 
 
 def guard_of(guarding: Guarding, fitted: Guard) -> Guard:
-    layers, edit, chosen, keeps = guarding
+    layers, edit, chosen, keeps, response = guarding
     reads = fitted.policy.criterion(TextScore)
     assert reads is not None
     gate: tuple[AnyCriterion, ...]
@@ -61,14 +73,15 @@ def guard_of(guarding: Guarding, fitted: Guard) -> Guard:
             made_of.append(ImageScore(layer=layers[0], threshold=image, **BUDGET))
         gate = tuple(made_of)
     prefix = fitted.policy.refusal_prefix if keeps else ()
-    return fitted.variant(layers=layers, edit=edit, gate=gate, refusal_prefix=prefix)
+    return fitted.variant(
+        layers=layers, edit=edit, gate=gate, refusal_prefix=prefix, response=response
+    )
 
 
 def hooked(model: Any) -> dict[str, Any]:
-    """Every hook, and every function that a model has of its own."""
-    own = sorted(name for name, value in vars(model).items() if callable(value))
+    """Every hook, and the ways into a model that it has of its own."""
     return {
-        "own": own,
+        "own": sorted(vars(model).keys() & DOORS),
         **{
             f"{name} {kind}": ids
             for name, kinds in hooks(model).items()
@@ -192,14 +205,17 @@ def check(case: Case, model: Model, fitted: Guard) -> str:
         outcome = _check_call(case, guard, call, free[number] if number < len(free) else None)
         if call.error is not None:
             return outcome
-    return _check_by_hand(case, guard, model, calls) or outcome
+    if guard.policy.edits:
+        return _check_by_hand(case, guard, model, calls) or outcome
+    return _check_texts(case, guard, model, calls[0]) or outcome
 
 
 def _check_call(case: Case, guard: Guard, call: Call, free: Call | None) -> str:
     """Of one call beside the same one without a guard."""
     error = call.error
     if isinstance(error, SafeguardError):
-        assert call.watch.steps == 0, f"refused after {call.watch.steps} steps: {error}"
+        steps = call.watch.steps if guard.policy.edits else 0  # else closed rows are answered first
+        assert steps == 0, f"refused after {steps} steps: {error}"
         assert not call.watch.streamed, "refused after a token was streamed"
         return f"refused: {_head(str(error))}"
     if error is not None:
@@ -276,6 +292,39 @@ def _check_by_hand(case: Case, guard: Guard, model: Model, calls: list[Call]) ->
         )
     opened = any(receipt.guarded for call in calls for receipt in call.receipts)
     return f"answered as by hand, {'some gate open' if opened else 'closed'}"
+
+
+#: Under which a greedy answer is the same whatever stands in the prompt beside its text.
+_PLAIN = {
+    "max_new_tokens",
+    "use_cache",
+    "return_dict_in_generate",
+    "output_logits",
+    "output_scores",
+}
+
+
+def _check_texts(case: Case, guard: Guard, model: Model, call: Call) -> str | None:
+    """Open rows are answered as the model answers their texts, asked one by one."""
+    plain = case.options.keys() <= _PLAIN and not case.in_config and case.following is None
+    if not plain or call.mask is None or case.mask == "holes" or guard.policy.refusal_prefix:
+        return None
+    opened = 0
+    for number, (ids, keep, receipt) in enumerate(
+        zip(call.ids.tolist(), call.mask.bool().tolist(), call.receipts, strict=True)
+    ):
+        prompt = [token for token, kept in zip(ids, keep, strict=True) if kept]
+        if not receipt.guarded or prompt[-len(ANSWER) :] != ANSWER:
+            continue
+        opened += 1
+        text = torch.tensor([[token for token in prompt if token != IMAGE[0]]])
+        asked = {"attention_mask": torch.ones_like(text), **case.options}
+        alone = model.generate(input_ids=text, **asked)
+        alone = alone if isinstance(alone, Tensor) else alone.sequences
+        ours = call.sequences[number, len(ids) :].tolist()
+        theirs = alone[0, text.shape[1] :].tolist()
+        assert ours == theirs, f"row {number}: {ours} where its text alone gives {theirs}"
+    return f"answered from the text, {'some gate open' if opened else 'closed'}"
 
 
 def _head(sentence: str) -> str:

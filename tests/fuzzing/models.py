@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
+
 from support.observe import Model
 from support.reference import make_exact
 from tiny import load_makers
@@ -16,7 +18,10 @@ from vlm_safeguard.guard import Guard
 @cache
 def model() -> Model:
     """In float64 throughout, so that no rounding moves a token."""
-    return make_exact(make_model(make_processor()))
+    made = make_exact(make_model(make_processor()))
+    ids = torch.tensor([[5, 6, 7]])
+    made(input_ids=ids, output_hidden_states=True, output_attentions=True)  # puts on its own hooks
+    return made
 
 
 @cache

@@ -25,6 +25,7 @@ from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 
 WORLD = 2
@@ -44,6 +45,7 @@ def variants(guard: Guard) -> dict[str, tuple[Guard, dict[str, Any]]]:
         "whole answers": (spanning(opened, Span.ANSWER), GREEDY),
         "beams": (opened, GREEDY | {"num_beams": 2}),
         "sampled": (opened, SAMPLED),
+        "from the texts": (opened.variant(response=Response.TEXT), GREEDY),
     }
 
 
@@ -131,6 +133,7 @@ def run(rank: int, folder: Path) -> dict[str, Any]:
             "scattered": scattered(load(folder, tp_plan="auto"), guard, rank),
             "sequence": sequence(folder, guard),
             "experts": experts(folder / "experts"),
+            "other weights": other_weights(load(folder, tp_plan="auto"), guard, rank),
             "fsdp": {"attach": error(lambda: guard.attach(load(folder, fsdp_size=WORLD)))},
         }
     finally:
@@ -193,6 +196,18 @@ def sequence(folder: Path, guard: Guard) -> dict[str, Any]:
         "attach": error(lambda: guard.attach(model)),
         "fit": error(lambda: small_fit(model, make_processor())),
     }
+
+
+def other_weights(model: Any, guard: Guard, rank: int) -> dict[str, Any]:
+    """One process's part of a weight is written to, inside the block and before it."""
+    inputs = ask(make_processor(), QUESTIONS[:1])
+    weight = model.model.language_model.layers[1].self_attn.o_proj.weight
+    with guard.attach(model):
+        if rank == 1:
+            with torch.no_grad():
+                weight.to_local().mul_(3.0)
+        inside = error(lambda: model.generate(**inputs, **GREEDY))
+    return {"inside": inside, "attach": error(lambda: guard.attach(model).__enter__())}
 
 
 def experts(folder: Path) -> Answered:

@@ -20,6 +20,7 @@ from vlm_safeguard.model.activations import capture_last_token
 from vlm_safeguard.model.adapters import acting_weights
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.entries import spread_entries
+from vlm_safeguard.model.parallel import own_part, whole
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.tolerances import Tolerances
 
@@ -281,15 +282,15 @@ def sampled_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
-    """Whether a weight's entries are its numbers, not packed ones or a shard's."""
-    plain = type(weight.detach()) is torch.Tensor
+    """Whether a weight's entries are its numbers, not packed ones."""
+    plain = type(own_part(weight).detach()) is torch.Tensor
     return plain and weight.is_floating_point() and weight.element_size() > 1
 
 
 def _values(module: torch.nn.Module, own: str, weight: torch.Tensor) -> torch.Tensor:
-    """A weight's tensor, also where accelerate offloads it."""
+    """A weight's tensor, also where accelerate offloads it, or processes share it."""
     if not weight.is_meta:
-        return weight
+        return whole(weight)
     hook = getattr(module, "_hf_hook", None)
     maps = [getattr(each, "weights_map", None) for each in getattr(hook, "hooks", (hook,))]
     values = next((each[own] for each in maps if each is not None), None)

@@ -76,10 +76,22 @@ def process_groups(model: PreTrainedModel) -> list[ProcessGroup]:
     return list({group.group_name: group for group in groups}.values())
 
 
-def is_shard(tensor: torch.Tensor) -> bool:
-    """Whether this process has a part of a tensor only, that knows so."""
+def is_shard(tensor: object) -> bool:
+    """Whether a tensor knows that this process has a part of it only."""
     if not is_available():
         return False
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
+
+
+@torch.no_grad()
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with the parts that other processes have, which have to call this, too."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process has: a plain tensor on the same memory."""
+    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.adapters import Switches, tuner_layers
 from vlm_safeguard.model.entries import spread_entries
+from vlm_safeguard.model.parallel import own_part
 
 _ENTRIES = 16  # of each tensor
 _VERSION: Callable[[torch.Tensor], int] = attrgetter("_version")
@@ -32,7 +33,7 @@ class Snapshot:
             for table in _tables(module)
         ]
         tensors = {
-            f"{path}.{name}": held
+            f"{path}.{name}": own_part(held)
             for path, _, table in self._tables
             for name, held in table.items()
             if isinstance(held, torch.Tensor)

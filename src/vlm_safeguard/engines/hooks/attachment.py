@@ -36,6 +36,7 @@ from vlm_safeguard.engines.hooks.door import (
 from vlm_safeguard.engines.hooks.model import ModelHooks
 from vlm_safeguard.engines.hooks.options import setting
 from vlm_safeguard.engines.hooks.passes import Prompt
+from vlm_safeguard.engines.hooks.peers import Peers
 from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.engines.hooks.text_answers import Answers, Dice, LeavesOpen, Left, TextAnswers
 from vlm_safeguard.errors import SafeguardError
@@ -126,8 +127,10 @@ class Attachment:
             raise SafeguardError("The model is in training mode; call model.eval() first.")
         backbone = Backbone.of(model)
         check_sound(self._policy)
-        self._check_fits(backbone)
-        hooks = self._hooks = ModelHooks(self._policy, model, backbone, self._readings)
+        peers = Peers(model, backbone)
+        peers.refuse_together(self._check_fits, backbone)
+        hooks = ModelHooks(self._policy, model, backbone, peers, self._readings)
+        self._hooks = hooks
         with _ATTACHING:
             if model in _ATTACHED:
                 raise SafeguardError(
@@ -189,9 +192,8 @@ class Attachment:
         try:
             if hooks.prompt is not None:
                 raise SafeguardError("The guarded model was called while it was already running.")
-            hooks.check_unchanged()
-            options = named_options(self._model, args, options)
-            prompt = hooks.prompt = open_prompt(self._model, options)
+            options, prompt = hooks.peers.refuse_together(self._let_in, hooks, args, options)
+            hooks.prompt = prompt
             if self._policy.edit.span is Span.ANSWER or reads_in_chunks(self._model, options):
                 options["disable_compile"] = True  # passes with hooks on layers are not compiled
             try:
@@ -209,10 +211,18 @@ class Attachment:
                     "generate returned without a pass in which the guard saw the prompt's end; its "
                     "output is withheld."
                 )
-            hooks.check_weights()
+            hooks.peers.refuse_together(hooks.check_weights)
             return output
         finally:
             hooks.turns.give()
+
+    def _let_in(
+        self, hooks: ModelHooks, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[dict[str, Any], Prompt]:
+        """What `generate` was given, all by name, and its prompt."""
+        hooks.check_unchanged()
+        named = named_options(self._model, args, options)
+        return named, open_prompt(self._model, named)
 
     def _respond(self, hooks: ModelHooks, prompt: Prompt, options: dict[str, Any]) -> Any:
         """What the policy's response gives."""

@@ -35,6 +35,7 @@ class ModelHooks:
     Attributes:
         prompt: what `generate` was given, while it runs.
         turns: whose turn it is to run the model.
+        peers: other processes that run it together with this one.
         receipts: of the latest batch that was read.
         own: `receipts` of the latest batch that each thread read.
     """
@@ -44,6 +45,7 @@ class ModelHooks:
         policy: Policy,
         model: PreTrainedModel,
         backbone: Backbone,
+        peers: Peers,
         readings: TextReadings | None,
     ) -> None:
         """Of a policy that is sound and for this model; none are on yet."""
@@ -55,7 +57,6 @@ class ModelHooks:
         self._directions = policy.directions.to(backbone.device)
         self._subspaces = policy.subspaces(*self._placed)
         self._layers = LayerHooks(backbone)
-        self._peers = Peers(model, backbone)
         self._reader = TextReader(
             policy, backbone, self._layers, self._directions, self._subspaces, readings
         )
@@ -65,6 +66,7 @@ class ModelHooks:
         self._pass: Editing | None = None  # where there is something to do
         self._continuing: WeakKeyDictionary[Any, Batch] = WeakKeyDictionary()
         self.turns = Turns()
+        self.peers = peers
         self.prompt: Prompt | None = None
         self.receipts: list[Receipt] = []
         self.own = local()
@@ -75,7 +77,7 @@ class ModelHooks:
         Raises:
             SafeguardError: they do not act, or not on whole states.
         """
-        self._peers.check_whole(self._layers, self._policy.watched)
+        self.peers.check_whole(self._layers, self._policy.watched)
         verify(self._model, self._backbone, self._layers, self._policy, self._directions)
 
     def put_on(self) -> None:
@@ -136,7 +138,7 @@ class ModelHooks:
             SafeguardError: processes that run the model together wrote different tokens.
         """
         if self.prompt is not None:
-            self._peers.check_agree("the tokens that they wrote", written)
+            self.peers.check_agree("the tokens that they wrote", written)
             self.prompt.prepare(written, new)
 
     def _check_adapters(self) -> None:
@@ -185,7 +187,7 @@ class ModelHooks:
         if self.prompt is not None:
             return self.prompt.locate(ids, mask, cached, self._read)
         if cached:
-            self._peers.check_agree("the tokens that they were given", ids)
+            self.peers.check_agree("the tokens that they were given", ids)
             return one_more_token(self._continuing.get(cache), ids)
         current = whole_prompt(ids, mask, self._read)
         self._check_answers_beside(current.batch)
@@ -229,11 +231,15 @@ class ModelHooks:
     @torch.no_grad()
     def _read(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Batch:
         """Read a batch of prompts: text-only views, decisions, and reference coordinates."""
-        self._peers.check_agree("the requests that they were given", ids, mask)
+        self.peers.check_agree("the requests that they were given", ids, mask)
         batch = Batch.read(self._policy, ids, mask)
         if batch.editable.any() and self._policy.needs_text:
             self._reader.ask(batch)
+        self._check_decision(batch)
         return batch
+
+    def _check_decision(self, batch: Batch) -> None:
+        self.peers.check_agree("what they decided", batch.decision.is_open)
 
     def _after_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
@@ -270,7 +276,7 @@ class ModelHooks:
         batch = editing.current.batch
         if not editing.current.reads_end or batch.finished:
             return
-        self._peers.check_agree("what they decided", batch.decision.is_open)
+        self._check_decision(batch)
         batch.finished = True
         if cache is not None and self.prompt is not None:
             self.prompt.answering = True

@@ -8,7 +8,7 @@ long as they were given the same. Whether they were, and did, is compared.
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -19,7 +19,7 @@ from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.parallel import SHARE_WEIGHTS, is_shard, process_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedModel
 
@@ -62,6 +62,31 @@ class Peers:
                 f"After layers {partial} of {self._backbone.decoder_path} this process has the "
                 f"states of some tokens only, or a part of each. {SHARE_WEIGHTS}."
             )
+
+    def refuse_together(self, check: Callable[..., Any], *given: Any) -> Any:
+        """What a check of this process alone gives; if one process refuses, all of them do.
+
+        Or the others would wait for it.
+
+        Raises:
+            SafeguardError: its own, or that another one has its own.
+        """
+        found, refusal = None, None
+        try:
+            found = check(*given)
+        except SafeguardError as error:
+            refusal = error
+        for group in self._groups:
+            refused = torch.tensor([refusal is not None], device=self._backbone.device).long()
+            distributed.all_reduce(refused, distributed.ReduceOp.MAX, group)
+            if refusal is None and bool(refused):
+                refusal = SafeguardError(
+                    "Another of the processes that run this model together refuses, and says why, "
+                    "so nothing is generated."
+                )
+        if refusal is not None:
+            raise refusal
+        return found
 
     def check_agree(self, what: str, *seen: torch.Tensor | None) -> None:
         """Refuse to go on where another process has other values; all of them refuse.
