@@ -190,29 +190,10 @@ class ModelHooks:
             self.peers.check_agree("the tokens that they were given", ids)
             return one_more_token(self._continuing.get(cache), ids)
         current = whole_prompt(ids, mask, self._read)
-        self._check_answers_beside(current.batch)
+        _check_answers_beside(self._policy, current.batch, self.prompt)
         if cache is not None:
             self._continuing[cache] = current.batch
         return current
-
-    def _check_answers_beside(self, batch: Batch) -> None:
-        """Leave passes beside images whose answers nobody is to read.
-
-        Raises:
-            SafeguardError: a plain `forward` of an open request that is not to be edited.
-            Left: in `generate`, all requests are answered from their texts.
-        """
-        is_open = batch.decision.is_open.any(1)
-        if self._policy.edits or not is_open.any():
-            return
-        if self.prompt is None:
-            raise SafeguardError(
-                "The gate is open, and a plain forward cannot answer a request from its text "
-                "alone. Use generate, or a guard that edits: "
-                "guard.variant(response=Response.EDIT)."
-            )
-        if is_open.all():
-            raise Left
 
     def decide(self, prompt: Prompt) -> Batch:
         """What is decided on a prompt by its text, before any pass over its images.
@@ -283,4 +264,27 @@ class ModelHooks:
         elif cache is not None:
             self._continuing[cache] = batch
         self.note(batch)
-        self._check_answers_beside(batch)
+        _check_answers_beside(self._policy, batch, self.prompt)
+
+
+def _check_answers_beside(policy: Policy, batch: Batch, prompt: Prompt | None) -> None:
+    """Leave passes beside images whose answers nobody is to read.
+
+    Args:
+        prompt: what `generate` was given, if it makes the pass.
+
+    Raises:
+        SafeguardError: a plain `forward` of an open request that is not to be edited.
+        Left: in `generate`, all requests are answered from their texts.
+    """
+    is_open = batch.decision.is_open.any(1)
+    if policy.edits or not is_open.any():
+        return
+    if prompt is None:
+        raise SafeguardError(
+            "The gate is open, and a plain forward cannot answer a request from its text "
+            "alone. Use generate, or a guard that edits: "
+            "guard.variant(response=Response.EDIT)."
+        )
+    if is_open.all():
+        raise Left
