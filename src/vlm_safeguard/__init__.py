@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from vlm_safeguard.errors import SafeguardError
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.policy.receipt import Receipt
+    from vlm_safeguard.policy.response import Response
 
 __version__ = version("vlm-safeguard")
-__all__ = ["Anchor", "Guard", "Receipt", "SafeguardError", "read_anchors"]
+__all__ = ["Anchor", "Guard", "Receipt", "Response", "SafeguardError", "read_anchors"]
 
 _HOME = {
     "Anchor": "anchors",
     "Guard": "guard",
     "Receipt": "policy.receipt",
+    "Response": "policy.response",
     "SafeguardError": "errors",
     "read_anchors": "anchors",
 }
