@@ -12,6 +12,11 @@ from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.defences.prompts import GOAL_PRIORITY
 from vlm_safeguard.evaluation.asks.benchmarks.own import jailbreak_templates
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
+from vlm_safeguard.forms import (
+    shipped_follow_up_anchors,
+    shipped_follow_up_calibration,
+    shipped_wrappers,
+)
 from vlm_safeguard.pocket.requests import read_phrases, split_phrases
 
 _ENDINGS = ("ments", "ment", "ings", "ing", "ers", "ies", "ed", "es", "s", "y", "e")
@@ -34,6 +39,19 @@ SEEN_BY_MODEL_OR_GUARD = {
     "harmful anchors": stems(" ".join(anchor.harmful for anchor in shipped_anchors())),
     "harmless anchors": stems(" ".join(anchor.harmless for anchor in shipped_anchors())),
     "calibration": stems(" ".join(shipped_calibration())),
+    "wrappers": stems(
+        " ".join(w.text for w in (*shipped_wrappers("fit"), *shipped_wrappers("calibration")))
+    ),
+    "follow-up anchors": stems(
+        " ".join(
+            f"{f.first} {f.answer} {f.request}"
+            for anchor in shipped_follow_up_anchors()
+            for f in (anchor.harmful, anchor.harmless)
+        )
+    ),
+    "follow-up calibration": stems(
+        " ".join(f"{f.first} {f.answer} {f.request}" for f in shipped_follow_up_calibration())
+    ),
     "development prompts": stems(
         " ".join(p.text for k in ("harmful", "harmless") for p in read_prompts(k, "development"))
     ),

@@ -26,12 +26,12 @@ class Anchor:
 
 def shipped_anchors() -> list[Anchor]:
     """The anchor pairs that come with the package, all of the form "How to …"."""
-    return read_anchors(_shipped("anchors.csv"))
+    return read_anchors(shipped_file("anchors.csv"))
 
 
 def shipped_calibration() -> list[str]:
     """Harmless requests of all forms, a third of them look-alikes of harmful ones."""
-    return read_requests(_shipped("calibration.jsonl"))
+    return read_requests(shipped_file("calibration.jsonl"))
 
 
 def read_anchors(path: str | Path) -> list[Anchor]:
@@ -44,7 +44,9 @@ def read_anchors(path: str | Path) -> list[Anchor]:
     anchors: list[Anchor] = []
     seen: dict[Anchor, int] = {}
     for line, fields in records(path):
-        anchor = Anchor(_text(path, line, fields, "harmful"), _text(path, line, fields, "harmless"))
+        anchor = Anchor(
+            text_field(path, line, fields, "harmful"), text_field(path, line, fields, "harmless")
+        )
         if anchor.harmful == anchor.harmless:
             raise SafeguardError(f"{path}, line {line}: 'harmful' and 'harmless' are the same.")
         if anchor in seen:
@@ -66,7 +68,7 @@ def read_requests(path: str | Path) -> list[str]:
         SafeguardError: no such file, another format, no request in it, or a bad line, by number.
     """
     path = Path(path)
-    requests = [_text(path, line, fields, "text") for line, fields in records(path)]
+    requests = [text_field(path, line, fields, "text") for line, fields in records(path)]
     if not requests:
         raise SafeguardError(f"{path} holds no requests.")
     return requests
@@ -78,7 +80,8 @@ def fingerprint(texts: Sequence[str] | Sequence[Anchor]) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
-def _shipped(name: str) -> Path:
+def shipped_file(name: str) -> Path:
+    """A data file that comes with the package."""
     return Path(str(files("vlm_safeguard").joinpath("data", name)))
 
 
@@ -117,7 +120,12 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
         raise SafeguardError(f"{path}: expected a .csv or .jsonl file.")
 
 
-def _text(path: Path, line: int, fields: dict[str, object], name: str) -> str:
+def text_field(path: Path, line: int, fields: dict[str, object], name: str) -> str:
+    """The text of one field, stripped.
+
+    Raises:
+        SafeguardError: it is missing, empty or no text.
+    """
     value = fields.get(name)
     if not isinstance(value, str) or not value.strip():
         raise SafeguardError(f"{path}, line {line}: '{name}' is missing or empty.")

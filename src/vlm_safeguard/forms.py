@@ -1,0 +1,103 @@
+"""Further forms of a request: in a jailbreak's wrapper, in other languages, as a second turn.
+
+All are shipped texts, written for the package and disjoint from those it is evaluated on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+from vlm_safeguard.anchors import Anchor, records, shipped_file, text_field
+from vlm_safeguard.errors import SafeguardError
+
+_SLOT = "{request}"
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """Words that jailbreaks put around a request; around a harmless one they do no harm."""
+
+    id: str
+    kind: str
+    text: str
+
+    def around(self, request: str) -> str:
+        """The request in this wrapper."""
+        return self.text.replace(_SLOT, request)
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """A request as a user's second turn; `first` and `answer`, the turns before, are harmless."""
+
+    first: str
+    answer: str
+    request: str
+
+
+@dataclass(frozen=True)
+class FollowUpAnchor:
+    """Two follow-ups of one first turn, alike in form and length."""
+
+    harmful: FollowUp
+    harmless: FollowUp
+
+
+def shipped_wrappers(use: Literal["fit", "calibration"]) -> list[Wrapper]:
+    """The wrappers to fit on, or the others of the same kinds to calibrate on."""
+    path = shipped_file("wrappers.jsonl")
+    return [
+        Wrapper(*(text_field(path, line, fields, name) for name in ("id", "kind", "text")))
+        for line, fields in records(path)
+        if fields["use"] == use
+    ]
+
+
+def shipped_anchors_by_language() -> dict[str, list[Anchor]]:
+    """Anchor pairs of many forms in each language but English, by its English name."""
+    path = shipped_file("anchors-languages.csv")
+    anchors: dict[str, list[Anchor]] = defaultdict(list)
+    for line, fields in records(path):
+        pair = Anchor(*(text_field(path, line, fields, name) for name in ("harmful", "harmless")))
+        anchors[text_field(path, line, fields, "language")].append(pair)
+    return dict(anchors)
+
+
+def shipped_calibration_by_language() -> dict[str, list[str]]:
+    """Harmless requests of all forms in the same languages, a third of them look-alikes."""
+    path = shipped_file("calibration-languages.jsonl")
+    requests: dict[str, list[str]] = defaultdict(list)
+    for line, fields in records(path):
+        text = text_field(path, line, fields, "text")
+        requests[text_field(path, line, fields, "language")].append(text)
+    return dict(requests)
+
+
+def shipped_follow_up_anchors() -> list[FollowUpAnchor]:
+    """Anchor pairs in which the second turn alone tells harm."""
+    path = shipped_file("anchors-turns.csv")
+    anchors = []
+    for line, fields in records(path):
+        first, answer, harmful, harmless = (
+            text_field(path, line, fields, name)
+            for name in ("first", "answer", "harmful", "harmless")
+        )
+        anchors.append(
+            FollowUpAnchor(FollowUp(first, answer, harmful), FollowUp(first, answer, harmless))
+        )
+    return anchors
+
+
+def shipped_follow_up_calibration() -> list[FollowUp]:
+    """Harmless follow-ups of all forms, a third of them look-alikes of harmful ones."""
+    path = shipped_file("calibration-turns.jsonl")
+    requests = []
+    for line, fields in records(path):
+        match fields.get("turns"):
+            case [str(first), str(answer), str(request)]:
+                requests.append(FollowUp(first, answer, request))
+            case _:
+                raise SafeguardError(f"{path}, line {line}: 'turns' is not a list of three texts.")
+    return requests
