@@ -21,6 +21,16 @@ class Prompt:
     text: str
 
 
+@dataclass(frozen=True)
+class ImageQuestion:
+    """A harmless question that needs an image; `kind` says of what sort it is."""
+
+    id: str
+    kind: str
+    language: str
+    text: str
+
+
 def read_prompts(kind: str, split: str = "held-out") -> list[Prompt]:
     """The prompts of one kind, in a fixed order.
 
@@ -29,5 +39,14 @@ def read_prompts(kind: str, split: str = "held-out") -> list[Prompt]:
             (harmful, to be put into templates).
         split: "held-out", to report on, or "development", to choose on.
     """
-    path = files("vlm_safeguard.evaluation.asks").joinpath("prompts", split, f"{kind}.jsonl")
-    return [Prompt(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    return [Prompt(**record) for record in _records(split, f"{kind}.jsonl")]
+
+
+def image_questions() -> list[ImageQuestion]:
+    """Held-out questions about an image, many of which no model could answer without one."""
+    return [ImageQuestion(**record) for record in _records("held-out", "image-questions.jsonl")]
+
+
+def _records(split: str, name: str) -> list[dict[str, str]]:
+    path = files("vlm_safeguard.evaluation.asks").joinpath("prompts", split, name)
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
