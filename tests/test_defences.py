@@ -124,6 +124,9 @@ def test_all_go_through_one_door(model: Llava, processor: LlavaProcessor, guard:
         "restore",
         "refuse",
         "default",
+        "text",
+        "refusal",
+        "text-always",
         "random",
         "flipped",
     }
@@ -152,6 +155,9 @@ def test_the_table_has_an_order_and_says_what_is_in_it(guard: Guard) -> None:
         "restore",
         "refuse",
         "default",
+        "text",
+        "refusal",
+        "text-always",
         "random",
         "flipped",
     )

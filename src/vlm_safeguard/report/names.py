@@ -28,6 +28,9 @@ _DEFENCES = {
     "restore": "this guard's gate; puts the text-only coordinates back",
     "refuse": "this guard's gate; also moves to the harmful anchors' mean at least",
     "default": "this guard as it is fitted by default",
+    "text": "its gate; an open request is answered from its text alone",
+    "refusal": "the same, with the model's own words of refusal first where it would answer",
+    "text-always": "every request is answered from its text alone; a control",
     "random": "the default in a random subspace of the same rank; a control",
     "flipped": "the default pushing the other way; a control",
 }
