@@ -38,6 +38,7 @@ from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
 from vlm_safeguard.policy.media import KINDS, Kind
 from vlm_safeguard.policy.soundness import check_sound
 from vlm_safeguard.policy.span import Span
+from vlm_safeguard.policy.token_ids import same_start
 from vlm_safeguard.timing import Ratio, generation_ratio
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class Examination:
             _require(
                 text == plain,
                 f"{name}: the view has {len(text)} tokens, the template's own text {len(plain)}; "
-                f"first difference at {_first_difference(text, plain)}",
+                f"first difference at {same_start(text, plain)}",
             )
             equal.append(name)
         for token in sorted(placeholder_ids):
@@ -417,17 +418,10 @@ def _pairs_behind_the_image(
     stands before the image is not looked for behind it.
     """
     first = next(i for i, token in enumerate(row) if token in placeholders)
-    rest = len(words) - _first_difference(row[:first], words)
+    rest = len(words) - same_start(row[:first], words)
     pairs: list[tuple[int, int]] = []
     for place in range(-1, first - len(row), -1):
         theirs = -1 - len(pairs)
         if -theirs <= rest and row[place] == words[theirs]:
             pairs.append((place, theirs))
     return pairs
-
-
-def _first_difference(left: list[int], right: list[int]) -> int:
-    for place, (mine, theirs) in enumerate(zip(left, right, strict=False)):
-        if mine != theirs:
-            return place
-    return min(len(left), len(right))

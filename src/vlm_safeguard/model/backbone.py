@@ -120,6 +120,12 @@ class Backbone:
         )
 
     @property
+    def text_token(self) -> int:
+        """A token id that stands for text, whatever it says."""
+        known = self.placeholder_ids
+        return next(i for i in range(3, 4 + len(known)) if i not in known)
+
+    @property
     def device(self) -> torch.device:
         """Where token ids have to be for this model."""
         return input_device(self.model)

@@ -21,6 +21,7 @@ from vlm_safeguard.model.conversation import (
 )
 from vlm_safeguard.model.media import Shown, noise_audios, noise_videos
 from vlm_safeguard.policy.media import Clip, Kind
+from vlm_safeguard.policy.token_ids import same_start
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -121,7 +122,7 @@ class _Learner:
                 continue
             forms = {_collapsed(chunk, pads, self.view.number_ids) for chunk in chunks}
             first, *more = sorted(forms, key=lambda form: (len(form), form))
-            head = _common(first, more[0]) if more else len(first)
+            head = same_start(first, more[0]) if more else len(first)
             unit = more[0][head : head + len(more[0]) - len(first)] if more else ()
             (instead,) = insteads
             clip = Clip(kinds, pads, first[:head], unit, first[head:], instead)
@@ -136,9 +137,9 @@ class _Learner:
         messages = [user_message(*filter(None, (before, kinds[0], after)))]
         plain = encode_messages(self.processor, without_media(messages))
         ids = encode_messages(self.processor, messages, shown)
-        prefix = _common(plain, ids)
+        prefix = same_start(plain, ids)
         room = min(len(plain), len(ids)) - prefix
-        suffix = _common(plain[::-1][:room], ids[::-1][:room])
+        suffix = same_start(plain[::-1][:room], ids[::-1][:room])
         return tuple(ids[prefix : len(ids) - suffix]), tuple(plain[prefix : len(plain) - suffix])
 
     def holds(self, view: TextView, kinds: Kinds, shown: Sequence[Shown]) -> bool:
@@ -257,13 +258,3 @@ def _in_order(clips: Sequence[Clip]) -> tuple[Clip, ...]:
         return not clip.known, -len(clip.head + clip.unit + clip.tail)
 
     return tuple(sorted(dict.fromkeys(clips), key=rank))
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common start of two sequences."""
-    length = 0
-    for mine, theirs in zip(left, right, strict=False):
-        if mine != theirs:
-            break
-        length += 1
-    return length

@@ -14,6 +14,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_messages, tokenizer_of, user_turn
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
+from vlm_safeguard.policy.token_ids import same_start
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -100,7 +101,7 @@ def _behind(
 ) -> tuple[int, ...]:
     """What stands at the end of all of these conversations."""
     rows = [encode_messages(processor, messages, **options) for messages in asked]
-    return tuple(_shared([row[::-1] for row in rows])[::-1])
+    return _end(rows)
 
 
 def _before_given_answers(processor: ProcessorMixin) -> tuple[int, ...]:
@@ -120,8 +121,8 @@ def _before_given_answers(processor: ProcessorMixin) -> tuple[int, ...]:
             )
             for answer in _ANSWERS
         ]
-        before.append(_shared(rows))
-    return tuple(_shared([row[::-1] for row in before])[::-1])
+        before.append(_start(rows))
+    return _end(before)
 
 
 def _between_turns(processor: ProcessorMixin) -> tuple[int, ...]:
@@ -135,19 +136,20 @@ def _between_turns(processor: ProcessorMixin) -> tuple[int, ...]:
         ]
     except SafeguardError:
         return ()
-    shared = _shared(rows)
-    return tuple(shared[len(_shared([alone, shared])) :])
+    shared = _start(rows)
+    return tuple(shared[same_start(alone, shared) :])
 
 
 def _said(answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 
-def _shared(rows: Sequence[Sequence[int]]) -> list[int]:
+def _start(rows: Sequence[Sequence[int]]) -> list[int]:
     """The common start of sequences."""
-    shared = []
-    for tokens in zip(*rows, strict=False):
-        if len(set(tokens)) > 1:
-            break
-        shared.append(tokens[0])
-    return shared
+    first = rows[0]
+    return list(first[: min(same_start(first, row) for row in rows)])
+
+
+def _end(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The common end of sequences."""
+    return tuple(_start([row[::-1] for row in rows])[::-1])

@@ -18,6 +18,7 @@ from vlm_safeguard.model.conversation import (
     without_media,
 )
 from vlm_safeguard.policy.text_view import TextView, one_a_number
+from vlm_safeguard.policy.token_ids import same_start
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -58,8 +59,8 @@ def learn_text_view(processor: ProcessorMixin, placeholder_ids: frozenset[int]) 
     special = _special_ids(processor).difference(*(plain for _, plain, _ in shown))
     chunks = []
     for count, plain, ids in shown:
-        prefix = _common(plain, ids, limit=len(plain))
-        suffix = _common(plain[::-1], ids[::-1], limit=len(plain) - prefix)
+        prefix = same_start(plain, ids)
+        suffix = same_start(plain[prefix:][::-1], ids[::-1])
         chunks.append((count, ids[prefix : len(ids) - suffix]))
     frame = special.intersection(token for _, chunk in chunks for token in chunk)
     seen = placeholder_ids.intersection(token for _, chunk in chunks for token in chunk)
@@ -114,7 +115,7 @@ def _with_labels(processor: ProcessorMixin, view: TextView) -> TextView:
             numbered = encode_messages(processor, messages, shown, **{_NUMBERED: True})
             asked.append((numbered, encode_messages(processor, without_media(messages))))
             if parts.count(kind) == 1:
-                prefix = _common(bare, numbered, limit=len(bare))
+                prefix = same_start(bare, numbered)
                 labels.add(tuple(numbered[prefix : prefix + len(numbered) - len(bare)]))
     labelled = replace(view, labels=tuple(sorted(labels)))
     return labelled if all(labelled(ids) == plain for ids, plain in asked) else view
@@ -129,14 +130,14 @@ def _with_wrapper(view: TextView, shown: Sequence[tuple[list[int], list[int]]]) 
     for plain, ids in shown:
         images = list(view.images(ids))
         start, stop = images[0][0], images[-1][1]
-        prefix = _common(ids, plain, limit=min(start, len(plain)))
+        prefix = same_start(ids[:start], plain)
         room = min(len(ids) - stop, len(plain) - prefix)
-        suffix = _common(ids[::-1], plain[::-1], limit=room)
+        suffix = same_start(ids[::-1][:room], plain[::-1][:room])
         befores.append(ids[prefix:start])
         afters.append(ids[stop : len(ids) - suffix])
         insteads.append(plain[prefix : len(plain) - suffix])
-    before = _common(befores[0][::-1], befores[1][::-1], limit=min(map(len, befores)))
-    after = _common(*afters, limit=min(map(len, afters)))
+    before = same_start(befores[0][::-1], befores[1][::-1])
+    after = same_start(*afters)
     return replace(
         view,
         before=tuple(befores[0][len(befores[0]) - before :]),
@@ -157,11 +158,3 @@ def _number_ids(processor: ProcessorMixin) -> frozenset[int]:
     return frozenset(
         index for token, index in vocabulary.items() if token.strip("\u0120\u2581 ").isdigit()
     )
-
-
-def _common(left: Sequence[int], right: Sequence[int], *, limit: int) -> int:
-    """Length of the common start of two sequences, at most `limit`."""
-    length = 0
-    while length < limit and left[length] == right[length]:
-        length += 1
-    return length

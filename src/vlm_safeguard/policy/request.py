@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vlm_safeguard.policy.media import Media
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.span import Span
+from vlm_safeguard.policy.token_ids import same_start
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read_request(policy: Policy, prompt: Sequence[int]) -> Request:
                 "known; make it with processor.apply_chat_template(…, add_generation_prompt=True)"
             )
         text, form, last = known.judged(kept), place.form, end
-        aligned = place.start + _common(kept[place.start : place.stop], known.direct)
+        aligned = place.start + same_start(kept[place.start : place.stop], known.direct)
         behind = prompt[last + 1 :]
         shown = (view.placeholder_ids | view.frame_ids).intersection(behind)
         if shown or known.holds_turn(behind):
@@ -77,7 +78,7 @@ def read_request(policy: Policy, prompt: Sequence[int]) -> Request:
     prefill = tuple(prompt[last + 1 :])
     spanned[last] = len(text) - 1
     follows = policy.refusal_prefix if policy.follows_refusals else ()
-    spoken = _common(prefill, follows)
+    spoken = same_start(prefill, follows)
     for number in range(len(prefill)):
         spanned[last + 1 + number] = len(text) + number if number < spoken else len(text) - 1
     return Request(
@@ -88,11 +89,3 @@ def read_request(policy: Policy, prompt: Sequence[int]) -> Request:
         generation_prompt=form,
         media=media,
     )
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """Length of the common start of two sequences."""
-    length = 0
-    while length < min(len(left), len(right)) and left[length] == right[length]:
-        length += 1
-    return length

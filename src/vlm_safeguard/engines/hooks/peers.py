@@ -48,12 +48,10 @@ class Peers:
             if is_shard(hidden) or tuple(hidden.shape) != whole:
                 partial.append(layer)
 
-        placeholders = self._backbone.placeholder_ids
-        token = next(i for i in range(3, 3 + len(placeholders) + 1) if i not in placeholders)
         hooks.arm(layers, look)
         try:
             with torch.no_grad():
-                self._backbone.run_text([[token] * _TOKENS])
+                self._backbone.run_text([[self._backbone.text_token] * _TOKENS])
             hooks.check_all_took_part(layers, "the pass that looks for shards")
         finally:
             hooks.disarm()
@@ -71,9 +69,9 @@ class Peers:
         Raises:
             SafeguardError: its own, or that another one has its own.
         """
-        found, refusal = None, None
+        result, refusal = None, None
         try:
-            found = check(*given)
+            result = check(*given)
         except SafeguardError as error:
             refusal = error
         for group in self._groups:
@@ -86,7 +84,7 @@ class Peers:
                 )
         if refusal is not None:
             raise refusal
-        return found
+        return result
 
     def check_agree(self, what: str, *seen: torch.Tensor | None) -> None:
         """Refuse to go on where another process has other values; all of them refuse.

@@ -35,9 +35,7 @@ def verify(
         SafeguardError: a hook did not fire, or what it did had no effect on the logits.
     """
     watched = policy.watched
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    token = next(i for i in range(3, vocabulary) if i not in backbone.placeholder_ids)
-    ids = torch.full((canary_rows(watched), 2), token, device=backbone.device)
+    ids = torch.full((canary_rows(watched), 2), backbone.text_token, device=backbone.device)
 
     def push(layer: int, hidden: torch.Tensor) -> torch.Tensor:
         direction = directions.vectors[layer, 0].to(hidden.device)

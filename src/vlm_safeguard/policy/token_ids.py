@@ -1,0 +1,11 @@
+"""Sequences of token ids, compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def same_start(left: Sequence[int], right: Sequence[int]) -> int:
+    """Length of the common start of two sequences: where they first differ, or the shorter ends."""
+    shortest = min(len(left), len(right))
+    return next((i for i in range(shortest) if left[i] != right[i]), shortest)
