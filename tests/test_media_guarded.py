@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from support.media import noise_inputs
 from support.reference import with_thresholds
 from tiny import load_makers
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
@@ -27,7 +28,6 @@ from vlm_safeguard.model.conversation import (
 )
 from vlm_safeguard.model.families import FAMILIES
 from vlm_safeguard.model.generation_prompt import learn_generation_prompt
-from vlm_safeguard.model.media import Shown
 from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.policy.edits import Restore
 from vlm_safeguard.policy.gate import GATES, TextScore
@@ -84,22 +84,7 @@ def receipts_of(
     model, processor, guard = guarded(model_type)
     if image_threshold is not None:
         guard = with_thresholds(guard, 1e6, image=image_threshold)
-    shown = [noise_media(processor, list(messages)) for messages in conversations]
-    everything = Shown(
-        images=[image for each in shown for image in each.images],
-        videos=[video for each in shown for video in each.videos],
-        audios=[audio for each in shown for audio in each.audios],
-    )
-    images = [list(each.images) for each in shown]
-    inputs = processor(
-        text=[render_messages(processor, list(messages)) for messages in conversations],
-        images=images if any(images) else None,
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        **everything.arguments(),
-    )
-    inputs.pop("video_metadata", None)  # the processor's own: no model takes it
+    inputs = noise_inputs(processor, conversations)
     with guard.attach(model):
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
     return list(guard.receipts)

@@ -9,6 +9,8 @@ import pytest
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LlavaProcessor
 
+from fuzzing.options import REFUSED as SETTINGS
+from fuzzing.options import made
 from support.observe import Model, Watch
 from support.reference import QUESTIONS, ask
 from vlm_safeguard.engines.hooks import options
@@ -28,30 +30,7 @@ def test_no_option_is_in_both_tables() -> None:
 
 
 #: A value by which each refused option is set.
-SET: dict[str, Any] = {
-    "custom_generate": lambda *args, **kwargs: None,
-    "trust_remote_code": True,
-    "assistant_early_exit": 2,
-    "assistant_ensemble_weight": 0.5,
-    "speculation_type": "anything",
-    "use_mtp": True,
-    "guidance_scale": 1.5,
-    "negative_prompt_ids": [[1]],
-    "negative_prompt_attention_mask": [[1]],
-    "penalty_alpha": 0.6,
-    "dola_layers": "high",
-    "num_beam_groups": 2,
-    "constraints": ["x"],
-    "force_words_ids": [[5]],
-    "forced_bos_token_id": 5,
-    "encoder_no_repeat_ngram_size": 3,
-    "encoder_repetition_penalty": 1.2,
-    "token_healing": True,
-    "continuous_batching_config": {"a": 1},
-    "inputs_embeds": [[0.0]],
-    "decoder_input_ids": [[5]],
-    "encoder_outputs": ["x"],
-}
+SET = made(SETTINGS)
 
 
 def refused(model: Model, guard: Guard, inputs: dict[str, Tensor], **options: Any) -> str:

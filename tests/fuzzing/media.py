@@ -14,15 +14,14 @@ from fuzzing.cases import edits
 from fuzzing.check import hooked
 from fuzzing.models import family
 from fuzzing.options import some
+from support.media import noise_inputs
 from support.observe import Watch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.conversation import (
-    noise_media,
     render_messages,
     user_message,
     without_media,
 )
-from vlm_safeguard.model.media import Shown
 from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import GATES, TextScore
 
@@ -97,7 +96,7 @@ def check_media(case: Media) -> str:
     guard = fitted.variant(layers=case.layers, edit=case.edit, gate=gate, refusal_prefix=())
     conversations = [[user_message(*parts)] for parts in case.requests]
     try:
-        inputs = _inputs(processor, conversations)
+        inputs = dict(noise_inputs(processor, conversations))
     except ValueError:
         return "media, the processor refuses"  # the stand-in's, videos of different lengths
     options = {**case.options, "do_sample": False}
@@ -143,26 +142,6 @@ def _same_row(ours: Answer, theirs: Answer, row: int, start: int) -> None:
             gap = float(logits[row, other] - logits[row, mine])
             assert gap < _NEAR * float(logits[row].std()), f"row {row}, step {step}: off by {gap}"
             return
-
-
-def _inputs(processor: Any, conversations: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    shown = [noise_media(processor, messages) for messages in conversations]
-    everything = Shown(
-        images=[image for each in shown for image in each.images],
-        videos=[video for each in shown for video in each.videos],
-        audios=[audio for each in shown for audio in each.audios],
-    )
-    images = [list(each.images) for each in shown]
-    inputs = processor(
-        text=[render_messages(processor, messages) for messages in conversations],
-        images=images if any(images) else None,
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        **everything.arguments(),
-    )
-    inputs.pop("video_metadata", None)
-    return dict(inputs)
 
 
 def _answer(model: Any, inputs: dict[str, Any], **options: Any) -> Answer:
