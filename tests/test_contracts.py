@@ -34,6 +34,7 @@ from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restore
 from vlm_safeguard.policy.gate import GATES, TextScore
 from vlm_safeguard.policy.span import Span
@@ -1001,16 +1002,16 @@ def test_the_text_pass_reads_each_different_text_once(
     model: Model, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    run_text = Backbone.run_text
+    read_texts = Backbone.read_texts
 
-    def counted(self: Backbone, rows: Any, answer: Any) -> Tensor:
-        read.append(len(rows))
-        return run_text(self, rows, answer)
+    def counted(self: Backbone, texts: Any) -> TextPass:
+        read.append(len(texts))
+        return read_texts(self, texts)
 
     asked = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0], QUESTIONS[2]]
     inputs = ask(processor, asked, images=[True, True, True, False])
     with guard.attach(model):
-        monkeypatch.setattr(Backbone, "run_text", counted)
+        monkeypatch.setattr(Backbone, "read_texts", counted)
         model.generate(**inputs, max_new_tokens=1, num_beams=3)
         scores = [receipt.scores.get("text_score") for receipt in guard.receipts]
         model.generate(**ask(processor, asked, images=[False] * 4), max_new_tokens=1)

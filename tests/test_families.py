@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import ProcessorMixin
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN,
 )
@@ -42,6 +43,23 @@ def test_final_states_of_text_give_the_next_token_s_own_logits(model_type: str) 
         inputs = encode_batch(processor, ["Why?"], [[]]).to("cpu", model.dtype)
         own = model(**inputs).logits[:, -1].float()
     torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)
+    _check_going_on(backbone, processor)
+
+
+@torch.no_grad()
+def _check_going_on(backbone: Backbone, processor: ProcessorMixin) -> None:
+    """What follows texts of two lengths, in another order, is as if they were read with it."""
+    short, long = (tuple(encode_chat(processor, text)) for text in ("Why?", "How is bread made?"))
+    tokens = (backbone.text_token, backbone.text_token + 1, backbone.text_token)
+    read = backbone.read_texts([short, long])
+    torch.testing.assert_close(read.final, backbone.run_text([short, long])[:, 0])
+    if not read.holds([long, short]):
+        assert read.cache_of([short]) is None
+        return
+    for _ in range(2):  # the texts' own cache stays as it was
+        behind = backbone.go_on(read, [long, short], tokens)
+        torch.testing.assert_close(behind, backbone.run_text([long, short], tokens)[:, 1:])
+    assert read.cache_of([long]).get_seq_length() == len(long)
 
 
 def test_every_verified_family_has_a_small_model_here() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,17 @@ def text_reader(
     hooks = LayerHooks(backbone)
     subspaces = policy.subspaces(backbone.device, model.dtype)
     return TextReader(policy, backbone, hooks, policy.directions, subspaces, readings), hooks
+
+
+def decoder_passes(model: Model) -> list[tuple[int, int]]:
+    """(rows, tokens) of each pass of the decoder from here on."""
+    passes: list[tuple[int, int]] = []
+
+    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        passes.append(tuple(kwargs["input_ids"].shape))
+
+    Backbone.of(model).decoder.register_forward_pre_hook(note, with_kwargs=True)
+    return passes
 
 
 def read(policy: Policy, processor: LlavaProcessor, images: list[bool]) -> Batch:
@@ -69,26 +81,19 @@ def test_coordinates_and_scores_are_those_of_the_text_alone(
 
 
 def test_a_text_is_read_once_and_kept(
-    model: Model, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+    model: Model, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    passes: list[list[tuple[int, ...]]] = []
-    run_text = Backbone.run_text
-
-    def counted(self: Backbone, rows: list[tuple[int, ...]], answer: tuple[int, ...]) -> object:
-        passes.append(list(rows))
-        return run_text(self, rows, answer)
-
-    monkeypatch.setattr(Backbone, "run_text", counted)
+    passes = decoder_passes(model)
     kept = TextReadings()
     reader, hooks = text_reader(model, guard.policy, kept)
     for _ in range(2):
         reader.ask(read(guard.policy, processor, [True] * 4))
-    assert [len(rows) for rows in passes] == [4]
+    assert [rows for rows, _ in passes] == [4]
     assert not hooks.in_pass
     wide = replace(guard.policy, layers=(1, 2, 3))
     wider, _ = text_reader(model, wide, kept)
     wider.ask(read(wide, processor, [True] * 4))  # a layer that was not watched before
-    assert [len(rows) for rows in passes] == [4, 4]
+    assert [rows for rows, _ in passes] == [4, 4]
 
 
 def test_a_hook_that_does_not_fire_is_an_error_and_leaves_no_hooks(
@@ -113,16 +118,9 @@ class _Gone:
 
 
 def test_the_words_of_a_refusal_are_read_behind_texts_alone_whose_first_token_refuses(
-    exact_model: Model, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
+    exact_model: Model, processor: LlavaProcessor, guard: Guard
 ) -> None:
     """And behind those whose answers are edited there; against the margins of a pass of its own."""
-    passes: list[tuple[int, tuple[int, ...]]] = []
-    run_text = Backbone.run_text
-
-    def counted(self: Backbone, rows: list[tuple[int, ...]], answer: tuple[int, ...]) -> object:
-        passes.append((len(rows), tuple(answer)))
-        return run_text(self, rows, answer)
-
     first = [
         int(run_row(exact_model, text_ids(processor, question))[1][-1].argmax())
         for question in QUESTIONS
@@ -132,9 +130,10 @@ def test_the_words_of_a_refusal_are_read_behind_texts_alone_whose_first_token_re
     asked = with_thresholds(guard, 1e9, tokens=(first[0],)).variant(refusal_prefix=prefix).policy
     reader, _ = text_reader(exact_model, asked)
     batch = read(asked, processor, [True] * 4)
-    monkeypatch.setattr(Backbone, "run_text", counted)
+    passes = decoder_passes(exact_model)
     reader.ask(batch)
-    assert passes == [(len(QUESTIONS), ()), (refusing, prefix)]
+    longest = max(len(text_ids(processor, question)) for question in QUESTIONS)
+    assert passes == [(len(QUESTIONS), longest), (refusing, len(prefix))]
     for question, token, findings in zip(QUESTIONS, first, batch.decision.findings, strict=True):
         measures = findings[0].measures
         assert (measures["own_refusal"] > 0) == (token == first[0])

@@ -150,7 +150,10 @@ def test_a_returned_dict_is_put_together(
         mine, theirs = slice(row * beams, (row + 1) * beams), slice(at * beams, (at + 1) * beams)
         for name in ("scores", "logits"):
             for left, right in zip(getattr(out, name), getattr(source, name), strict=False):
-                assert torch.equal(left[mine], right[theirs])
+                if opened:  # goes on from the pass that read the text, padded to another width
+                    torch.testing.assert_close(left[mine], right[theirs], rtol=1e-4, atol=1e-5)
+                else:
+                    assert torch.equal(left[mine], right[theirs])
         if beams > 1:
             assert out.sequences_scores[row] == source.sequences_scores[at]
             kept = source.beam_indices[at]

@@ -16,6 +16,7 @@ import torch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.conversation import Chat, chat_of, encode_chats
 from vlm_safeguard.model.families import FAMILIES, REFUSED
+from vlm_safeguard.model.text_pass import TextPass, plain_cache
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -143,8 +144,38 @@ class Backbone:
             (rows, 1 + tokens of the answer, hidden) final states of the prompts' last tokens and
             of the answer's, from which the next ones are predicted.
         """
-        states = self._final_states([[*row, *answer] for row in rows], [len(row) for row in rows])
+        output, _ = self._run([[*row, *answer] for row in rows], [len(row) for row in rows])
+        states: torch.Tensor = output.last_hidden_state
         return states[:, -1 - len(answer) :]
+
+    def read_texts(self, texts: Sequence[tuple[int, ...]]) -> TextPass:
+        """The same as `run_text`, with what is needed to go on from it."""
+        output, mask = self._run(texts, [len(text) for text in texts], use_cache=True)
+        return TextPass(
+            rows={text: row for row, text in enumerate(texts)},
+            final=output.last_hidden_state[:, -1],
+            mask=mask,
+            cache=plain_cache(output.past_key_values),
+        )
+
+    def go_on(
+        self, read: TextPass, texts: Sequence[tuple[int, ...]], answer: Sequence[int]
+    ) -> torch.Tensor:
+        """One pass of an answer behind texts that `read` holds.
+
+        Returns:
+            (texts, tokens of the answer, hidden) final states of the answer's tokens.
+        """
+        mask = read.mask[read.places(texts)]
+        ids = torch.tensor([list(answer)] * len(texts), device=mask.device)
+        states: torch.Tensor = self.decoder(
+            input_ids=ids,
+            attention_mask=torch.cat([mask, torch.ones_like(ids)], dim=1),
+            position_ids=mask.sum(1, keepdim=True) + torch.arange(len(answer), device=mask.device),
+            past_key_values=read.cache_of(texts),
+            use_cache=True,
+        ).last_hidden_state
+        return states
 
     def answer_log_probs(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
@@ -159,18 +190,21 @@ class Backbone:
             (tokens,) float32 each, in nats.
         """
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        states = self._final_states(rows, [len(prompt) for prompt in prompts])
-        found = []
+        output, _ = self._run(rows, [len(prompt) for prompt in prompts])
+        states: torch.Tensor = output.last_hidden_state
+        log_probs_of = []
         for row, answer in enumerate(answers):
             # the state before a token predicts it; rows end at the right
             before = states[row, states.shape[1] - len(answer) - 1 : -1]
             log_probs = self.next_token_logits(before).log_softmax(-1)
             tokens = torch.tensor(list(answer), dtype=torch.long, device=log_probs.device)
-            found.append(log_probs.gather(-1, tokens[:, None])[:, 0])
-        return found
+            log_probs_of.append(log_probs.gather(-1, tokens[:, None])[:, 0])
+        return log_probs_of
 
-    def _final_states(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> torch.Tensor:
-        """(rows, width, hidden) final states of left-padded `rows`, by the decoder alone.
+    def _run(
+        self, rows: Sequence[Sequence[int]], prompts: Sequence[int], *, use_cache: bool = False
+    ) -> tuple[Any, torch.Tensor]:
+        """The decoder's output of left-padded `rows`, and their (rows, width) mask.
 
         Args:
             prompts: tokens at the start of each row that are its prompt; what follows is answer.
@@ -185,10 +219,10 @@ class Backbone:
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         ids, mask, positions, answer = (x.to(self.device) for x in (ids, mask, positions, answer))
         seen = self._both_ways(ids, mask, positions, answer) if self.bidirectional else mask
-        states: torch.Tensor = self.decoder(
-            input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return states
+        output = self.decoder(
+            input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=use_cache
+        )
+        return output, mask
 
     def _both_ways(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, answer: torch.Tensor

@@ -243,7 +243,8 @@ class Attachment:
         with dice.thrown_again() if runs else nullcontext():
             for begun in dict.fromkeys(batch.beginning(n * copies) for n in opened):
                 mine = [n for n in opened if batch.beginning(n * copies) == begun]
-                runs.append(answers([batch.texts[n * copies] for n in mine], mine, begun))
+                texts = [batch.texts[n * copies] for n in mine]
+                runs.append(answers(texts, mine, begun, batch.read_texts))
         batch.finished = True
         hooks.note(batch)
         return answers.merged(runs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.decision import Decision, decide
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
@@ -35,6 +36,7 @@ class Batch:
         decision: so far.
         coordinates: layer → (tokens, m) of the text-only pass, text after text; empty where it was
             not run.
+        read_texts: the text-only pass that read the editable requests' texts, if it was made now.
         harm: request → its scores before and after the edit that reached it first.
         finished: whether the pass that read the prompts' ends is over, receipts and all.
         answers: (requests, tokens) ids that followed one by one, where not `generate` makes the
@@ -51,6 +53,7 @@ class Batch:
     editable: torch.Tensor
     decision: Decision
     coordinates: dict[int, torch.Tensor] = field(default_factory=dict)
+    read_texts: TextPass | None = None
     harm: dict[int, tuple[float, float]] = field(default_factory=dict)
     finished: bool = False
     answers: torch.Tensor | None = None

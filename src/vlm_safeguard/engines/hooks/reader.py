@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +13,7 @@ from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.refusal import prefix_margins, refusal_margins
+from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.policy import Policy
@@ -19,6 +21,7 @@ from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.subspace import Subspace
 
 Text = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass
@@ -61,8 +64,8 @@ class TextReader:
     def ask(self, batch: Batch) -> None:
         """Decide on a batch by its texts, and take the coordinates that its edits aim at.
 
-        Each different text of an editable request is read once; once more, with the words of a
-        refusal behind it, where its first token refuses or its answer may be edited there.
+        Each different text of an editable request is read once; and behind it the words of a
+        refusal, where its first token refuses or its answer may be edited there.
 
         Raises:
             SafeguardError: a state or a score is not finite, or a hook did not fire.
@@ -70,7 +73,7 @@ class TextReader:
         readings = TextReadings() if self.readings is None else self.readings
         asked = batch.editable.nonzero()[:, 0].tolist()
         place = {text: i for i, text in enumerate(dict.fromkeys(batch.texts[i] for i in asked))}
-        self._read(list(place), (), readings)
+        first = self._read(list(place), readings)
         final = torch.stack([readings.final[text] for text in place])
         states = {
             layer: torch.stack([readings.states[text][layer][-1] for text in place])
@@ -80,7 +83,7 @@ class TextReader:
         margin = words = None
         if tokens := self.policy.refusal_tokens:
             margin = refusal_margins(self.backbone, final[:, 0], tokens)
-            words = self._words(list(place), margin, readings)
+            words = self._words(list(place), margin, readings, first)
         reading = Reading(states, self.directions, self.policy.layers, margin, words)
         rows = [
             place[text] if editable else None
@@ -88,23 +91,31 @@ class TextReader:
         ]
         decision = decide(self.policy.gate, "text", rows, reading, len(self.policy.layers))
         batch.decision = batch.decision.merged(decision)
-        self._take_coordinates(batch, readings)
+        self._take_coordinates(batch, readings, first)
+        if not self.policy.edits:
+            batch.read_texts = first  # which the answers go on from
 
     def _words(
-        self, texts: list[Text], margin: torch.Tensor, readings: TextReadings
+        self,
+        texts: list[Text],
+        margin: torch.Tensor,
+        readings: TextReadings,
+        first: TextPass | None,
     ) -> torch.Tensor:
         """`prefix_margins`, read behind those texts alone whose first token refuses."""
         prefix, words = self.policy.refusal_prefix, margin.clone()
         declined = (margin > 0).nonzero()[:, 0].tolist()
         if not prefix or not declined:
             return words
-        self._read([texts[i] for i in declined], prefix, readings)
+        self._read_behind([texts[i] for i in declined], prefix, readings, first)
         final = torch.stack([readings.final[texts[i] + prefix] for i in declined])
         check_finite([final], "The text-only pass gave states that are")
         words[declined] = prefix_margins(self.backbone, final, prefix, margin[declined])
         return words
 
-    def _take_coordinates(self, batch: Batch, readings: TextReadings) -> None:
+    def _take_coordinates(
+        self, batch: Batch, readings: TextReadings, first: TextPass | None
+    ) -> None:
         """Of the texts whose requests are edited, or may be yet; zeros of the others."""
         if not self.subspaces:
             return
@@ -114,7 +125,7 @@ class TextReader:
         if batch.decision.awaits_image:
             edited = edited | batch.editable
         needed = dict.fromkeys(batch.texts[i] for i in edited.nonzero()[:, 0].tolist())
-        self._read(list(needed), behind, readings)
+        self._read_behind(list(needed), behind, readings, first)
         for layer, subspace in self.subspaces.items():
             V = subspace.V
             batch.coordinates[layer] = torch.cat(
@@ -131,11 +142,42 @@ class TextReader:
         coordinates = states.to(V.dtype) @ V.mT
         return torch.nn.functional.pad(coordinates, (0, 0, 0, length - len(coordinates)))
 
-    def _read(self, texts: list[Text], prefix: Text, readings: TextReadings) -> None:
-        """One pass of those texts that are not read yet, with the prefix behind each."""
-        missing = readings.missing([text + prefix for text in texts], self.policy.watched)
+    def _read(self, texts: list[Text], readings: TextReadings) -> TextPass | None:
+        """One pass of those texts that are not read yet; None where all are."""
+        missing = readings.missing(texts, self.policy.watched)
+        if not missing:
+            return None
+        states, read = self._watch(lambda: self.backbone.read_texts(missing))
+        for row, text in enumerate(missing):
+            readings.final[text] = read.final[row, None]
+            readings.states[text] = {n: rows[row, -len(text) :] for n, rows in states.items()}
+        return read
+
+    def _read_behind(
+        self, texts: list[Text], prefix: Text, readings: TextReadings, first: TextPass | None
+    ) -> None:
+        """One pass of a prefix behind those texts where it is not read yet.
+
+        Args:
+            first: a pass that it goes on from, if it holds them; else they are read again.
+        """
+        whole = readings.missing([text + prefix for text in texts], self.policy.watched)
+        missing = [text[: len(text) - len(prefix)] for text in whole]
         if not missing:
             return
+        if first is not None and first.holds(missing):
+            states, final = self._watch(lambda: self.backbone.go_on(first, missing, prefix))
+        else:
+            states, final = self._watch(lambda: self.backbone.run_text(missing, prefix)[:, 1:])
+        for row, text in enumerate(missing):
+            readings.final[text + prefix] = torch.cat([readings.final[text], final[row]])
+            readings.states[text + prefix] = {
+                n: torch.cat([readings.states[text][n], rows[row, -len(prefix) :]])
+                for n, rows in states.items()
+            }
+
+    def _watch(self, run: Callable[[], T]) -> tuple[dict[int, torch.Tensor], T]:
+        """What a pass gives, and the states of the watched layers in it."""
         states: dict[int, torch.Tensor] = {}
 
         def keep(layer: int, hidden: torch.Tensor) -> None:
@@ -143,16 +185,11 @@ class TextReader:
 
         self.hooks.arm(self.policy.watched, keep)
         try:
-            bare = [read[: len(read) - len(prefix)] for read in missing]
-            final = self.backbone.run_text(bare, prefix)
+            given = run()
             self.hooks.check_all_took_part(self.policy.watched, "the text-only pass")
         finally:
             self.hooks.disarm()
-        for row, read in enumerate(missing):
-            readings.final[read] = final[row]
-            readings.states[read] = {
-                layer: values[row, -len(read) :] for layer, values in states.items()
-            }
+        return states, given
 
 
 def check_finite(tensors: list[torch.Tensor], what: str) -> None:

@@ -17,6 +17,7 @@ from transformers import (
 
 from vlm_safeguard.engines.hooks.options import ALLOWED, setting
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.text_pass import TextPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 _DEFAULT_NEW_TOKENS = 20  # as generate has it where no length is asked for
 #: What of an output has a row for each answer, or for each beam.
 _OF_STEPS = ("scores", "logits")
+#: Ways of generating that make their own cache, or read a prompt in their own steps.
+_OWN_CACHE = (
+    "cache_implementation",
+    "assistant_model",
+    "prompt_lookup_num_tokens",
+    "prefill_chunk_size",
+    "assistant_early_exit",
+)
 _WHOLE = ("attentions", "hidden_states")
 
 
@@ -82,7 +91,11 @@ class TextAnswers:
                 )
 
     def __call__(
-        self, texts: Sequence[Sequence[int]], requests: Sequence[int], begun: tuple[int, ...]
+        self,
+        texts: Sequence[tuple[int, ...]],
+        requests: Sequence[int],
+        begun: tuple[int, ...],
+        read: TextPass | None = None,
     ) -> Answers:
         """Answers to texts, left-padded.
 
@@ -90,6 +103,7 @@ class TextAnswers:
             texts: token ids of requests without their media, ready for the answer.
             requests: the numbers of their prompts.
             begun: what each answer begins with.
+            read: the pass that read the texts, which is gone on from where the options allow it.
         """
         pad, lengths = self._pad(), self._lengths()
         begun = begun[: lengths["max_new_tokens"] - 1]
@@ -97,7 +111,10 @@ class TextAnswers:
             if name in lengths:
                 lengths[name] = max(lengths[name] - len(begun), 0)
         rows = [[*text, *begun] for text in texts]
+        cache = self._cache(texts, begun, read)
         width = max(map(len, rows))
+        if cache is not None:  # the last token is run again where the answer begins with nothing
+            width = cache.get_seq_length() + max(len(begun), 1)
         device = self._ids.device
         left = [width - len(row) for row in rows]
         ids = torch.tensor([[pad] * n + row for n, row in zip(left, rows, strict=True)])
@@ -110,6 +127,7 @@ class TextAnswers:
             **{
                 **self._options,
                 **lengths,
+                **({} if cache is None else {"past_key_values": cache}),
                 **self._seeing(prompts, requests, width, begun),
                 **({} if streamer is None else {"streamer": _Streamed(streamer, prompts, begun)}),
             },
@@ -122,7 +140,7 @@ class TextAnswers:
         count, pad = len(self._ids), self._pad()
         longest = max(run.sequences.shape[1] for run in answers)
         prompts = self._ids.repeat_interleave(copies, dim=0)
-        behind = prompts.new_full((count * copies, longest), pad)
+        behind = answers[0].sequences.new_full((count * copies, longest), pad)
         for run in answers:  # a later one's in the place of an earlier one's
             rows = _rows(run.requests, copies)
             behind[rows] = pad
@@ -172,6 +190,22 @@ class TextAnswers:
                     scores[rows] = steps[at]
             merged.append(scores)
         return tuple(merged)
+
+    def _cache(
+        self, texts: Sequence[tuple[int, ...]], begun: tuple[int, ...], read: TextPass | None
+    ) -> Any:
+        """Of a pass that read the texts; None where the answers are to read them anew."""
+        fresh = [self._setting(name) for name in _OWN_CACHE]
+        copies = [self._setting(name) or 1 for name in ("num_beams", "num_return_sequences")]
+        if read is None or any(fresh) or max(copies) > 1 or self._setting("use_cache") is False:
+            return None
+        cache = read.cache_of(texts, without_last=not begun)
+        if cache is not None:
+            zero = torch.zeros(1, 1, dtype=torch.long, device=self._ids.device)
+            for module in self._model.modules():
+                if hasattr(module, "rope_deltas"):  # by how much an image shifts what follows it
+                    module.rope_deltas = zero
+        return cache
 
     # --- options ---
 

@@ -1,0 +1,67 @@
+"""A text-only pass that answers go on from, so that the texts are not read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+#: Layers of a cache that hold one state a token; others mix tokens and cannot always be gone on in.
+_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+@dataclass(frozen=True, eq=False)
+class TextPass:
+    """What a model's decoder made of texts, left-padded to one width.
+
+    Attributes:
+        rows: each text's row.
+        final: (rows, hidden) final states of the last tokens.
+        mask: (rows, width), 1 where a token stands.
+        cache: keys and values of all tokens; None where the decoder's cannot be gone on in.
+    """
+
+    rows: dict[tuple[int, ...], int]
+    final: torch.Tensor
+    mask: torch.Tensor
+    cache: Cache | None
+
+    def holds(self, texts: Sequence[tuple[int, ...]]) -> bool:
+        """Whether all of these can be gone on in."""
+        return self.cache is not None and all(text in self.rows for text in texts)
+
+    def cache_of(self, texts: Sequence[tuple[int, ...]], *, without_last: bool = False) -> Any:
+        """A cache of these texts' own, in this order; None where there can be none.
+
+        Args:
+            without_last: leave out their last token, which is then to be run again.
+        """
+        if not self.holds(texts):
+            return None
+        cache: Any = copy(self.cache)
+        cache.layers = [copy(layer) for layer in cache.layers]
+        cache.batch_select_indices(self.places(texts))
+        if without_last:
+            if any(_is_full(layer) for layer in cache.layers):
+                return None
+            cache.crop(-1)
+        return cache
+
+    def places(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """(texts,) their rows."""
+        return torch.tensor([self.rows[text] for text in texts], device=self.mask.device)
+
+
+def plain_cache(cache: Any) -> Cache | None:
+    """A cache that can be gone on in; None where it is of another kind."""
+    layers = getattr(cache, "layers", ())
+    return cache if layers and all(type(layer) in _PLAIN for layer in layers) else None
+
+
+def _is_full(layer: Any) -> bool:
+    """Whether a sliding window has dropped tokens, so that none can be taken back."""
+    return bool(layer.is_sliding) and layer.get_seq_length() >= layer.sliding_window
