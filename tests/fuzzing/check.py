@@ -106,9 +106,9 @@ def answer(case: Case, generate: Callable[..., Any], last: Call | None = None) -
     cached = last is not None and case.following is not None and case.following.cached
     if cached:
         assert last is not None
-        options["past_key_values"] = last.output.past_key_values
-        more = [row[last.sequences.shape[1] :] for row in rows]
-        pixels = pixels_of(more)
+        cache = options["past_key_values"] = last.output.past_key_values
+        if cache is not None:  # an answer from the text leaves none: all images are given again
+            pixels = pixels_of([row[last.sequences.shape[1] :] for row in rows])
         before = last.mask if last.mask is not None else torch.ones_like(last.ids)
         before = before.repeat_interleave(len(rows) // len(before), 0)
         grown = torch.ones(len(rows), ids.shape[1] - before.shape[1], dtype=torch.long)
