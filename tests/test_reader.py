@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -32,15 +34,19 @@ def text_reader(
     return TextReader(policy, backbone, hooks, policy.directions, subspaces, readings), hooks
 
 
-def decoder_passes(model: Model) -> list[tuple[int, int]]:
-    """(rows, tokens) of each pass of the decoder from here on."""
+@contextmanager
+def decoder_passes(model: Model) -> Iterator[list[tuple[int, int]]]:
+    """(rows, tokens) of each pass of the decoder while it is open."""
     passes: list[tuple[int, int]] = []
 
     def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         passes.append(tuple(kwargs["input_ids"].shape))
 
-    Backbone.of(model).decoder.register_forward_pre_hook(note, with_kwargs=True)
-    return passes
+    handle = Backbone.of(model).decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 def read(policy: Policy, processor: LlavaProcessor, images: list[bool]) -> Batch:
@@ -83,17 +89,17 @@ def test_coordinates_and_scores_are_those_of_the_text_alone(
 def test_a_text_is_read_once_and_kept(
     model: Model, processor: LlavaProcessor, guard: Guard
 ) -> None:
-    passes = decoder_passes(model)
     kept = TextReadings()
     reader, hooks = text_reader(model, guard.policy, kept)
-    for _ in range(2):
-        reader.ask(read(guard.policy, processor, [True] * 4))
-    assert [rows for rows, _ in passes] == [4]
-    assert not hooks.in_pass
     wide = replace(guard.policy, layers=(1, 2, 3))
     wider, _ = text_reader(model, wide, kept)
-    wider.ask(read(wide, processor, [True] * 4))  # a layer that was not watched before
-    assert [rows for rows, _ in passes] == [4, 4]
+    with decoder_passes(model) as passes:
+        for _ in range(2):
+            reader.ask(read(guard.policy, processor, [True] * 4))
+        assert [rows for rows, _ in passes] == [4]
+        assert not hooks.in_pass
+        wider.ask(read(wide, processor, [True] * 4))  # a layer that was not watched before
+        assert [rows for rows, _ in passes] == [4, 4]
 
 
 def test_a_hook_that_does_not_fire_is_an_error_and_leaves_no_hooks(
@@ -130,8 +136,8 @@ def test_the_words_of_a_refusal_are_read_behind_texts_alone_whose_first_token_re
     asked = with_thresholds(guard, 1e9, tokens=(first[0],)).variant(refusal_prefix=prefix).policy
     reader, _ = text_reader(exact_model, asked)
     batch = read(asked, processor, [True] * 4)
-    passes = decoder_passes(exact_model)
-    reader.ask(batch)
+    with decoder_passes(exact_model) as passes:
+        reader.ask(batch)
     longest = max(len(text_ids(processor, question)) for question in QUESTIONS)
     assert passes == [(len(QUESTIONS), longest), (refusing, len(prefix))]
     for question, token, findings in zip(QUESTIONS, first, batch.decision.findings, strict=True):

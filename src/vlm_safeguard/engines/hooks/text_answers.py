@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
-    LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
 from vlm_safeguard.engines.hooks.options import ALLOWED, setting
+from vlm_safeguard.engines.hooks.own_functions import (
+    ShownCriterion,
+    ShownProcessor,
+    ShownStreamer,
+    WholePrompts,
+)
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.text_pass import TextPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.generation.streamers import BaseStreamer
 
 _DEFAULT_NEW_TOKENS = 20  # as generate has it where no length is asked for
 #: What of an output has a row for each answer, or for each beam.
@@ -120,7 +124,9 @@ class TextAnswers:
         ids = torch.tensor([[pad] * n + row for n, row in zip(left, rows, strict=True)])
         mask = torch.tensor([[0] * n + [1] * len(row) for n, row in zip(left, rows, strict=True)])
         prompts = self._ids[list(requests)]
-        streamer = self._options.get("streamer")
+        seeing = self._seeing(prompts, requests, width, begun)
+        if (streamer := self._options.get("streamer")) is not None:
+            seeing["streamer"] = ShownStreamer(streamer, prompts, begun)
         output = self._generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
@@ -129,7 +135,11 @@ class TextAnswers:
                 **lengths,
                 **({} if cache is None else {"past_key_values": cache}),
                 **self._seeing(prompts, requests, width, begun),
-                **({} if streamer is None else {"streamer": _Streamed(streamer, prompts, begun)}),
+                **(
+                    {}
+                    if streamer is None
+                    else {"streamer": ShownStreamer(streamer, prompts, begun)}
+                ),
             },
         )
         return Answers(tuple(requests), output, width, begun)
@@ -239,37 +249,22 @@ class TextAnswers:
         begun: tuple[int, ...],
     ) -> dict[str, Any]:
         """The caller's own functions, which are shown the prompts that it gave."""
-        whole = _Whole(prompts, width - len(begun))
+        whole = WholePrompts(prompts, width - len(begun))
         seeing: dict[str, Any] = {}
         if (processors := self._options.get("logits_processor")) is not None:
             seeing["logits_processor"] = LogitsProcessorList(
-                [_Processor(each, whole) for each in processors]
+                [ShownProcessor(each, whole) for each in processors]
             )
         if (criteria := self._options.get("stopping_criteria")) is not None:
             each = criteria if isinstance(criteria, list) else [criteria]
-            seeing["stopping_criteria"] = StoppingCriteriaList([_Stop(one, whole) for one in each])
+            seeing["stopping_criteria"] = StoppingCriteriaList(
+                [ShownCriterion(one, whole) for one in each]
+            )
         if (allowed := self._options.get("prefix_allowed_tokens_fn")) is not None:
             seeing["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
                 requests[row], torch.cat([prompts[row], ids[width - len(begun) :]])
             )
         return seeing
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """Rows of a run on texts as their callers know them: the whole prompt, then the answer.
-
-    Attributes:
-        prompts: (requests, tokens) ids.
-        text: tokens of the run's prompts without what the answers begin with.
-    """
-
-    prompts: torch.Tensor
-    text: int
-
-    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        prompts = self.prompts.repeat_interleave(len(ids) // len(self.prompts), dim=0)
-        return torch.cat([prompts.to(ids.device), ids[:, self.text :]], dim=1)
 
 
 class Left(Exception):  # noqa: N818 - not an error
@@ -305,48 +300,6 @@ class Dice:
             for device, state in self._cuda.items():
                 torch.cuda.set_rng_state(state, device)
             yield
-
-
-class _Processor(LogitsProcessor):
-    """One of the caller's."""
-
-    def __init__(self, own: Callable[..., torch.Tensor], whole: _Whole) -> None:
-        self._own, self._whole = own, whole
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return self._own(self._whole(input_ids), scores)
-
-
-class _Stop(StoppingCriteria):
-    """One of the caller's."""
-
-    def __init__(self, own: Callable[..., Any], whole: _Whole) -> None:
-        self._own, self._whole = own, whole
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> Any:
-        return self._own(self._whole(input_ids), scores, **options)
-
-
-class _Streamed:
-    """The caller's streamer, which is given the whole prompt and what the answer begins with."""
-
-    def __init__(self, own: BaseStreamer, prompts: torch.Tensor, begun: tuple[int, ...]) -> None:
-        self._own, self._begun = own, begun
-        self._prompts: torch.Tensor | None = prompts
-
-    def put(self, value: torch.Tensor) -> None:
-        """The prompt comes first, then one token after the other."""
-        if self._prompts is None:
-            self._own.put(value)
-            return
-        self._own.put(self._prompts.cpu())
-        self._prompts = None
-        for token in self._begun:
-            self._own.put(torch.tensor([token]))
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        self._own.end()
 
 
 def _rows(requests: Sequence[int], copies: int) -> list[int]:
