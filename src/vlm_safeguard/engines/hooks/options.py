@@ -95,9 +95,7 @@ def check_options(model: PreTrainedModel, options: dict[str, Any]) -> None:
         SafeguardError: and which it is.
     """
     config = vars(options.get("generation_config") or model.generation_config)
-    known = vars(
-        type(model.generation_config)()
-    )  # what else a config holds, generate does not read
+    known = vars(type(model.generation_config)()).keys() | REFUSED  # generate reads no others
     given = {name: config[name] for name in known if name in config} | options
     inputs = model_inputs(model)
     for name, value in given.items():
