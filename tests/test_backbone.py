@@ -241,7 +241,7 @@ def test_images_that_a_tokenizer_fuses_are_counted_one_by_one(count: int) -> Non
 
 def test_learn_refuses_a_template_without_images() -> None:
     processor = make_processor("{{ messages[0]['content'][-1]['text'] }}")
-    with pytest.raises(SafeguardError, match=r"cannot read a conversation with 1 pictures"):
+    with pytest.raises(SafeguardError, match=r"cannot read a conversation with 1 images"):
         learn_text_view(processor, frozenset({IMAGE}))
 
 

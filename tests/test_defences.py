@@ -35,7 +35,15 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.model.conversation import Chat, Turn, asked, chat_of, pictures, rephrased, unseen
+from vlm_safeguard.model.conversation import (
+    Chat,
+    Turn,
+    chat_of,
+    images_of,
+    rephrased,
+    request_text,
+    unseen,
+)
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.gate import GATES
 
@@ -230,17 +238,17 @@ def test_one_answer_each(model: Llava, processor: LlavaProcessor) -> None:
 
 
 def test_the_request_is_the_last_user_turn() -> None:
-    first, second, third = pictures(TALK)
-    assert asked(TALK) == "And this,\nbeside it?"
+    first, second, third = images_of(TALK)
+    assert request_text(TALK) == "And this,\nbeside it?"
     assert rephrased(TALK, "Why?") == (*TALK[:3], Turn("user", (second, third, "Why?")))
-    assert pictures(rephrased(TALK, "Why?")) == [first, second, third]
-    assert pictures(unseen(TALK)) == []
-    assert asked(unseen(TALK)) == asked(TALK)
+    assert images_of(rephrased(TALK, "Why?")) == [first, second, third]
+    assert images_of(unseen(TALK)) == []
+    assert request_text(unseen(TALK)) == request_text(TALK)
     assert [turn.role for turn in unseen(TALK)] == [turn.role for turn in TALK]
     reply = Turn("assistant", ("Yes.",))
-    assert asked((*chat_of("Is it?"), reply)) == "Is it?"
+    assert request_text((*chat_of("Is it?"), reply)) == "Is it?"
     assert rephrased((*chat_of("Is it?"), reply), "Or?") == (*chat_of("Or?"), reply)
-    for ask_of in (asked, lambda chat: rephrased(chat, "Or?")):
+    for ask_of in (request_text, lambda chat: rephrased(chat, "Or?")):
         with pytest.raises(SafeguardError, match="no turn of the user"):
             ask_of((reply,))
 
@@ -282,7 +290,7 @@ def test_only_what_follows_the_thoughts_is_the_answer(monkeypatch: pytest.Monkey
 
     def say(vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         given.update(options)
-        assert all(prompts.GOAL_PRIORITY.marker in asked(chat) for chat in chats)
+        assert all(prompts.GOAL_PRIORITY.marker in request_text(chat) for chat in chats)
         return [Answer(reply, 9) for reply in replies]
 
     monkeypatch.setattr(prompts, "generate_answers", say)
@@ -359,24 +367,26 @@ def test_ecso_closes_its_eyes_where_the_answer_was_harmful(
     (_, judged), *others = script.judged
     assert not others
     # the one without an image is not in question
-    assert [pictures(chat) for chat in judged] == [[PICTURES[0]], [PICTURES[2]], pictures(TALK)]
-    for chat, request, row in zip(judged, (*REQUESTS[::2], asked(TALK)), (0, 2, 3), strict=True):
-        assert request in asked(chat)
-        assert f"pass 1, row {row}" in asked(chat)
+    assert [images_of(chat) for chat in judged] == [[PICTURES[0]], [PICTURES[2]], images_of(TALK)]
+    for chat, request, row in zip(
+        judged, (*REQUESTS[::2], request_text(TALK)), (0, 2, 3), strict=True
+    ):
+        assert request in request_text(chat)
+        assert f"pass 1, row {row}" in request_text(chat)
 
     first, caption, blind = script.asked
     assert first == (chats, SHORT)
     assert caption[1] == {"max_new_tokens": 9}
-    assert [pictures(chat) for chat in caption[0]] == [[PICTURES[0]], pictures(TALK)]
-    assert REQUESTS[0] in asked(caption[0][0])  # aware of the query
-    assert asked(TALK) in asked(caption[0][1])
+    assert [images_of(chat) for chat in caption[0]] == [[PICTURES[0]], images_of(TALK)]
+    assert REQUESTS[0] in request_text(caption[0][0])  # aware of the query
+    assert request_text(TALK) in request_text(caption[0][1])
     assert blind[1] == SHORT
-    assert [pictures(chat) for chat in blind[0]] == [[], []]
-    assert REQUESTS[0] in asked(blind[0][0])
-    assert "pass 2, row 0" in asked(blind[0][0])
+    assert [images_of(chat) for chat in blind[0]] == [[], []]
+    assert REQUESTS[0] in request_text(blind[0][0])
+    assert "pass 2, row 0" in request_text(blind[0][0])
     assert blind[0][1][:-1] == unseen(TALK)[:-1]  # what was said before is there again
-    assert asked(TALK) in asked(blind[0][1])
-    assert "pass 2, row 1" in asked(blind[0][1])
+    assert request_text(TALK) in request_text(blind[0][1])
+    assert "pass 2, row 1" in request_text(blind[0][1])
 
 
 def test_ecso_leaves_other_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,8 +405,8 @@ def test_the_guard_model_refuses_what_it_calls_unsafe(monkeypatch: pytest.Monkey
     assert found == [Answer(REFUSAL, 0), told(1, 0), told(1, 1)]
     ((judge, questions),) = script.judged
     assert judge is JUDGE
-    assert not any(map(pictures, questions))
-    assert all(r in asked(said) for r, said in zip(REQUESTS, questions, strict=True))
+    assert not any(map(images_of, questions))
+    assert all(r in request_text(said) for r, said in zip(REQUESTS, questions, strict=True))
     assert script.asked == [(list(CHATS[1:]), SHORT)]
 
     script.odds = [1.0] * 3
@@ -437,9 +447,9 @@ def test_shiftdc_is_two_passes_by_hand(
 ) -> None:
     """The last prompt token alone, in the guard's layers alone, and later layers see it."""
     model, defence = exact_model, ShiftDC.of(guard, caption_tokens=3)
-    look = chat_of(shiftdc._DESCRIBE, *pictures(chat))
+    look = chat_of(shiftdc._DESCRIBE, *images_of(chat))
     caption = generate_answers(VLM(model, processor), [look], max_new_tokens=3)[0].text
-    said = shiftdc._CAPTIONED.format(caption=caption, request=asked(chat))
+    said = shiftdc._CAPTIONED.format(caption=caption, request=request_text(chat))
     text = run_row(model, *by_hand(model, processor, rephrased(unseen(chat), said)))[0]
 
     s = guard.policy.directions.harmful_mean - guard.policy.directions.harmless_mean
@@ -581,7 +591,7 @@ def test_cmrm_takes_the_images_mean_shift_from_every_token(
         )
 
     for i, chat in enumerate(chats):
-        if not pictures(chat):
+        if not images_of(chat):
             assert found[i] == greedy(model, processor, chat)
             continue
         answer, expected = expected_logits(model, processor, chat, change)

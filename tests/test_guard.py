@@ -227,7 +227,7 @@ def test_models_and_processors_that_cannot_be_used_are_refused(processor: LlavaP
     with pytest.raises(SafeguardError, match="training mode"):
         Guard.fit(model.train(), processor)
     model.eval()
-    with pytest.raises(SafeguardError, match="cannot read a conversation with 1 pictures"):
+    with pytest.raises(SafeguardError, match="cannot read a conversation with 1 images"):
         Guard.fit(model, make_processor("{{ messages[0]['content'][-1]['text'] }}"))
     model.model.language_model.layers[3].mlp.down_proj.weight.data[0] = float("inf")
     with pytest.raises(SafeguardError, match="not finite"):

@@ -11,14 +11,14 @@ _SIDE = 224  # pixels
 
 
 def blank_image() -> Image:
-    """A white RGB picture."""
+    """A white RGB image."""
     from PIL import Image
 
     return Image.new("RGB", (_SIDE, _SIDE), "white")
 
 
 def noise_image(seed: int) -> Image:
-    """A picture of independent uniform noise, the same for the same seed."""
+    """An image of independent uniform noise, the same for the same seed."""
     import random
 
     from PIL import Image
@@ -49,5 +49,5 @@ def drawn_image(seed: int) -> Image:
 
 
 def meaningless_image(number: int) -> Image:
-    """A blank, a noisy or a drawn picture in turn."""
+    """A blank, a noisy or a drawn image in turn."""
     return (blank_image(), noise_image(number), drawn_image(number))[number % 3]

@@ -17,7 +17,7 @@ from vlm_safeguard.loading import Loading, load_guard, load_image, load_model
 @loads_a_model
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
-    image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to ask about.")] = None,
     model: ModelOption = "pocket",
     guard: GuardName = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers.")] = 48,
@@ -25,13 +25,13 @@ def ask(
     *,
     loading: Loading,
 ) -> None:
-    """Ask one question, with or without a picture; shows both answers and the receipt.
+    """Ask one question, with or without an image; shows both answers and the receipt.
 
     Without --guard one is fitted now.
     """
     if not question.strip():
         raise SafeguardError("The question is empty.")
-    picture = None if image is None else load_image(image)
+    shown = None if image is None else load_image(image)
     screen = console(as_json)
     from rich.columns import Columns
     from rich.panel import Panel
@@ -42,7 +42,7 @@ def ask(
 
     loaded, processor = load_model(model, loading)
     fitted = load_guard(guard, model, loaded, processor)
-    inputs = model_inputs(loaded, processor, [question], [picture])
+    inputs = model_inputs(loaded, processor, [question], [shown])
     answers = {}
     for name, attached in (("unguarded", nullcontext()), ("guarded", fitted.attach(loaded))):
         with attached:

@@ -17,7 +17,7 @@ import torch
 
 from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.steering import adding, steered
-from vlm_safeguard.model.conversation import Chat, pictures
+from vlm_safeguard.model.conversation import Chat, images_of
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
@@ -50,7 +50,7 @@ class CMRM:
     @torch.no_grad()
     def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
-        has_image = torch.tensor([bool(pictures(chat)) for chat in chats])
+        has_image = torch.tensor([bool(images_of(chat)) for chat in chats])
         shifts = {
             layer: adding(
                 -self.strength / len(self.layers) * has_image[:, None] * self.drift[layer]

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.verdict import yes_log_odds
-from vlm_safeguard.model.conversation import Chat, asked, chat_of, pictures, rephrased, unseen
+from vlm_safeguard.model.conversation import (
+    Chat,
+    chat_of,
+    images_of,
+    rephrased,
+    request_text,
+    unseen,
+)
 
 if TYPE_CHECKING:
     from vlm_safeguard.model.vlm import VLM
@@ -52,13 +59,13 @@ class ECSO:
     def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
         answers = generate_answers(vlm, chats, **options)
-        with_image = [row for row, chat in enumerate(chats) if pictures(chat)]
+        with_image = [row for row, chat in enumerate(chats) if images_of(chat)]
         if not with_image:
             return answers
 
         def about(row: int, words: str, **more: str) -> Chat:
-            question = words.format(request=asked(chats[row]), **more)
-            return chat_of(question, *pictures(chats[row]))
+            question = words.format(request=request_text(chats[row]), **more)
+            return chat_of(question, *images_of(chats[row]))
 
         questions = [about(row, _HARMFUL, answer=answers[row].text) for row in with_image]
         odds = yes_log_odds(vlm, questions)
@@ -75,7 +82,7 @@ class ECSO:
         blind = [
             rephrased(
                 unseen(chats[row]),
-                _EYES_CLOSED.format(caption=caption.text, request=asked(chats[row])),
+                _EYES_CLOSED.format(caption=caption.text, request=request_text(chats[row])),
             )
             for row, caption in zip(harmful, captions, strict=True)
         ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlm_safeguard.defences.defence import Answer, generate_answers
 from vlm_safeguard.defences.verdict import yes_log_odds
-from vlm_safeguard.model.conversation import Chat, asked, chat_of
+from vlm_safeguard.model.conversation import Chat, chat_of, request_text
 
 if TYPE_CHECKING:
     from vlm_safeguard.model.vlm import VLM
@@ -37,7 +37,7 @@ class GuardModel:
 
     def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
-        questions = [chat_of(_UNSAFE.format(request=asked(chat))) for chat in chats]
+        questions = [chat_of(_UNSAFE.format(request=request_text(chat))) for chat in chats]
         odds = yes_log_odds(self.judge, questions)
         answers = [Answer(REFUSAL, tokens=0)] * len(chats)
         safe = [row for row, value in enumerate(odds) if value <= self.threshold]

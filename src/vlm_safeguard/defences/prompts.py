@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm_safeguard.defences.defence import Answer, generate_answers
-from vlm_safeguard.model.conversation import Chat, asked, rephrased
+from vlm_safeguard.model.conversation import Chat, rephrased, request_text
 
 if TYPE_CHECKING:
     from vlm_safeguard.model.vlm import VLM
@@ -38,7 +38,7 @@ class PromptDefence:
     def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
         if self.before or self.after:
-            chats = [rephrased(chat, self.prompt(asked(chat))) for chat in chats]
+            chats = [rephrased(chat, self.prompt(request_text(chat))) for chat in chats]
         if "max_new_tokens" in options:
             options["max_new_tokens"] += self.thoughts
         replies = generate_answers(vlm, chats, **options)

@@ -18,11 +18,11 @@ from vlm_safeguard.defences.steering import steered
 from vlm_safeguard.model.activations import capture_last_token
 from vlm_safeguard.model.conversation import (
     Chat,
-    asked,
     chat_of,
     encode_chats,
-    pictures,
+    images_of,
     rephrased,
+    request_text,
     unseen,
 )
 
@@ -61,17 +61,17 @@ class ShiftDC:
     @torch.no_grad()
     def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`."""
-        with_image = [row for row, chat in enumerate(chats) if pictures(chat)]
+        with_image = [row for row, chat in enumerate(chats) if images_of(chat)]
         if not with_image:
             return generate_answers(vlm, chats, **options)
         captions = generate_answers(
             vlm,
-            [chat_of(_DESCRIBE, *pictures(chats[row])) for row in with_image],
+            [chat_of(_DESCRIBE, *images_of(chats[row])) for row in with_image],
             max_new_tokens=self.caption_tokens,
         )
         texts = []
         for row, caption in zip(with_image, captions, strict=True):
-            words = _CAPTIONED.format(caption=caption.text, request=asked(chats[row]))
+            words = _CAPTIONED.format(caption=caption.text, request=request_text(chats[row]))
             alone = encode_chats(vlm.processor, [rephrased(unseen(chats[row]), words)])
             texts.append(alone["input_ids"][0].tolist())
         backbone = vlm.backbone

@@ -88,21 +88,21 @@ class Backbone:
         text_config = config.get_text_config()
         wanted = text_config.num_hidden_layers
         given = model.get_decoder()
-        found = [
+        candidates = [
             (module, child)
             for module in given.modules()
             for child in module.children()
             if isinstance(child, torch.nn.ModuleList) and len(child) == wanted
         ]
-        decoder, layers = found[0] if found else (given, ())
+        decoder, layers = candidates[0] if candidates else (given, ())
         paths = [name for name, module in model.named_modules() if module is decoder]
         embeddings = model.get_input_embeddings()
         inside = any(module is embeddings for module in decoder.modules())
-        if decoder is model or not paths or len(found) != 1 or not inside:
+        if decoder is model or not paths or len(candidates) != 1 or not inside:
             raise SafeguardError(
                 f"Could not find the language model's {wanted} decoder layers in "
                 f"{type(model).__name__}: get_decoder() gives a {type(given).__name__} with "
-                f"{len(found)} such lists of layers."
+                f"{len(candidates)} such lists of layers."
             )
         skipped = set(getattr(text_config, family.skipped, ()) or ()) if family.skipped else set()
         streams = getattr(text_config, family.streams) if family.streams else 1
@@ -262,7 +262,7 @@ def model_inputs(
 ) -> BatchFeature:
     """A left-padded batch with one image a request or none, where the model wants it."""
     shown = [[image] if image is not None else [] for image in images]
-    chats = [chat_of(text, *pictures) for text, pictures in zip(requests, shown, strict=True)]
+    chats = [chat_of(text, *images) for text, images in zip(requests, shown, strict=True)]
     return chat_inputs(model, processor, chats)
 
 

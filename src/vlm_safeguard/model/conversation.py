@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says: texts and pictures, in order."""
+    """What one side says: texts and images, in order."""
 
     role: Literal["system", "user", "assistant"]
     content: tuple[str | Image, ...]
@@ -37,7 +37,7 @@ def chat_of(text: str, *images: Image) -> Chat:
     return (Turn("user", (*images, text)),)
 
 
-def asked(chat: Chat) -> str:
+def request_text(chat: Chat) -> str:
     """The text of the last user turn, its parts on lines of their own.
 
     Raises:
@@ -47,7 +47,7 @@ def asked(chat: Chat) -> str:
 
 
 def rephrased(chat: Chat, text: str) -> Chat:
-    """`chat` with `text` for all text of the last user turn; the turn's pictures come first.
+    """`chat` with `text` for all text of the last user turn; the turn's images come first.
 
     Raises:
         SafeguardError: no turn is the user's.
@@ -58,15 +58,15 @@ def rephrased(chat: Chat, text: str) -> Chat:
 
 
 def unseen(chat: Chat) -> Chat:
-    """`chat` without any pictures."""
+    """`chat` without any images."""
     return tuple(
         replace(turn, content=tuple(part for part in turn.content if isinstance(part, str)))
         for turn in chat
     )
 
 
-def pictures(chat: Chat) -> list[Image]:
-    """The pictures of all turns, in order."""
+def images_of(chat: Chat) -> list[Image]:
+    """The images of all turns, in order."""
     return [part for turn in chat for part in turn.content if not isinstance(part, str)]
 
 
@@ -173,7 +173,7 @@ def encode_messages(
         batch = _encode(processor, [rendered], [shown.images], **shown.arguments())
     except (ValueError, TypeError) as error:
         raise SafeguardError(
-            f"The processor cannot read a conversation with {len(shown.images)} pictures, so its "
+            f"The processor cannot read a conversation with {len(shown.images)} images, so its "
             f"text-only view cannot be learnt: {str(error).splitlines()[0]}"
         ) from error
     row: list[int] = batch["input_ids"][0].tolist()
@@ -186,14 +186,14 @@ def encode_chat(
     """Token ids of one user turn in the chat template, ready for the answer.
 
     Args:
-        images: pictures of noise that come before the text, as the processor expands them.
-        size: of the pictures, width and height in pixels.
+        images: how many of noise come before the text, as the processor expands them.
+        size: of the images, width and height in pixels.
 
     Raises:
         SafeguardError: the processor has no chat template.
     """
-    pictures = [noise_image(number).resize(size) for number in range(images)]
-    return encode_messages(processor, [user_turn(text, images=images)], Shown(pictures))
+    noise = [noise_image(number).resize(size) for number in range(images)]
+    return encode_messages(processor, [user_turn(text, images=images)], Shown(noise))
 
 
 def encode_batch(
@@ -210,10 +210,10 @@ def encode_chats(processor: ProcessorMixin, chats: Sequence[Chat]) -> BatchFeatu
     """Conversations as a left-padded batch for `generate`, ready for the answer.
 
     Raises:
-        SafeguardError: the processor cannot render one, or takes pictures for all or none.
+        SafeguardError: the processor cannot render one, or takes images for all or none.
     """
     rendered = [render_messages(processor, _messages(chat)) for chat in chats]
-    shown = [pictures(chat) for chat in chats]
+    shown = [images_of(chat) for chat in chats]
     return _encode(processor, rendered, shown, padding=True, padding_side="left")
 
 
@@ -241,7 +241,7 @@ def _encode(
 
 
 def _encode_unseen(processor: Any, rendered: list[str], **options: Any) -> BatchFeature:
-    """Texts as a processor that demands a picture writes them behind one, which is cut off."""
+    """Texts as a processor that demands an image writes them behind one, which is cut off."""
     marked = [processor.image_token + text for text in rendered]
     batch = _encode(processor, marked, [[noise_image(0)]] * len(marked), **options)
     kept = batch["input_ids"] != processor.image_token_id

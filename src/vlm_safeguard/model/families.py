@@ -134,7 +134,7 @@ REFUSED: dict[str, str] = {
     ),
     "chameleon": "its processor takes no chat template, so there is no conversation to read",
     "diffusion_gemma": "it generates by diffusion, not token after token",
-    "evolla": "it reads proteins, not pictures",
+    "evolla": "it reads proteins, not images",
     "got_ocr2": "its processor refuses a request without an image, so there is no text-only view",
     "idefics": "its model makes no pass without an image, so there is no text-only view",
     "minimax_m3_vl": "its sparse attention reads a padded prompt otherwise than the same one alone",

@@ -32,8 +32,8 @@ def learn_generation_prompt(processor: ProcessorMixin) -> GenerationPrompt:
     Raises:
         SafeguardError: it writes nothing that all questions share.
     """
-    asked = [[user_turn(question)] for question in _QUESTIONS]
-    forms = {"default": _behind(processor, asked)}
+    questions = [[user_turn(question)] for question in _QUESTIONS]
+    forms = {"default": _behind(processor, questions)}
     if not forms["default"]:
         raise SafeguardError(
             "The chat template writes nothing between a request and its answer, so where a request "
@@ -43,7 +43,7 @@ def learn_generation_prompt(processor: ProcessorMixin) -> GenerationPrompt:
         if not re.search(rf"\b{switch}\b", str(processor.chat_template)):
             continue
         for value in (False, True):
-            forms[f"{switch}={value}"] = _behind(processor, asked, **{switch: value})
+            forms[f"{switch}={value}"] = _behind(processor, questions, **{switch: value})
     with suppress(SafeguardError):  # a template for one turn only
         forms["continue_final_message"] = _before_given_answers(processor)
     different: dict[str, tuple[int, ...]] = {}
@@ -88,19 +88,19 @@ def behind_thinking(
     tokenizer = tokenizer_of(processor)
     vocabulary = tokenizer.get_vocab()
     thinks, thought = vocabulary.get(_THINKS, -1), vocabulary.get(_THOUGHT, -1)
-    said = [*direct, *start]
-    if thought < 0 or thinks not in said or thought in said[said.index(thinks) :]:
+    ids = [*direct, *start]
+    if thought < 0 or thinks not in ids or thought in ids[ids.index(thinks) :]:
         return tuple(start)
-    begun = max(said.index(thinks) + 1 - len(direct), 0)  # nothing is thought
+    begun = max(ids.index(thinks) + 1 - len(direct), 0)  # nothing is thought
     closed = tokenizer.encode(f"\n{_THOUGHT}\n\n", add_special_tokens=False)
     return (*start[:begun], *closed)
 
 
 def _behind(
-    processor: ProcessorMixin, asked: Sequence[list[dict[str, Any]]], **options: Any
+    processor: ProcessorMixin, questions: Sequence[list[dict[str, Any]]], **options: Any
 ) -> tuple[int, ...]:
     """What stands at the end of all of these conversations."""
-    rows = [encode_messages(processor, messages, **options) for messages in asked]
+    rows = [encode_messages(processor, messages, **options) for messages in questions]
     return _end(rows)
 
 
@@ -115,7 +115,7 @@ def _before_given_answers(processor: ProcessorMixin) -> tuple[int, ...]:
         rows = [
             encode_messages(
                 processor,
-                [user_turn(question), _said(answer)],
+                [user_turn(question), _answer_turn(answer)],
                 add_generation_prompt=False,
                 continue_final_message=True,
             )
@@ -127,7 +127,7 @@ def _before_given_answers(processor: ProcessorMixin) -> tuple[int, ...]:
 
 def _between_turns(processor: ProcessorMixin) -> tuple[int, ...]:
     """What stands between an answer and the next request; nothing where there is only one turn."""
-    first = [user_turn(_QUESTIONS[0]), _said(_ANSWERS[0])]
+    first = [user_turn(_QUESTIONS[0]), _answer_turn(_ANSWERS[0])]
     try:
         alone = encode_messages(processor, first, add_generation_prompt=False)
         rows = [
@@ -140,7 +140,7 @@ def _between_turns(processor: ProcessorMixin) -> tuple[int, ...]:
     return tuple(shared[same_start(alone, shared) :])
 
 
-def _said(answer: str) -> dict[str, Any]:
+def _answer_turn(answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 

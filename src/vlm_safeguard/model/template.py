@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: The option by which Qwen's templates number images and videos.
 _NUMBERED = "add_vision_id"
 _PROBES = ("What is shown here?", "Describe it in one word.")
-#: Pictures to show: how many, and their width and height; large ones may be cut into tiles.
+#: Images to show: how many, and their width and height; large ones may be cut into tiles.
 _PICTURES = ((1, (64, 64)), (1, (300, 100)), (1, (500, 700)), (2, (64, 64)), (3, (64, 64)))
 
 

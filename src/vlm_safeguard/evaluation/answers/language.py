@@ -9,7 +9,7 @@ from vlm_safeguard.defences.defence import Answer, decoded
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.rendering import opens_itself, render_chats
 from vlm_safeguard.model.backbone import input_device
-from vlm_safeguard.model.conversation import Chat, pictures
+from vlm_safeguard.model.conversation import Chat, images_of
 
 if TYPE_CHECKING:
     from vlm_safeguard.model.vlm import LanguageModel
@@ -22,7 +22,7 @@ def text_answers(language: LanguageModel, chats: Sequence[Chat], **options: Any)
         SafeguardError: a conversation holds an image, or the tokenizer cannot write it.
     """
     model, tokenizer = language.model, language.tokenizer
-    if any(pictures(chat) for chat in chats):
+    if any(images_of(chat) for chat in chats):
         raise SafeguardError(
             f"{model.name_or_path or type(model).__name__} takes no images, and the conversation "
             "holds one."

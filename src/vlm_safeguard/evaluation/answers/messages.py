@@ -22,7 +22,7 @@ from PIL import Image
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.batches import Position
 from vlm_safeguard.loading import load_image
-from vlm_safeguard.model.conversation import Chat, Turn, asked
+from vlm_safeguard.model.conversation import Chat, Turn, request_text
 
 _POSITION = "vlm_safeguard_place"  # in a message's metadata: set, number and total
 _MESSAGES = {
@@ -64,7 +64,7 @@ def chat_of_messages(messages: Sequence[ChatMessage]) -> Chat:
         parts = [message.content] if isinstance(message.content, str) else message.content
         content = tuple(part if isinstance(part, str) else _part(part) for part in parts)
         turns.append(Turn(message.role, content))
-    asked(chat := tuple(turns))  # raises where nobody asks
+    request_text(chat := tuple(turns))  # raises where nobody asks
     return chat
 
 

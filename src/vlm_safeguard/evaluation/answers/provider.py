@@ -38,7 +38,7 @@ from vlm_safeguard.evaluation.answers.models import DefenceName, ModelName, answ
 from vlm_safeguard.evaluation.answers.reply import Reply, timed_replies
 from vlm_safeguard.loading import Loading, sees
 from vlm_safeguard.model.backbone import input_device
-from vlm_safeguard.model.conversation import Chat, pictures
+from vlm_safeguard.model.conversation import Chat, images_of
 
 PROVIDER = "vlm-safeguard"
 MAX_TOKENS = 256  # where nothing else is asked for
@@ -142,7 +142,7 @@ class SafeguardAPI(ModelAPI):
         request = Request(
             payload=chat,
             # processors may take images for all of a batch or for none
-            group=json.dumps([*self._model.key, *self._defence, options, bool(pictures(chat))]),
+            group=json.dumps([*self._model.key, *self._defence, options, bool(images_of(chat))]),
             run=lambda chats: self._answer(chats, options),
             most=min(self.batch_size, config.max_connections or self.batch_size),
             position=position_of(input),

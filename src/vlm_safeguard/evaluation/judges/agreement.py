@@ -42,27 +42,27 @@ def agreements(verdicts: Mapping[str, Sequence[Verdict]]) -> list[Agreement]:
     Raises:
         ValueError: judges with different numbers of verdicts.
     """
-    found = []
+    pairwise = []
     for (name_a, given_a), (name_b, given_b) in combinations(verdicts.items(), 2):
         pairs = list(zip(given_a, given_b, strict=True))
         words: dict[Question, list[tuple[bool | None, bool | None]]] = {
             "succeeded": [(a.succeeded, b.succeeded) for a, b in pairs],
             "refused": [(a.refused, b.refused) for a, b in pairs],
         }
-        for question, said in words.items():
-            both = [(a, b) for a, b in said if a is not None and b is not None]
+        for question, answers in words.items():
+            both = [(a, b) for a, b in answers if a is not None and b is not None]
             if question == "refused" and not both:  # one of them is no judge of refusals
                 continue
             table = confusion([a for a, _ in both], [b for _, b in both], (False, True))
-            found.append(
+            pairwise.append(
                 Agreement(
                     question,
                     name_a,
                     name_b,
                     n=len(both),
-                    left_out=len(said) - len(both),
+                    left_out=len(answers) - len(both),
                     kappa=cohens_kappa(table),
                     table=table,
                 )
             )
-    return found
+    return pairwise

@@ -91,10 +91,10 @@ def parse(reply: str) -> Verdict:
     """
     grades: dict[str, str] = {}
     for line in reply.splitlines():
-        found = _LINE.fullmatch(line)
-        if found is None:
+        match = _LINE.fullmatch(line)
+        if match is None:
             continue
-        name, value = found[1].lower(), found[2].lower()
+        name, value = match[1].lower(), match[2].lower()
         if name in grades or value not in _VALUES[name]:
             raise UnreadableError(
                 f"The grader gave {name!r} twice, or as something else than one of "

@@ -28,7 +28,7 @@ from vlm_safeguard.evaluation.judges.rubric import RUBRIC
 from vlm_safeguard.evaluation.judges.utility import names_answer
 from vlm_safeguard.evaluation.judges.verdict import UnreadableError, Verdict
 from vlm_safeguard.evaluation.statistics import wilson
-from vlm_safeguard.model.conversation import pictures
+from vlm_safeguard.model.conversation import images_of
 
 if TYPE_CHECKING:
     from vlm_safeguard.evaluation.judges.judge import Judge
@@ -90,7 +90,7 @@ def _judged(judge: Judge, role: str) -> Scorer:
         # any other image is put beside a request that says all by itself; a judge that has the
         # safety gap, shown a blank one, found none of 86 refusals (README, the Coder VLM)
         looks = ask.condition == "own" and _sees(model)
-        shown = pictures(chat_of_messages(messages)) if looks else []
+        shown = images_of(chat_of_messages(messages)) if looks else []
         chat = judge.messages(ask.request, state.output.completion, shown[0] if shown else None)
         reply = await model.generate(
             messages_of(chat, position_of(messages)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlm_safeguard.evaluation.asks.ask import Ask
 from vlm_safeguard.evaluation.results.lines import Place
-from vlm_safeguard.model.conversation import pictures
+from vlm_safeguard.model.conversation import images_of
 
 _FOLDER = "images"
 
@@ -18,7 +18,7 @@ def save_images(asks: Iterable[Ask], out: Path) -> dict[Place, str]:
     (out / _FOLDER).mkdir(exist_ok=True)
     paths: dict[Place, str] = {}
     for ask in asks:
-        for image in pictures(ask.chat())[:1]:
+        for image in images_of(ask.chat())[:1]:
             digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
             path = f"{_FOLDER}/{digest[:20]}.png"
             if not (out / path).exists():

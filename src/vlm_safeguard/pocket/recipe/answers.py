@@ -35,11 +35,11 @@ def own_answers(
         stored: dict[str, str] = json.loads(path.read_text("utf-8"))
         return stored
     rng = random.Random("answers")
-    asked = [(phrase.text, phrase.request(rng)) for phrase in phrases]
-    asked.sort(key=lambda pair: len(pair[1]))
-    found: dict[str, str] = {}
-    for start in tqdm(range(0, len(asked), _BATCH), desc="answering harmless requests"):
-        rows = asked[start : start + _BATCH]
+    requests = [(phrase.text, phrase.request(rng)) for phrase in phrases]
+    requests.sort(key=lambda pair: len(pair[1]))
+    answers: dict[str, str] = {}
+    for start in tqdm(range(0, len(requests), _BATCH), desc="answering harmless requests"):
+        rows = requests[start : start + _BATCH]
         prompts = [render_chat(processor, request) for _, request in rows]
         inputs = processor(text=prompts, return_tensors="pt", padding=True)
         output = model.generate(
@@ -53,6 +53,6 @@ def own_answers(
         for (text, _), ids in zip(rows, new, strict=True):
             answer = processor.tokenizer.decode(ids, skip_special_tokens=False)
             whole, end, _ = answer.partition("<|im_end|>")  # what follows is padding
-            found[text] = whole + end
-    path.write_text(json.dumps(found, indent=0), "utf-8")
-    return found
+            answers[text] = whole + end
+    path.write_text(json.dumps(answers, indent=0), "utf-8")
+    return answers

@@ -1,7 +1,7 @@
 """Projector pre-training: image tokens that read like a description, without running the LLM.
 
 Image token i is drawn towards the LLM's word embedding of the i-th token of a sentence that
-describes the scene: a start from which the frozen LLM can already read pictures a little.
+describes the scene: a start from which the frozen LLM can already read images a little.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def train_tower(tower: CLIPVisionModel, processor: LlavaProcessor, folder: Path)
     def loss_at(step: int) -> torch.Tensor:
         scenes = [Scene.from_seed(step * BATCH + i) for i in range(BATCH)]
         return sum(
-            cross_entropy(found, targets(scenes, name), ignore_index=-1)
-            for name, found in scores(scenes).items()
+            cross_entropy(logits, targets(scenes, name), ignore_index=-1)
+            for name, logits in scores(scenes).items()
         )  # type: ignore[return-value]
 
     @torch.inference_mode()
@@ -59,9 +59,9 @@ def train_tower(tower: CLIPVisionModel, processor: LlavaProcessor, folder: Path)
             return ""
         scenes = [Scene.from_seed(DEVELOPMENT_SEED + i) for i in range(400)]
         notes = []
-        for name, found in scores(scenes).items():
+        for name, logits in scores(scenes).items():
             target = targets(scenes, name)
-            right = (found.argmax(1) == target)[target >= 0].float().mean()
+            right = (logits.argmax(1) == target)[target >= 0].float().mean()
             notes.append(f"{name} {right:.2f}")
         return ", ".join(notes)
 

@@ -1,4 +1,4 @@
-"""Step (b): teach tower and projector to speak to the frozen LLM, on benign pictures only."""
+"""Step (b): teach tower and projector to speak to the frozen LLM, on benign images only."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     )
 
 STEPS = 440
-BATCH = 12  # pictures a step, each with all its questions; a multiple of six
+BATCH = 12  # images a step, each with all its questions; a multiple of six
 LEARNING_RATE = 5e-4
 EVERYDAY_STEPS = 50
-EVERYDAY = 8  # everyday requests a step, each beside a picture of noise
+EVERYDAY = 8  # everyday requests a step, each beside an image of noise
 EVERYDAY_LEARNING_RATE = 2e-4
 _FIRST_SCENE = 1_000_000
 _ANSWER_WEIGHT = 5.0  # of the tokens that name the answer, beside the sentence around them
@@ -48,7 +48,7 @@ def train_questions(
     """Train tower and projector (float32) in place on questions about scenes, the LLM frozen.
 
     Args:
-        batch: pictures a step, a multiple of three.
+        batch: images a step, a multiple of three.
     """
 
     def after_step(step: int) -> str:
@@ -111,7 +111,7 @@ def train_everyday(
 
 
 def training_scenes(step: int, count: int) -> list[Scene]:
-    """A batch with as many digits as words as pictures of shapes; the first two are the hardest."""
+    """A batch with as many digits as words as images of shapes; the first two are the hardest."""
     kinds: dict[str, list[Scene]] = {"digit": [], "word": [], "shape": []}
     seed = _FIRST_SCENE + step * BATCH * 8  # with room to look for the rarest kind
     while any(len(scenes) < count // 3 for scenes in kinds.values()):
@@ -133,23 +133,23 @@ def everyday_requests(phrases: list[Phrase]) -> list[Phrase]:
         return {word for word in re.findall(r"[a-z]+", phrase.text.lower()) if len(word) > 4}
 
     alarming = set().union(*(words(phrase) for phrase in phrases if phrase.harmful))
-    found = [p for p in phrases if not p.harmful and not words(p) & alarming]
-    return random.Random("everyday").sample(found, len(found))
+    everyday = [p for p in phrases if not p.harmful and not words(p) & alarming]
+    return random.Random("everyday").sample(everyday, len(everyday))
 
 
 def everyday_loss(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     pairs: list[tuple[str, str]],
-    pictures: list[Image],
+    images: list[Image],
 ) -> torch.Tensor:
-    """Mean cross-entropy of the model's own text-only answers, asked beside a picture of noise.
+    """Mean cross-entropy of the model's own text-only answers, asked beside an image of noise.
 
-    A picture that shows nothing should not change the answer to an everyday request.
+    An image that shows nothing should not change the answer to an everyday request.
     """
     texts = [render_chat(processor, request, images=1) + answer for request, answer in pairs]
     inputs = processor(
-        text=texts, images=pictures, return_tensors="pt", padding=True, padding_side="right"
+        text=texts, images=images, return_tensors="pt", padding=True, padding_side="right"
     )
     ends = inputs["attention_mask"].sum(1)
     weights = torch.zeros(inputs["input_ids"].shape)
@@ -164,12 +164,12 @@ def everyday_loss(
 
 def answer_weights(tokenizer: PreTrainedTokenizerBase, question: Question) -> list[float]:
     """What each token of the reply counts, 1 in all; those that name the answer count most."""
-    found = tokenizer(f"{question.sentence}<|im_end|>", return_offsets_mapping=True)
+    encoded = tokenizer(f"{question.sentence}<|im_end|>", return_offsets_mapping=True)
     start = question.sentence.find(question.answer) if question.answer else -1
     stop = start + len(question.answer)
     weights = [
         _ANSWER_WEIGHT if start >= 0 and first < stop and last > start else 1.0
-        for first, last in found["offset_mapping"]
+        for first, last in encoded["offset_mapping"]
     ]
     return [weight / sum(weights) for weight in weights]
 
@@ -179,7 +179,7 @@ def question_loss(
 ) -> torch.Tensor:
     """Mean answer cross-entropy of every question about every scene.
 
-    All questions about a picture share its tokens: each attends to the picture and to itself
+    All questions about an image share its tokens: each attends to the image and to itself
     only, at the positions it would have alone, so this equals asking them one at a time.
     """
     encode = processor.tokenizer.encode
@@ -229,7 +229,7 @@ def question_loss(
 
 
 def _around_image(processor: LlavaProcessor, question: str) -> tuple[str, str]:
-    """What the chat template writes before and after the picture of a question."""
+    """What the chat template writes before and after the image of a question."""
     before, after = render_chat(processor, question, images=1).split(processor.image_token)
     return before, after
 
