@@ -13,35 +13,42 @@ import pytest
 from vlm_safeguard.evaluation.answers import batches
 from vlm_safeguard.evaluation.answers.batches import Position, Request, submit
 from vlm_safeguard.evaluation.answers.journal import Journal
+from vlm_safeguard.evaluation.answers.reply import Reply
+from vlm_safeguard.model.conversation import Chat, chat_of, request_text
 
 Batches = list[list[int]]
 
 
-def recorder(seen: Batches, *, fails: tuple[int, ...] = ()) -> Any:
+def recorder(seen: Batches, *, fails: tuple[int, ...] = ()) -> batches.Run:
     """A run that notes its batches and answers n with n²; a batch that holds one of `fails`
     fails."""
 
-    def run(payloads: list[int]) -> list[dict[str, Any]]:
-        seen.append(payloads)
-        if bad := [n for n in payloads if n in fails]:
+    def run(chats: list[Chat]) -> list[Reply]:
+        numbers = [int(request_text(chat)) for chat in chats]
+        seen.append(numbers)
+        if bad := [n for n in numbers if n in fails]:
             raise ValueError(f"cannot square {bad[0]}")
-        return [{"square": n * n} for n in payloads]
+        return [Reply(text=str(n * n), tokens=n, batch=len(chats), seconds=0.1) for n in numbers]
 
     return run
 
 
-def ask(numbers: list[int], total: int, run: Any, **options: Any) -> dict[int, Future[Any]]:
+def ask(
+    numbers: list[int], total: int, run: batches.Run, **options: Any
+) -> dict[int, Future[Reply]]:
     return {
-        n: submit(
-            Request(payload=n, group="line", run=run, position=Position("set", n, total), **options)
-        )
+        n: submit(one(n, "line", run, position=Position("set", n, total), **options))
         for n in numbers
     }
 
 
-def answers(futures: dict[int, Future[Any]]) -> dict[int, Any]:
+def one(n: int, group: str, run: batches.Run, **options: Any) -> Request:
+    return Request(chat=chat_of(str(n)), group=group, run=run, **options)
+
+
+def answers(futures: dict[int, Future[Reply]]) -> dict[int, int]:
     wait(futures.values(), timeout=30)
-    return {n: future.result(timeout=0)["square"] for n, future in futures.items()}
+    return {n: int(future.result(timeout=0).text) for n, future in futures.items()}
 
 
 def test_batches_depend_on_places_and_not_on_who_comes_first() -> None:
@@ -55,7 +62,7 @@ def test_batches_depend_on_places_and_not_on_who_comes_first() -> None:
 def test_without_places_a_batch_fills_up_or_goes_after_a_short_wait() -> None:
     seen: Batches = []
     run = recorder(seen)
-    futures = [submit(Request(payload=n, group="unplaced", run=run, most=3)) for n in range(5)]
+    futures = [submit(one(n, "unplaced", run, most=3)) for n in range(5)]
     wait(futures, timeout=30)
     assert seen == [[0, 1, 2], [3, 4]]
 
@@ -63,7 +70,7 @@ def test_without_places_a_batch_fills_up_or_goes_after_a_short_wait() -> None:
 def test_different_options_do_not_share_a_batch() -> None:
     seen: Batches = []
     run = recorder(seen)
-    futures = [submit(Request(payload=n, group=f"l{n % 2}", run=run, most=2)) for n in range(4)]
+    futures = [submit(one(n, f"l{n % 2}", run, most=2)) for n in range(4)]
     wait(futures, timeout=30)
     assert sorted(seen) == [[0, 2], [1, 3]]
 
@@ -86,6 +93,7 @@ def test_what_was_kept_is_not_made_again(tmp_path: Path) -> None:
     again: Batches = []
     futures = ask(list(range(6)), 6, recorder(again), most=4, journal=Journal(path))
     assert answers(futures) == {n: n * n for n in range(6)}
+    assert all(futures[n].result() == first[n].result() for n in first)
     assert again == [[4, 5]]
 
 
@@ -118,13 +126,13 @@ def test_a_second_event_loop_does_not_wait_for_the_first(monkeypatch: pytest.Mon
     monkeypatch.setattr(batches, "IDLE", 3600.0)  # who waits for more requests waits too long
     monkeypatch.setattr(batches, "PATIENCE", 3600.0)
 
-    async def one(n: int) -> int:
-        future = submit(Request(payload=n, group="loops", run=recorder([]), most=1))
+    async def square(n: int) -> int:
+        future = submit(one(n, "loops", recorder([]), most=1))
         while not future.done():
             await asyncio.sleep(0.001)
-        return int(future.result()["square"])
+        return int(future.result().text)
 
-    assert [asyncio.run(asyncio.wait_for(one(n), timeout=60)) for n in range(3)] == [0, 1, 4]
+    assert [asyncio.run(asyncio.wait_for(square(n), timeout=60)) for n in range(3)] == [0, 1, 4]
 
 
 def test_who_has_gone_is_not_answered() -> None:

@@ -59,6 +59,19 @@ def test_directions_equal_the_eigenvectors() -> None:
                 assert float(mean[layer, k]) == pytest.approx(plain, abs=1e-5)
 
 
+def test_shares_of_the_energy_are_the_variance_along_each_eigenvector() -> None:
+    harmful, harmless = states()
+    shares = fit_directions(harmful, harmless, RANK).energy_shares
+    assert shares.shape == (LAYERS, HIDDEN)
+    for layer in range(LAYERS):
+        difference = (harmful[:, layer] - harmless[:, layer]).double()
+        whole = sum(float(entry) ** 2 for entry in difference.flatten())
+        _, rows = eigen(harmful, harmless, layer)
+        for k in range(HIDDEN):
+            along = sum(float(row @ rows[k]) ** 2 for row in difference)
+            assert float(shares[layer, k]) == pytest.approx(along / whole, abs=1e-5)
+
+
 def test_a_planted_direction_is_found() -> None:
     planted = torch.zeros(HIDDEN)
     planted[3] = -1.0

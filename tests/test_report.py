@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from support.command import Run
+from support.rows import BASE, harmless, row, utility
 from support.synthetic import write_evaluation
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.judges.measure import Accuracy, JudgeRecord
@@ -322,19 +323,21 @@ def test_tables_hold_the_rows(folder: Path) -> None:
         ]
     assert read == evaluation.results.rows
     tables = {t.name: t for section in contents(evaluation).sections for t in section.tables}
-    for row in evaluation.results.rows:
-        name = "_".join(filter(None, (row.metric, row.benchmark, row.judge)))
-        line = next(x for x in tables[name].lines if x[0].text == row.defence)
-        shown = condition_name(row.condition)
+    for each in evaluation.results.rows:
+        name = "_".join(filter(None, (each.metric, each.benchmark, each.judge)))
+        line = next(x for x in tables[name].lines if x[0].text == each.defence)
+        shown = condition_name(each.condition)
         place = [title.split(" (n =")[0] for title in tables[name].header].index(shown)
         cell = line[place]
-        assert cell.number == row.value
-        scale = 100 if row.metric in ("refusal", "attack_success", "accuracy", "unreadable") else 1
-        assert float(cell.text.rstrip(" %")) == pytest.approx(scale * row.value, rel=5e-3, abs=0.05)
+        assert cell.number == each.value
+        scale = 100 if each.metric in ("refusal", "attack_success", "accuracy", "unreadable") else 1
+        assert float(cell.text.rstrip(" %")) == pytest.approx(
+            scale * each.value, rel=5e-3, abs=0.05
+        )
         low, high = re.findall(r"[\d.]+", cell.small)[:2]
-        assert float(low) == pytest.approx(scale * row.low, rel=5e-3, abs=0.05)
-        assert float(high) == pytest.approx(scale * row.high, rel=5e-3, abs=0.05)
-        assert f"n = {row.n}" in f"{tables[name].header[place]} {cell.small}"
+        assert float(low) == pytest.approx(scale * each.low, rel=5e-3, abs=0.05)
+        assert float(high) == pytest.approx(scale * each.high, rel=5e-3, abs=0.05)
+        assert f"n = {each.n}" in f"{tables[name].header[place]} {cell.small}"
 
 
 def test_markdown_holds_every_table_and_figure(folder: Path) -> None:
@@ -410,38 +413,9 @@ def test_a_demo_s_folder_is_enough_and_what_lacks_is_said(tmp_path: Path) -> Non
 # --- what is found ---
 
 
-def row(benchmark: str, condition: str, defence: str, value: float, **names: Any) -> Row:
-    """A row of n = 200 by default: attack success, judged by Llama Guard."""
-    given: dict[str, Any] = {
-        "prompts": "harmful",
-        "metric": "attack_success",
-        "judge": "llama-guard",
-        "n": 200,
-    }
-    given |= names
-    n = given.pop("n")
-    outcomes = [place < round(value * n) for place in range(n)]
-    return Row.count(outcomes, benchmark=benchmark, condition=condition, defence=defence, **given)
-
-
-def harmless(condition: str, defence: str, value: float) -> Row:
-    return row(
-        "benign", condition, defence, value, prompts="harmless", metric="refusal", judge="refusal"
-    )
-
-
 def summed_up(rows: list[Row], **values: Any) -> Summary:
     results = Results(model="some/model", rows=rows, time_ratio=0, **values)
     return summary(Evaluation(results=results, lines=[], guard=None, gap=None, missing=()))
-
-
-BASE = [
-    row("evil", "text", "none", 0.10),
-    row("evil", "blank", "none", 0.50),
-    row("evil", "noise", "none", 0.05),
-    row("evil", "text", "default", 0.10),
-    row("evil", "noise", "default", 0.05),
-]
 
 
 def test_the_gap_s_sentence_is_computed() -> None:
@@ -455,25 +429,20 @@ def test_the_gap_s_sentence_is_computed() -> None:
 
 
 def test_what_the_guard_costs_elsewhere_is_told_by_its_worst_cell() -> None:
-    def asked(defence: str, value: float) -> Row:
-        return row(
-            "scenes", "own", defence, value, prompts="utility", metric="accuracy", judge=None
-        )
-
     rows = [
         harmless("text", "none", 0.05),
         harmless("text", "default", 0.06),
         harmless("blank", "none", 0.01),
         harmless("blank", "default", 0.04),
-        asked("none", 0.9),
-        asked("default", 0.8),
+        utility("none", 0.9),
+        utility("default", 0.8),
     ]
     worst = summed_up(rows)
-    over_refusal, utility = worst.sentences[2:4]
+    over_refusal, use = worst.sentences[2:4]
     assert "went from 1\u00a0%" in over_refusal
     assert "with a blank image, the largest rise (+3 points) in all 2 cells" in over_refusal
-    assert utility.startswith("Utility: 90\u00a0%")
-    assert "the largest change in the only cell" in utility
+    assert use.startswith("Utility: 90\u00a0%")
+    assert "the largest change in the only cell" in use
     assert worst.headline == (("+3 points", "change in harmless requests refused, at worst"),)
     rows[1], rows[3] = harmless("text", "default", 0.05), harmless("blank", "default", 0.0)
     better = summed_up(rows).sentences[2]

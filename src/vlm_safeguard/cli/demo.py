@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vlm_safeguard.cli.loading import AsJson, Device, Dtype, console
+from vlm_safeguard.cli.progress import progress_bar
 from vlm_safeguard.loading import Loading, load_model
 
 _GAP = 25  # prompts of each kind in the gap's figure, at most
@@ -29,8 +30,6 @@ def demo(
 ) -> None:
     """Show the safety alignment gap on a small real VLM, and what the guard does about it."""
     screen = console(as_json)
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from vlm_safeguard.evaluation import demo as measurement
     from vlm_safeguard.evaluation.asks.prompts import read_prompts
     from vlm_safeguard.evaluation.probes.gap import gap_record, gap_states
@@ -53,23 +52,14 @@ def demo(
     guard.save_pretrained(out / "guard")
     guard_figure(guard, out / "guard.png")
     screen.print("[bold]3/4[/bold] Held-out prompts, every image condition, every defence")
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        console=screen,
-    ) as progress:
-        task = progress.add_task("starting", total=None)
+    with progress_bar(screen) as report:
         results = measurement.run(
             vlm,
             guard,
             prompts=prompts,
             questions=questions,
             batch_size=batch_size,
-            report=lambda what, done, total: progress.update(
-                task, description=what, completed=done, total=total
-            ),
+            report=report,
         )
     screen.print("[bold]4/4[/bold] Figures")
     harmful, harmless = (

@@ -12,6 +12,7 @@ import typer
 
 from vlm_safeguard.cli.loading import AsJson, console
 from vlm_safeguard.cli.plan_options import plan_options
+from vlm_safeguard.cli.progress import progress_bar
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.extras import require
 
@@ -54,8 +55,6 @@ def evaluate(
     elif plan is None:
         raise SafeguardError("Say what to evaluate: name a --benchmark, or give a --plan.")
     screen = console(as_json)
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from vlm_safeguard.evaluation.plan import plan_of, read_plan
     from vlm_safeguard.evaluation.suite import run
 
@@ -63,21 +62,12 @@ def evaluate(
         whole = plan_of(given, "the options")
     else:
         whole = plan_of(read_plan(plan).model_dump() | given, f"{plan} with the options")
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        console=screen,
-    ) as progress:
-        task = progress.add_task("starting", total=None)
+    with progress_bar(screen) as report:
         results = run(
             whole,
             out,
             command=shlex.join(["vlm-safeguard", *sys.argv[1:]]),
-            report=lambda what, done, total: progress.update(
-                task, description=what, completed=done, total=total
-            ),
+            report=report,
         )
     if as_json:
         print(results.model_dump_json())

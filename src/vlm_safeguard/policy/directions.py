@@ -36,6 +36,12 @@ class Directions:
         """Number of directions a layer."""
         return self.vectors.shape[1]
 
+    @property
+    def energy_shares(self) -> torch.Tensor:
+        """(layers, k) each singular value's square, as a share of its layer's sum of squares."""
+        squares = self.spectrum.square()
+        return squares / squares.sum(1, keepdim=True)
+
     def harm_score(self, states: torch.Tensor, layer: int) -> torch.Tensor:
         """Centred first coordinate: +1 at the harmful anchors' mean, −1 at the harmless one's.
 

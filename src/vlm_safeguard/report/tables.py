@@ -47,15 +47,15 @@ def guard_table(guard: Guard) -> Table:
     ):
         table.add_column(name, justify="right")
     gate_layers = {layer for criterion in guard.policy.gate for layer in criterion.watched}
-    for layer, (values, auroc) in enumerate(
-        zip(guard.policy.directions.spectrum, guard.policy.directions.auroc, strict=True)
+    directions = guard.policy.directions
+    for layer, (values, shares, auroc) in enumerate(
+        zip(directions.spectrum, directions.energy_shares, directions.auroc, strict=True)
     ):
-        energy = values.square() / values.square().sum()
         table.add_row(
             str(layer),
             f"{float(auroc):.3f}",
             " ".join(f"{float(value):.3g}" for value in values[:4]) + " …",
-            f"{float(energy[0]):.0%}",
+            f"{float(shares[0]):.0%}",
             "yes" if layer in guard.policy.layers else "",
             "yes" if layer in gate_layers else "",
         )

@@ -12,15 +12,19 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vlm_safeguard.evaluation.answers.journal import Journal
+from vlm_safeguard.evaluation.answers.reply import Reply
+
+if TYPE_CHECKING:
+    from vlm_safeguard.model.conversation import Chat
 
 IDLE = 0.2  # seconds without a new request, after which a batch goes as it is
 PATIENCE = 5.0  # the same for a batch of which it is known how many requests it will have
 
-#: Answers a batch of payloads, in order; each as plain JSON values.
-Run = Callable[[list[Any]], list[dict[str, Any]]]
+#: Answers a batch of conversations, in order.
+Run = Callable[[list["Chat"]], list[Reply]]
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,22 @@ class Request:
     """One request to answer.
 
     Attributes:
+        chat: what is to be answered.
         group: what may share a batch: the same model, defence and options.
         run: answers a batch of this group.
         most: requests in a batch at most.
         position: where it stands; None where that is not known.
         journal: where its answer is kept.
+        answer: its reply, or what went wrong.
     """
 
-    payload: Any
+    chat: Chat
     group: Hashable
     run: Run
     most: int
     position: Position | None = None
     journal: Journal | None = None
-    answer: Future[dict[str, Any]] = field(default_factory=Future)
+    answer: Future[Reply] = field(default_factory=Future)
 
     @property
     def batch(self) -> Hashable:
@@ -88,13 +94,13 @@ _START = threading.Lock()
 _thread: threading.Thread | None = None
 
 
-def submit(request: Request) -> Future[dict[str, Any]]:
-    """Have a request answered; the future holds the answer, or what went wrong."""
+def submit(request: Request) -> Future[Reply]:
+    """Have a request answered; the future holds the reply, or what went wrong."""
     global _thread
     if request.journal is not None and request.key is not None:
         known = request.journal.get(request.key)
         if known is not None:
-            request.answer.set_result(known)
+            request.answer.set_result(Reply.model_validate(known))
             return request.answer
     with _START:
         if _thread is None or not _thread.is_alive():
@@ -131,36 +137,36 @@ def _answer(batch: list[Request]) -> None:
     batch.sort(key=lambda request: request.position.number if request.position else 0)
     if not batch:
         return
-    answers: list[dict[str, Any] | Exception] = []
+    answers = _attempt(batch)
     try:
-        answers += _run(batch)
-    except Exception as error:  # whatever it is, the requests get it
-        if len(batch) == 1:
-            answers = [error]
-        else:
-            for request in batch:
-                try:
-                    answers += _run([request])
-                except Exception as own:
-                    answers.append(own)
-    kept: dict[Journal, dict[str, dict[str, Any]]] = {}
-    for request, answer in zip(batch, answers, strict=True):
-        if request.journal is not None and request.key is not None and isinstance(answer, dict):
-            kept.setdefault(request.journal, {})[request.key] = answer
-    try:
-        for journal, results in kept.items():
-            journal.add(results)
+        _keep(batch, answers)
     except OSError as error:  # a full disk: nothing is used that was not kept
         answers = [error] * len(batch)
     for request, answer in zip(batch, answers, strict=True):
-        if isinstance(answer, dict):
+        if isinstance(answer, Reply):
             request.answer.set_result(answer)
         else:
             request.answer.set_exception(answer)
 
 
-def _run(batch: Sequence[Request]) -> list[dict[str, Any]]:
-    answers = batch[0].run([request.payload for request in batch])
-    if len(answers) != len(batch):
-        raise RuntimeError(f"{len(answers)} answers to {len(batch)} requests")
-    return answers
+def _attempt(batch: Sequence[Request]) -> list[Reply | Exception]:
+    """A reply to each request, or why there is none."""
+    try:
+        replies = batch[0].run([request.chat for request in batch])
+        if len(replies) != len(batch):
+            raise RuntimeError(f"{len(replies)} answers to {len(batch)} requests")
+    except Exception as error:  # whatever it is, the requests get it
+        if len(batch) == 1:
+            return [error]
+        return [answer for request in batch for answer in _attempt([request])]
+    return [*replies]
+
+
+def _keep(batch: Sequence[Request], answers: Sequence[Reply | Exception]) -> None:
+    """Write replies to the journals of their requests, those of one journal at once."""
+    kept: dict[Journal, dict[str, dict[str, object]]] = {}
+    for request, answer in zip(batch, answers, strict=True):
+        if request.journal is not None and request.key is not None and isinstance(answer, Reply):
+            kept.setdefault(request.journal, {})[request.key] = answer.model_dump(mode="json")
+    for journal, replies in kept.items():
+        journal.add(replies)

@@ -140,7 +140,7 @@ class SafeguardAPI(ModelAPI):
         options = generation_options(config)
         chat = chat_of_messages(input)
         request = Request(
-            payload=chat,
+            chat=chat,
             # processors may take images for all of a batch or for none
             group=json.dumps([*self._model.key, *self._defence, options, bool(images_of(chat))]),
             run=lambda chats: self._answer(chats, options),
@@ -148,7 +148,7 @@ class SafeguardAPI(ModelAPI):
             position=position_of(input),
             journal=self._journal,
         )
-        reply = Reply.model_validate(await _finished(submit(request)))
+        reply = await _finished(submit(request))
         reached = reply.tokens >= options["max_new_tokens"]
         return ModelOutput(
             model=self.model_name,
@@ -177,7 +177,7 @@ class SafeguardAPI(ModelAPI):
         """Requests in flight: one batch that is answered, one that gathers."""
         return 2 * self.batch_size
 
-    def _answer(self, chats: list[Chat], options: dict[str, Any]) -> list[dict[str, Any]]:
+    def _answer(self, chats: list[Chat], options: dict[str, Any]) -> list[Reply]:
         """Answer one batch; runs in the thread of `batches` only."""
         answerer = loaded(self._model)
         options = dict(options)
@@ -192,10 +192,7 @@ class SafeguardAPI(ModelAPI):
                 torch.manual_seed(seed)
             replies = timed_replies(generate, chats)
         stops = options.get("stop_strings", ())
-        return [
-            reply.model_copy(update={"text": _cut(reply.text, stops)}).model_dump(mode="json")
-            for reply in replies
-        ]
+        return [reply.model_copy(update={"text": _cut(reply.text, stops)}) for reply in replies]
 
 
 modelapi(name=PROVIDER)(SafeguardAPI)  # not as a decorator, which would put a function in its place
@@ -230,7 +227,7 @@ def generation_options(config: GenerateConfig) -> dict[str, Any]:
     return options
 
 
-async def _finished(answer: Future[dict[str, Any]]) -> dict[str, Any]:
+async def _finished(answer: Future[Reply]) -> Reply:
     """Wait for an answer on whatever event loop this is."""
     try:
         while not answer.done():

@@ -99,11 +99,10 @@ def _quality(axes: Axes, guard: Guard, measured: Mapping[str, Sequence[float]]) 
 
 def _spectrum(axes: Axes, guard: Guard, layers: Sequence[int] | Mapping[int, Any]) -> None:
     for layer, shade, mark in zip(layers, (BLUE, RED, GREEN), "osv", strict=False):
-        values = guard.policy.directions.spectrum[layer]
-        energy = (values.square() / values.square().sum())[: max(20, guard.policy.rank + 8)]
+        shares = guard.policy.directions.energy_shares[layer, : max(20, guard.policy.rank + 8)]
         axes.plot(
-            range(1, len(energy) + 1),
-            energy,
+            range(1, len(shares) + 1),
+            shares,
             marker=mark,
             markersize=3,
             color=shade,
