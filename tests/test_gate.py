@@ -19,6 +19,7 @@ from vlm_safeguard.policy.gate import (
     ImageScore,
     OwnRefusal,
     PaperSign,
+    TextDiscriminant,
     TextScore,
     threshold_for,
 )
@@ -195,6 +196,7 @@ KEPT: list[Criterion] = [
     *GATES["paper"],
     OwnRefusal(tokens=(3, 4), slack=0.5, layers=(1, 2), score_above=0.25),
     TextScore(layers=(1, 2), threshold=0.25, budget=0.01, calibrated_on=200),
+    TextDiscriminant(layers=(1, 2), threshold=0.25, budget=0.01, calibrated_on=200),
     ImageScore(layer=1, threshold=0.75, budget=0.01, calibrated_on=200),
 ]
 

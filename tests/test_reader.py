@@ -31,7 +31,10 @@ def text_reader(
     backbone = Backbone.of(model)
     hooks = LayerHooks(backbone)
     subspaces = policy.subspaces(backbone.device, model.dtype)
-    return TextReader(policy, backbone, hooks, policy.directions, subspaces, readings), hooks
+    reader = TextReader(
+        policy, backbone, hooks, policy.directions, subspaces, policy.discriminant, readings
+    )
+    return reader, hooks
 
 
 @contextmanager

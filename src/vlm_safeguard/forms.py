@@ -6,6 +6,7 @@ All are shipped texts, written for the package and disjoint from those it is eva
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,11 +39,53 @@ class FollowUp:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A harmful request and a harmless one in one form; pairs of one topic share its number."""
+
+    harmful: str | FollowUp
+    harmless: str | FollowUp
+    topic: int
+    language: str = "English"
+
+
+@dataclass(frozen=True)
 class FollowUpAnchor:
     """Two follow-ups of one first turn, alike in form and length."""
 
     harmful: FollowUp
     harmless: FollowUp
+
+
+def further_pairs(anchors: Sequence[Anchor], wrappings: int) -> list[Pair]:
+    """The anchors in jailbreaks' wrappers, then anchors in other languages and as second turns.
+
+    Args:
+        wrappings: how many wrappers each anchor is put in; both of its requests in the same ones,
+            so that a wrapper is no evidence of harm.
+    """
+    wrappers = shipped_wrappers("fit")
+    pairs = []
+    for topic, anchor in enumerate(anchors):
+        for k in range(wrappings):
+            around = wrappers[(wrappings * topic + k) % len(wrappers)].around
+            pairs.append(Pair(around(anchor.harmful), around(anchor.harmless), topic))
+    for language, several in shipped_anchors_by_language().items():
+        pairs += [  # all languages may have the same topics, so that they share numbers
+            Pair(anchor.harmful, anchor.harmless, len(anchors) + number, language)
+            for number, anchor in enumerate(several)
+        ]
+    first = 1 + max((pair.topic for pair in pairs), default=0)
+    for number, turn in enumerate(shipped_follow_up_anchors()):
+        pairs.append(Pair(turn.harmful, turn.harmless, first + number))
+    return pairs
+
+
+def further_calibration(calibration: Sequence[str]) -> list[str | FollowUp]:
+    """The harmless requests in other wrappers, then those of other languages and second turns."""
+    wrappers = shipped_wrappers("calibration")
+    wrapped = [wrappers[i % len(wrappers)].around(text) for i, text in enumerate(calibration)]
+    foreign = [text for texts in shipped_calibration_by_language().values() for text in texts]
+    return [*wrapped, *foreign, *shipped_follow_up_calibration()]
 
 
 def shipped_wrappers(use: Literal["fit", "calibration"]) -> list[Wrapper]:

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_calibration
 from vlm_safeguard.engines.hooks.attachment import Attachment
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.fit import CALIBRATED, FitData, fit_policy
+from vlm_safeguard.fit.data import FitData
+from vlm_safeguard.fit.policy import CALIBRATED, fit_policy
 from vlm_safeguard.model.adapters import active_adapters
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat
@@ -28,6 +29,7 @@ from vlm_safeguard.model.wrappers import unwrapped
 from vlm_safeguard.policy import artifact
 from vlm_safeguard.policy.artifact import FORMAT, Config, Provenance
 from vlm_safeguard.policy.directions import Directions
+from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.edits import Edit, Refuse, edit_from_config
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
@@ -51,7 +53,8 @@ class Guard:
         provenance: what it was fitted on.
         scores: the gate's scores at fitting: `harmful` and `harmless` anchors, held out,
             `calibration` requests as text and, where the gate looks at the multimodal pass,
-            `calibration_image` with an image.
+            `calibration_image` with an image; `calibration_discriminant` those of the discriminant,
+            of the calibration requests and of those in further forms.
         fingerprint: of the model, to know it again by.
     """
 
@@ -86,8 +89,9 @@ class Guard:
             anchors: pairs of a harmful and a harmless request; the shipped ones by default.
             calibration: harmless requests that choose the gate's thresholds; likewise.
             edit: what to do to a request whose gate is open; `Refuse()` by default.
-            gate: `calibrated` to the budget; `paper`, its uncentred one for each layer by itself;
-                or `open`, always.
+            gate: `calibrated` to the budget; `discriminant`, the same with a discriminant fitted on
+                wrapped, translated and follow-up anchors, too, in the place of the text's harm
+                score; `paper`, its uncentred one for each layer by itself; or `open`, always.
             layers: layers to edit; `choose_layers` decides by default.
             batch_size: requests in one forward pass.
             options: fields of `FitOptions` that are not to be the default, e.g. `rank` or `budget`.
@@ -208,8 +212,8 @@ class Guard:
             tolerances=self.fingerprint.tolerances,
         )
         tensors = {
+            **policy.tensors(),
             **{name: getattr(directions, name) for name in _TENSORS},
-            "drift": policy.drift,
             **self.fingerprint.tensors(),
             **{f"scores.{name}": values for name, values in self.scores.items()},
         }
@@ -237,6 +241,7 @@ class Guard:
                 refusal_prefix=tuple(config.refusal_prefix),
                 response=config.response,
                 random_seed=config.random_seed,
+                discriminant=_discriminant(tensors),
             )
             known = (
                 EmbeddingSample(tensors.pop("embedding_sample"))
@@ -282,6 +287,14 @@ class Guard:
                 repo_id=repo_id, folder_path=folder, commit_message="Upload guard"
             )
         return str(commit)
+
+
+def _discriminant(tensors: dict[str, torch.Tensor]) -> Discriminant | None:
+    """Taken out of a guard's tensors; None where there is none among them."""
+    names = ("discriminant_weights", "discriminant_offset")
+    if not any(name in tensors for name in names):
+        return None
+    return Discriminant(*(tensors.pop(name) for name in names))
 
 
 def _fit_options(fields: dict[str, Any]) -> FitOptions:

@@ -97,6 +97,11 @@ def user_turn(text: str, *, images: int = 0) -> dict[str, Any]:
     return user_message(*["image"] * images, text)
 
 
+def answer_turn(text: str) -> dict[str, Any]:
+    """A message of the assistant."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
 def user_message(*parts: str) -> dict[str, Any]:
     """A message of the user: `image`, `video` and `audio` stand for these, all else is text."""
     return {

@@ -82,6 +82,22 @@ def refusal_prefix(
 
 
 @torch.no_grad()
+def declined_prefix_margins(
+    backbone: Backbone,
+    rows: Sequence[Sequence[int]],
+    prefix: tuple[int, ...],
+    margins: torch.Tensor,
+) -> torch.Tensor:
+    """(requests,) `prefix_margins` of requests as token ids; only declined ones are read."""
+    words = margins.clone()
+    declined = (margins > 0).nonzero()[:, 0]
+    if prefix and len(declined):
+        states = backbone.run_text([rows[i] for i in declined.tolist()], prefix)
+        words[declined] = prefix_margins(backbone, states, prefix, margins[declined])
+    return words
+
+
+@torch.no_grad()
 def prefix_margins(
     backbone: Backbone, states: torch.Tensor, prefix: tuple[int, ...], margins: torch.Tensor
 ) -> torch.Tensor:

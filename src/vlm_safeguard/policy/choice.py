@@ -16,10 +16,12 @@ from vlm_safeguard.policy.directions import (
     legible_before,
     legible_layers,
 )
+from vlm_safeguard.policy.discriminant import Shrunk
 from vlm_safeguard.policy.gate import (
     AnyCriterion,
     ImageScore,
     OwnRefusal,
+    TextDiscriminant,
     TextScore,
     threshold_for,
 )
@@ -80,6 +82,24 @@ class OwnDecision:
     prefix_margins: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Further:
+    """What follows from requests in further forms: wrapped, in other languages, second turns.
+
+    Attributes:
+        shrunk: the discriminant, and the layers that the gate reads of it.
+        scores: (requests,) its scores of the calibration requests, then of those in further forms.
+        harm: (further,) harm scores of the latter; `margins` and `prefix_margins` as `OwnDecision`
+            has those of the former, None where the model's own decision cannot be read.
+    """
+
+    shrunk: Shrunk
+    scores: torch.Tensor
+    harm: torch.Tensor
+    margins: torch.Tensor | None
+    prefix_margins: torch.Tensor | None
+
+
 def choose(
     texts: TextStates, rank: int, layers: Sequence[int] | None, options: FitOptions
 ) -> Choice:
@@ -107,35 +127,60 @@ def choose(
 
 
 def calibrate(
-    choice: Choice, own: OwnDecision | None, scores: dict[str, torch.Tensor], options: FitOptions
+    choice: Choice,
+    own: OwnDecision | None,
+    scores: dict[str, torch.Tensor],
+    options: FitOptions,
+    further: Further | None = None,
 ) -> tuple[AnyCriterion, ...]:
     """The gate: the model's own decision, and thresholds on what that does not open.
+
+    Args:
+        further: what makes the text's criterion a discriminant.
 
     Raises:
         SafeguardError: too few calibration requests for the budget.
     """
     text, image = scores["calibration"], scores.get("calibration_image")
-    opened = torch.zeros(len(text), dtype=torch.bool)
+    count = len(text)
+    judged = text if further is None else torch.cat([text, further.harm])
+    opened = torch.zeros(len(judged), dtype=torch.bool)
     gate: list[AnyCriterion] = []
     if own is not None:
         refusal = OwnRefusal(tokens=own.tokens, slack=own.slack, layers=choice.legible)
-        measures = torch.stack([own.margins, own.prefix_margins, text], dim=1)
+        margins, words = [own.margins], [own.prefix_margins]
+        if further is not None:
+            assert further.margins is not None
+            assert further.prefix_margins is not None
+            margins.append(further.margins)
+            words.append(further.prefix_margins)
+        measures = torch.stack([torch.cat(margins), torch.cat(words), judged], dim=1)
         opened = refusal.opens(measures, 1)[:, 0]
         gate.append(refusal)
     share = options.budget if image is None else options.budget / 2
 
     def threshold(scores: torch.Tensor) -> float:
-        return threshold_for(scores.masked_fill(opened, -torch.inf), share)
+        return threshold_for(scores.masked_fill(opened[: len(scores)], -torch.inf), share)
 
     try:
-        gate.append(
-            TextScore(
-                layers=choice.legible,
-                threshold=threshold(text),
-                budget=share,
-                calibrated_on=len(text),
+        if further is None:
+            gate.append(
+                TextScore(
+                    layers=choice.legible,
+                    threshold=threshold(text),
+                    budget=share,
+                    calibrated_on=count,
+                )
             )
-        )
+        else:
+            gate.append(
+                TextDiscriminant(
+                    layers=further.shrunk.layers,
+                    threshold=threshold(further.scores),
+                    budget=share,
+                    calibrated_on=len(further.scores),
+                )
+            )
         if image is not None:
             assert choice.image_layer is not None
             gate.append(
@@ -143,7 +188,7 @@ def calibrate(
                     layer=choice.image_layer,
                     threshold=threshold(image),
                     budget=share,
-                    calibrated_on=len(text),
+                    calibrated_on=count,
                 )
             )
     except ValueError as error:

@@ -159,6 +159,49 @@ class TextScore(Criterion):
         return {"text_score": score[0], "text_threshold": self.threshold}
 
 
+class TextDiscriminant(Criterion):
+    """The text's score under the policy's discriminant passes a threshold.
+
+    Attributes:
+        layers: whose scores are averaged in the text-only pass.
+        threshold: the average above which it opens.
+        budget: as for `TextScore`.
+        calibrated_on: likewise.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("discriminant",)
+
+    name: Literal["text_discriminant"] = "text_discriminant"
+    layers: Layers
+    threshold: FiniteFloat
+    budget: float = Field(gt=0, lt=1)
+    calibrated_on: int
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The layers that are averaged."""
+        return self.layers
+
+    def score(self, reading: Reading) -> torch.Tensor:
+        """The mean score."""
+        assert reading.discriminant is not None
+        scores = [reading.discriminant.score(reading.states[n], n) for n in self.layers]
+        return torch.stack(scores).mean(0)[:, None]
+
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Where it is above the threshold, in all layers at once."""
+        return (score > self.threshold).expand(-1, window)
+
+    def says(self, score: Sequence[float], opened: bool) -> str:
+        """The score beside the threshold."""
+        side = "above" if opened else "not above"
+        return f"the discriminant gives the text {score[0]:+.2f}, {side} {self.threshold:+.2f}"
+
+    def shown(self, score: Sequence[float]) -> dict[str, float]:
+        """The score and the threshold."""
+        return {"discriminant": score[0], "discriminant_threshold": self.threshold}
+
+
 class ImageScore(Criterion):
     """The multimodal pass's own harm score passes a threshold: harm that the media carry.
 
@@ -249,7 +292,8 @@ class Always(Criterion):
 
 
 AnyCriterion = Annotated[
-    OwnRefusal | TextScore | ImageScore | PaperSign | Always, Field(discriminator="name")
+    OwnRefusal | TextScore | TextDiscriminant | ImageScore | PaperSign | Always,
+    Field(discriminator="name"),
 ]
 Gate = Annotated[tuple[AnyCriterion, ...], Field(min_length=1)]
 

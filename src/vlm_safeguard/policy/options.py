@@ -33,6 +33,8 @@ class FitOptions(BaseModel):
         beginning_tokens: tokens that nearly all of a model's answers begin with, at most, where its
             refusals cannot be told by the first.
         beginning_share: of the answers that have to begin alike for that.
+        wrappings: jailbreaks' wrappers that each anchor is put in for the discriminant.
+        shrinkages: shares δ that the discriminant's is chosen from.
         prefix_tokens: tokens of the refusal prefix, at most ("I'm sorry, but I can't assist with
             that." has twelve).
         prefix_fence: interquartile ranges below the first quartile of the margins with which the
@@ -56,5 +58,7 @@ class FitOptions(BaseModel):
     refusal_anchors: int = Field(default=64, ge=1)
     beginning_tokens: int = Field(default=8, ge=0)
     beginning_share: Share = 0.9
+    wrappings: int = Field(default=2, ge=0)
+    shrinkages: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.03, 0.1, 0.3, 0.6, 0.9)
     prefix_tokens: int = Field(default=12, ge=0)
     prefix_fence: float = Field(default=3.0, ge=0)

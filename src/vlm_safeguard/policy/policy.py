@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from vlm_safeguard.policy.directions import Directions, random_basis
+from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import AnyCriterion, Criterion, OwnRefusal
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
@@ -42,6 +43,7 @@ class Policy:
         response: how a request whose gate is open is answered.
         random_seed: where set, a random subspace takes the directions' place in the edit (a
             control); the gate keeps the true ones.
+        discriminant: of every layer, for criteria that ask for it; None where none does.
     """
 
     directions: Directions
@@ -55,6 +57,7 @@ class Policy:
     refusal_prefix: tuple[int, ...] = ()
     response: Response = Response.EDIT
     random_seed: int | None = None
+    discriminant: Discriminant | None = None
 
     @property
     def watched(self) -> tuple[int, ...]:
@@ -128,12 +131,18 @@ class Policy:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors that decide, by name."""
-        made = self.directions
+        made, told = self.directions, self.discriminant
+        discriminant = (
+            {}
+            if told is None
+            else {"discriminant_weights": told.weights, "discriminant_offset": told.offset}
+        )
         return {
             "vectors": made.vectors,
             "harmful_mean": made.harmful_mean,
             "harmless_mean": made.harmless_mean,
             "drift": self.drift,
+            **discriminant,
         }
 
     def subspaces(self, device: torch.device, dtype: torch.dtype) -> dict[int, Subspace]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vlm_safeguard.policy.directions import Directions
+from vlm_safeguard.policy.discriminant import Discriminant
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Reading:
             the CPU; None where no criterion asks for it.
         prefix_margin: (n,) the least lead of the refusal prefix's tokens (`refusal.token_margin`);
             where the first token does not lead, that is `margin`.
+        discriminant: on the states' device; None where no criterion asks for it.
     """
 
     states: Mapping[int, torch.Tensor]
@@ -29,6 +31,7 @@ class Reading:
     window: tuple[int, ...]
     margin: torch.Tensor | None = None
     prefix_margin: torch.Tensor | None = None
+    discriminant: Discriminant | None = None
     _harm: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
 
     def harm(self, layers: tuple[int, ...]) -> torch.Tensor:

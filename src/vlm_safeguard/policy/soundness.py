@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.policy.gate import Criterion
+from vlm_safeguard.policy.gate import Criterion, TextDiscriminant
 from vlm_safeguard.policy.policy import Policy
 
 _NAMES = {
@@ -16,6 +16,8 @@ _NAMES = {
     "harmful_mean": "harmful mean",
     "harmless_mean": "harmless mean",
     "drift": "drift",
+    "discriminant_weights": "discriminant",
+    "discriminant_offset": "discriminant's offset",
 }
 
 
@@ -59,6 +61,8 @@ def _check_gate(policy: Policy, count: int) -> None:
         raise SafeguardError("The guard's gate has no criterion: it would never open.")
     if len(set(names)) < len(names):
         raise SafeguardError(f"The guard's gate holds a criterion twice: {', '.join(names)}.")
+    if policy.discriminant is None and policy.criterion(TextDiscriminant) is not None:
+        raise SafeguardError("The guard's gate asks for a discriminant, and it holds none.")
     for criterion in policy.gate:
         _check_numbers(criterion)
         if criterion.watched:
@@ -83,5 +87,6 @@ def _check_tensor(name: str, tensor: torch.Tensor, count: int, hidden: int) -> N
         )
     if not torch.isfinite(tensor).all():
         raise SafeguardError(f"The guard's {name} holds values that are not finite.")
-    if tensor.shape[0] != count or tensor.shape[-1] != hidden:
+    expected = (count,) if tensor.dim() == 1 else (count, hidden)
+    if (tensor.shape[0], *tensor.shape[1:][-1:]) != expected:
         raise SafeguardError(f"The guard's {name} has shape {tuple(tensor.shape)}.")

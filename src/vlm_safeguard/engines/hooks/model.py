@@ -57,8 +57,15 @@ class ModelHooks:
         self._directions = policy.directions.to(backbone.device)
         self._subspaces = policy.subspaces(*self._placed)
         self._layers = LayerHooks(backbone)
+        discriminant = policy.discriminant
         self._reader = TextReader(
-            policy, backbone, self._layers, self._directions, self._subspaces, readings
+            policy,
+            backbone,
+            self._layers,
+            self._directions,
+            self._subspaces,
+            None if discriminant is None else discriminant.to(backbone.device),
+            readings,
         )
         self._forward_signature = signature(model.forward)
         self._handles: list[Any] = []

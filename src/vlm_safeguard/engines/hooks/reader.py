@@ -16,6 +16,7 @@ from vlm_safeguard.model.refusal import prefix_margins, refusal_margins
 from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import Directions
+from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.subspace import Subspace
@@ -50,6 +51,7 @@ class TextReader:
     Attributes:
         hooks: of the layers, free when it is asked.
         directions: the policy's, on the model's device.
+        discriminant: the policy's, likewise, if it has one.
         subspaces: by layer, likewise.
         readings: what is already read; None to read anew each time.
     """
@@ -59,6 +61,7 @@ class TextReader:
     hooks: LayerHooks
     directions: Directions
     subspaces: dict[int, Subspace]
+    discriminant: Discriminant | None = None
     readings: TextReadings | None = None
 
     def ask(self, batch: Batch) -> None:
@@ -84,7 +87,9 @@ class TextReader:
         if tokens := self.policy.refusal_tokens:
             margin = refusal_margins(self.backbone, final[:, 0], tokens)
             words = self._words(list(place), margin, readings, first)
-        reading = Reading(states, self.directions, self.policy.layers, margin, words)
+        reading = Reading(
+            states, self.directions, self.policy.layers, margin, words, self.discriminant
+        )
         rows = [
             place[text] if editable else None
             for text, editable in zip(batch.texts, batch.editable.tolist(), strict=True)

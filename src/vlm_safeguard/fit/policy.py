@@ -7,14 +7,15 @@ what depends on that choice: states beside images, and the words of the model's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from warnings import warn
 
 import torch
 
-from vlm_safeguard.anchors import MINIMUM_PAIRS, Anchor
+from vlm_safeguard.anchors import MINIMUM_PAIRS
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.fit.data import FitData
+from vlm_safeguard.fit.further import Measured, measure_further
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.model.activations import image_states, text_states
 from vlm_safeguard.model.backbone import Backbone
@@ -25,6 +26,7 @@ from vlm_safeguard.model.generation_prompt import (
     learn_generation_prompt,
 )
 from vlm_safeguard.model.refusal import (
+    declined_prefix_margins,
     prefix_margins,
     refusal_margins,
     refusal_prefix,
@@ -49,25 +51,7 @@ from vlm_safeguard.policy.soundness import check_layers
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-CALIBRATED = "calibrated"
-
-
-@dataclass(frozen=True)
-class FitData:
-    """What a guard is fitted on: anchor pairs, and harmless requests that choose its thresholds."""
-
-    anchors: Sequence[Anchor]
-    calibration: Sequence[str]
-
-    @property
-    def harmful(self) -> list[str]:
-        """The harmful anchors' texts."""
-        return [anchor.harmful for anchor in self.anchors]
-
-    @property
-    def requests(self) -> list[str]:
-        """All texts: harmful anchors, harmless ones, calibration requests."""
-        return [*self.harmful, *(a.harmless for a in self.anchors), *self.calibration]
+CALIBRATED, DISCRIMINANT = "calibrated", "discriminant"
 
 
 def fit_policy(
@@ -87,23 +71,23 @@ def fit_policy(
         SafeguardError: the model, the processor, the data or the options cannot be used, and why.
     """
     rank = _rank(options, len(data.anchors), backbone.hidden_size)
-    if gate != CALIBRATED and gate not in GATES:
-        raise SafeguardError(
-            f"There is no gate '{gate}'; there are {', '.join([CALIBRATED, *GATES])}."
-        )
+    if gate not in (CALIBRATED, DISCRIMINANT, *GATES):
+        names = ", ".join([CALIBRATED, DISCRIMINANT, *GATES])
+        raise SafeguardError(f"There is no gate '{gate}'; there are {names}.")
     if layers is not None:
         check_layers(layers, len(backbone.layers))
     view = learn_text_view(processor, backbone.placeholder_ids)
     asked = [encode_chat(processor, request) for request in data.requests]
     prompt = learn_generation_prompt(processor)
 
-    texts, own = _measure_texts(backbone, data, _judged(prompt, asked), options, batch_size)
+    rows = _judged(prompt, asked)
+    texts, own = _measure_texts(backbone, data, rows, options, batch_size)
     if own is None:
-        further = _past_beginnings(backbone, processor, data, asked, prompt, options)
-        if further is not None:
-            prompt = further
-            texts, own = _measure_texts(backbone, data, _judged(prompt, asked), options, batch_size)
-    if own is None and gate == CALIBRATED:
+        later = _past_beginnings(backbone, processor, data, asked, prompt, options)
+        if later is not None:
+            prompt, rows = later, _judged(later, asked)
+            texts, own = _measure_texts(backbone, data, rows, options, batch_size)
+    if own is None and gate not in GATES:
         warn(
             "The model's own refusals cannot be read where its answers begin (it refuses too few "
             "of the harmful anchors there, or thinks first), so the gate rests on the texts' harm "
@@ -113,7 +97,19 @@ def fit_policy(
     choice = choose(texts, rank, layers, options)
     shift = _measure_drift(backbone, processor, data, texts, options, batch_size)
     scores = dict(choice.scores)
-    if gate == CALIBRATED and choice.image_layer is not None:
+    further = None
+    if gate == DISCRIMINANT:
+        further, own = measure_further(
+            backbone,
+            processor,
+            prompt,
+            data,
+            Measured(texts, rows[-len(data.calibration) :], choice, own),
+            options,
+            batch_size,
+        )
+        scores["calibration_discriminant"] = further.scores
+    if gate not in GATES and choice.image_layer is not None:
         scores["calibration_image"] = _measure_image_scores(
             backbone, processor, data, choice, batch_size
         )
@@ -123,10 +119,11 @@ def fit_policy(
         layers=choice.layers,
         rank=rank,
         edit=edit,
-        gate=GATES[gate] if gate in GATES else calibrate(choice, own, scores, options),
+        gate=GATES[gate] if gate in GATES else calibrate(choice, own, scores, options, further),
         text_view=view,
         generation_prompt=prompt,
         refusal_prefix=() if own is None else own.prefix,
+        discriminant=None if further is None else further.shrunk.discriminant,
     )
     return policy, scores
 
@@ -255,23 +252,8 @@ def _measure_own_decision(
         prefix=prefix,
         slack=slack_of(shown, options.prefix_fence),
         margins=margins,
-        prefix_margins=_calibration_prefix_margins(backbone, requests, prefix, margins),
+        prefix_margins=declined_prefix_margins(backbone, requests, prefix, margins),
     )
-
-
-def _calibration_prefix_margins(
-    backbone: Backbone,
-    requests: Sequence[Sequence[int]],
-    prefix: tuple[int, ...],
-    margins: torch.Tensor,
-) -> torch.Tensor:
-    """(requests,) `prefix_margins` of the calibration requests; only declined ones are read."""
-    words = margins.clone()
-    declined = (margins > 0).nonzero()[:, 0]
-    if len(declined):
-        states = backbone.run_text([requests[i] for i in declined.tolist()], prefix)
-        words[declined] = prefix_margins(backbone, states, prefix, margins[declined])
-    return words
 
 
 def _rank(options: FitOptions, pairs: int, hidden: int) -> int:

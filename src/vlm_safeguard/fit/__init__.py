@@ -1,0 +1,1 @@
+"""Fitting a guard: what it is fitted on, and the policy that follows from it."""

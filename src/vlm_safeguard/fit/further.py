@@ -1,0 +1,125 @@
+"""Fitting on further forms of requests: in wrappers, in other languages, as second turns.
+
+They give the discriminant, and the tokens that refusals open with in other languages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm_safeguard.fit.data import FitData
+from vlm_safeguard.forms import FollowUp, Pair, further_calibration, further_pairs
+from vlm_safeguard.model.activations import text_states
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import answer_turn, encode_messages, user_turn
+from vlm_safeguard.model.refusal import (
+    declined_prefix_margins,
+    refusal_margins,
+    refusal_tokens,
+)
+from vlm_safeguard.policy.choice import Choice, Further, OwnDecision, TextStates
+from vlm_safeguard.policy.discriminant import choose_discriminant
+from vlm_safeguard.policy.generation_prompt import GenerationPrompt
+from vlm_safeguard.policy.options import FitOptions
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known from the anchors and the calibration requests as they are.
+
+    Attributes:
+        rows: token ids of the calibration requests.
+        own: the model's own decision; None where it cannot be read.
+    """
+
+    texts: TextStates
+    rows: Sequence[Sequence[int]]
+    choice: Choice
+    own: OwnDecision | None
+
+
+def measure_further(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    prompt: GenerationPrompt,
+    data: FitData,
+    plain: Measured,
+    options: FitOptions,
+    batch_size: int,
+) -> tuple[Further, OwnDecision | None]:
+    """A discriminant of requests in all forms, and the model's own decision in all languages."""
+    pairs = further_pairs(data.anchors, options.wrappings)
+    calibration = further_calibration(data.calibration)
+    requests = [*(p.harmful for p in pairs), *(p.harmless for p in pairs), *calibration]
+    rows = [prompt.judged(_encode(processor, request)) for request in requests]
+    sizes = [len(pairs), len(pairs), len(calibration)]
+    states, final = text_states(backbone, rows, batch_size=batch_size, label="further forms")
+    harmful, harmless, ordinary = torch.split(states, sizes)
+
+    topics = torch.tensor([*range(len(data.anchors)), *(pair.topic for pair in pairs)])
+    shrunk = choose_discriminant(
+        torch.cat([plain.texts.harmful, harmful]),
+        torch.cat([plain.texts.harmless, harmless]),
+        topics % options.folds,
+        options.shrinkages,
+        options.near_best,
+    )
+    judged = torch.cat([plain.texts.calibration, ordinary])
+    scores = shrunk.discriminant.scores(judged)[:, list(shrunk.layers)].mean(1)
+    legible = list(plain.choice.legible)
+    harm = plain.choice.directions.harm_scores(ordinary)[:, legible].mean(1)
+    if plain.own is None:
+        return Further(shrunk, scores, harm, None, None), None
+    finals = torch.split(final, sizes)
+    own = _in_all_languages(backbone, pairs, finals, plain, options)
+    margins = refusal_margins(backbone, finals[2], own.tokens)
+    words = declined_prefix_margins(backbone, rows[-len(calibration) :], own.prefix, margins)
+    return Further(shrunk, scores, harm, margins, words), own
+
+
+def _in_all_languages(
+    backbone: Backbone,
+    pairs: Sequence[Pair],
+    finals: Sequence[torch.Tensor],
+    plain: Measured,
+    options: FitOptions,
+) -> OwnDecision:
+    """With the tokens that open the model's refusals in each language in which it refuses.
+
+    Args:
+        finals: (n, hidden) final states of the pairs' harmful requests, of their harmless ones, ….
+    """
+    own = plain.own
+    assert own is not None
+    tokens = set(own.tokens)
+    for language in dict.fromkeys(pair.language for pair in pairs):
+        mine = [i for i, pair in enumerate(pairs) if pair.language == language]
+        refused, answered = (states[mine] for states in finals[:2])
+        opening = refusal_tokens(backbone, refused, answered, options.refusal_likelier)
+        if not opening:
+            continue
+        shares = [
+            float((refusal_margins(backbone, states, opening) > 0).float().mean())
+            for states in (refused, answered)
+        ]
+        if shares[0] - shares[1] >= options.refusal_contrast:
+            tokens |= set(opening)
+    every = tuple(sorted(tokens))
+    margins = refusal_margins(backbone, plain.texts.final[2], every)
+    words = declined_prefix_margins(backbone, plain.rows, own.prefix, margins)
+    return replace(own, tokens=every, margins=margins, prefix_margins=words)
+
+
+def _encode(processor: ProcessorMixin, request: str | FollowUp) -> list[int]:
+    """Token ids of a conversation that ends in the request, ready for the answer."""
+    if isinstance(request, str):
+        return encode_messages(processor, [user_turn(request)])
+    turns = [user_turn(request.first), answer_turn(request.answer), user_turn(request.request)]
+    return encode_messages(processor, turns)

@@ -1,0 +1,254 @@
+"""A gate whose text criterion is a discriminant, fitted on further forms of requests."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from support.reference import QUESTIONS, ask, run_row, text_ids
+from vlm_safeguard.anchors import Anchor, shipped_anchors, shipped_calibration
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.fit import further
+from vlm_safeguard.forms import (
+    FollowUp,
+    Pair,
+    further_calibration,
+    further_pairs,
+    shipped_anchors_by_language,
+    shipped_calibration_by_language,
+    shipped_follow_up_anchors,
+    shipped_follow_up_calibration,
+    shipped_wrappers,
+)
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.policy.choice import OwnDecision, TextStates
+from vlm_safeguard.policy.discriminant import Discriminant, fit_discriminant
+from vlm_safeguard.policy.gate import TextDiscriminant, TextScore
+from vlm_safeguard.policy.soundness import check_sound
+
+Model = LlavaForConditionalGeneration
+ANCHORS = shipped_anchors()[:8]
+ORDINARY = shipped_calibration()[:21]
+FEW = 3  # of each language's and of the follow-ups
+
+
+@pytest.fixture(scope="module")
+def told(exact_model: Model, processor: LlavaProcessor) -> Guard:
+    with pytest.MonkeyPatch.context() as patch:
+        pairs, ordinary = few_pairs(), few_requests()
+        patch.setattr(further, "further_pairs", lambda anchors, wrappings: pairs)
+        patch.setattr(further, "further_calibration", lambda calibration: ordinary)
+        return Guard.fit(
+            exact_model,
+            processor,
+            anchors=ANCHORS,
+            calibration=ORDINARY,
+            gate="discriminant",
+            budget=0.2,
+            rank=4,
+        )
+
+
+def few_pairs() -> list[Pair]:
+    every = further_pairs(ANCHORS, 1)
+    spanish = [pair for pair in every if pair.language == "Spanish"]
+    turns = [pair for pair in every if isinstance(pair.harmful, FollowUp)]
+    return [*every[: len(ANCHORS)], *spanish[:FEW], *turns[:FEW]]
+
+
+def few_requests() -> list[str | FollowUp]:
+    every = further_calibration(ORDINARY)
+    return [*every[: len(ORDINARY)], *every[-FEW:]]
+
+
+def criterion(guard: Guard) -> TextDiscriminant:
+    chosen = guard.policy.criterion(TextDiscriminant)
+    assert chosen is not None
+    assert guard.policy.criterion(TextScore) is None
+    return chosen
+
+
+def test_it_is_fitted_on_all_forms_and_calibrated_on_all(
+    told: Guard, exact_model: Model, processor: LlavaProcessor
+) -> None:
+    """The discriminant, computed again from single texts read one by one."""
+    pairs = [Anchor(a.harmful, a.harmless) for a in ANCHORS]
+    texts = [
+        [getattr(pair, side) for pair in [*pairs, *few_pairs()]] for side in ("harmful", "harmless")
+    ]
+    states = [
+        torch.stack([last_states(exact_model, processor, text) for text in side]) for side in texts
+    ]
+    chosen, made = criterion(told), told.policy.discriminant
+    assert made is not None
+    assert told.provenance.options is not None
+    fitted = {
+        shrinkage: fit_discriminant(states[0], states[1], shrinkage)
+        for shrinkage in told.provenance.options.shrinkages
+    }
+    alike = [
+        share
+        for share, each in fitted.items()
+        if torch.allclose(each.weights, made.weights, rtol=1e-3, atol=1e-5)
+    ]
+    assert len(alike) == 1
+    asked = [*ORDINARY, *few_requests()]
+    scores = torch.stack(
+        [
+            made.scores(last_states(exact_model, processor, text)[None])[0, list(chosen.layers)]
+            for text in asked
+        ]
+    ).mean(1)
+    torch.testing.assert_close(told.scores["calibration_discriminant"], scores, rtol=0, atol=1e-3)
+    assert chosen.calibrated_on == len(asked)
+    opened = int((scores > chosen.threshold).sum())
+    assert opened < math.floor(chosen.budget * (len(asked) + 1)) + 1
+
+
+def last_states(model: Model, processor: LlavaProcessor, request: str | FollowUp) -> torch.Tensor:
+    """(layers, hidden) of the last token, of a text without hooks of ours."""
+    ids = (
+        encode_chat(processor, request)
+        if isinstance(request, str)
+        else turn_ids(processor, request)
+    )
+    states, _ = run_row(model, ids)
+    return torch.stack([layer[-1] for layer in states]).float()
+
+
+def turn_ids(processor: LlavaProcessor, turn: FollowUp) -> list[int]:
+    """As the chat template writes three turns, by its own text."""
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("user", turn.first), ("assistant", turn.answer), ("user", turn.request))
+    ]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def test_its_decision_is_one_dot_product_a_layer(
+    told: Guard, exact_model: Model, processor: LlavaProcessor
+) -> None:
+    chosen, made = criterion(told), told.policy.discriminant
+    assert made is not None
+    scores = []
+    for question in QUESTIONS:
+        states, _ = run_row(exact_model, text_ids(processor, question))
+        each = [
+            float(states[layer][-1].float() @ made.weights[layer] - made.offset[layer])
+            for layer in chosen.layers
+        ]
+        scores.append(sum(each) / len(each))
+    middle = sum(sorted(scores)[1:3]) / 2
+    gate = (chosen.model_copy(update={"threshold": middle}),)
+    guard = told.variant(gate=gate)
+    with guard.attach(exact_model) as attachment:
+        receipts = attachment.generate(**ask(processor, QUESTIONS), max_new_tokens=1).receipts
+    for receipt, score in zip(receipts, scores, strict=True):
+        assert receipt.scores["discriminant"] == pytest.approx(score, abs=1e-4)
+        assert receipt.guarded == (score > middle)
+        assert "the discriminant gives the text" in receipt.reason
+
+
+def test_it_is_kept(told: Guard, tmp_path: Path) -> None:
+    told.save_pretrained(tmp_path)
+    again = Guard.from_pretrained(tmp_path)
+    assert again.policy.sha256() == told.policy.sha256()
+    assert again.policy.discriminant is not None
+    assert told.policy.discriminant is not None
+    assert torch.equal(again.policy.discriminant.weights, told.policy.discriminant.weights)
+    moved = replace(told.policy.discriminant, weights=told.policy.discriminant.weights + 1e-3)
+    assert told.variant(discriminant=moved).policy.sha256() != told.policy.sha256()
+
+
+@pytest.mark.parametrize("broken", ["none", "narrow", "not finite", "offset"])
+def test_one_that_cannot_be_is_refused(told: Guard, broken: str) -> None:
+    made = told.policy.discriminant
+    assert made is not None
+    changed: dict[str, Discriminant | None] = {
+        "none": None,
+        "narrow": replace(made, weights=made.weights[:, 1:]),
+        "not finite": replace(made, weights=made.weights * torch.inf),
+        "offset": replace(made, offset=made.offset[1:]),
+    }
+    with pytest.raises(SafeguardError, match="discriminant"):
+        check_sound(told.variant(discriminant=changed[broken]).policy)
+
+
+# --- the forms ---
+
+
+def test_both_requests_of_a_pair_are_in_one_wrapper_and_a_topic_is_in_several() -> None:
+    pairs = further_pairs(ANCHORS, 2)
+    for number, pair in enumerate(pairs[: 2 * len(ANCHORS)]):
+        anchor = ANCHORS[number // 2]
+        assert pair.topic == number // 2
+        assert isinstance(pair.harmful, str)
+        assert pair.harmful.replace(anchor.harmful, anchor.harmless) == pair.harmless
+    wrappers = {str(pair.harmful).replace(ANCHORS[pair.topic].harmful, "") for pair in pairs[:16]}
+    assert len(wrappers) == 16
+    rest = pairs[2 * len(ANCHORS) :]
+    languages = {pair.language for pair in rest} - {"English"}
+    assert languages == set(shipped_anchors_by_language())
+    topics = {(pair.topic, pair.language) for pair in rest}
+    assert len(topics) == len(rest)
+    assert not {pair.topic for pair in rest} & {pair.topic for pair in pairs[:16]}
+    assert len([p for p in rest if isinstance(p.harmful, FollowUp)]) == len(
+        shipped_follow_up_anchors()
+    )
+
+
+def test_calibration_is_in_other_wrappers_than_the_anchors() -> None:
+    requests = further_calibration(ORDINARY)
+    foreign = sum(map(len, shipped_calibration_by_language().values()))
+    turns = shipped_follow_up_calibration()
+    assert len(requests) == len(ORDINARY) + foreign + len(turns)
+    assert requests[-len(turns) :] == turns
+    wrappers = shipped_wrappers("calibration")
+    for number, text in enumerate(ORDINARY):
+        assert requests[number] == wrappers[number % len(wrappers)].around(text)
+
+
+# --- refusals in other languages ---
+
+
+def test_tokens_that_open_refusals_of_one_language_are_learnt(
+    told: Guard, exact_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that opens its refusals with another token in Spanish; in English it is unchanged."""
+    backbone = Backbone.of(exact_model)
+    pairs = few_pairs()
+    english, spanish = 40, 50
+    states = {side: torch.zeros(len(pairs), 3) for side in ("harmful", "harmless")}
+    for row, pair in enumerate(pairs):
+        states["harmful"][row, 1 if pair.language == "Spanish" else 0] = 1.0
+
+    def logits(self: Backbone, rows: torch.Tensor) -> torch.Tensor:
+        made = torch.zeros(len(rows), 60)
+        made[:, 7] = 5.0
+        made[:, english] = 20 * rows[:, 0]
+        made[:, spanish] = 20 * rows[:, 1]
+        return made
+
+    monkeypatch.setattr(Backbone, "next_token_logits", logits)
+    nothing, low = torch.zeros(2, 1, 3), torch.full((2,), -5.0)
+    ordinary = torch.zeros(2, 3)
+    plain = further.Measured(
+        texts=TextStates(nothing, nothing, nothing, final=(ordinary, ordinary, ordinary)),
+        rows=[[5], [6]],
+        choice=None,  # type: ignore[arg-type]  # it is not read here
+        own=OwnDecision((english,), (), 0.0, low, low),
+    )
+    options = told.provenance.options
+    assert options is not None
+    finals = (states["harmful"], states["harmless"], torch.zeros(0, 3))
+    own = further._in_all_languages(backbone, pairs, finals, plain, options)
+    assert own.tokens == (english, spanish)
