@@ -11,8 +11,9 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from support.reference import Change, run_row, text_ids
+from support.reference import Change, run_row, text_ids, with_thresholds
 from vlm_safeguard.defences import ecso, guard_model, prompts, shiftdc
+from vlm_safeguard.defences.canned import Canned
 from vlm_safeguard.defences.cmrm import CMRM
 from vlm_safeguard.defences.defence import Answer, Defence, generate_answers
 from vlm_safeguard.defences.ecso import ECSO
@@ -46,6 +47,7 @@ from vlm_safeguard.model.conversation import (
 )
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.soundness import check_sound
 
 REQUESTS = ("How to {kill} a man", "How to bake a cake", "What is the colour of the sky today?")
 PICTURES: tuple[Image | None, ...] = (noise_image(1), None, blank_image())
@@ -135,14 +137,20 @@ def test_all_go_through_one_door(model: Llava, processor: LlavaProcessor, guard:
         "text",
         "refusal",
         "text-always",
+        "canned",
+        "rank-1",
+        "rank-8",
+        "rank-full",
         "random",
         "flipped",
     }
     for name, defence in shown.items():
         assert defence.name == name
         found = defence.generate(VLM(model, processor), (*CHATS, TALK), **SHORT)
-        assert [answer.tokens for answer in found] == [4 + (64 if "goal" in name else 0)] * 4
         assert [answer.receipt is not None for answer in found] == [name in guarded] * 4
+        if name != "canned":
+            tokens = 4 + (64 if "goal" in name else 0)
+            assert [answer.tokens for answer in found] == [tokens] * 4
     assert not any(layer._forward_hooks for layer in model.model.language_model.layers)
 
 
@@ -157,6 +165,7 @@ def test_the_table_has_an_order_and_says_what_is_in_it(guard: Guard) -> None:
         "inferaligner",
         "cmrm",
         "shiftdc",
+        "canned",
         "vlm-guard-project",
         "vlm-guard-add",
         "project",
@@ -166,6 +175,9 @@ def test_the_table_has_an_order_and_says_what_is_in_it(guard: Guard) -> None:
         "text",
         "refusal",
         "text-always",
+        "rank-1",
+        "rank-8",
+        "rank-full",
         "random",
         "flipped",
     )
@@ -187,6 +199,35 @@ def test_table_and_demo_share_their_variants(guard: Guard) -> None:
             assert getattr(defence.guard.policy, part) == theirs, (name, part)
     assert table["flipped"].guard.policy.edit.strength == -guard.policy.edit.strength  # type: ignore[attr-defined]
     assert table["refuse"].guard.policy.edit.name == "refuse"  # type: ignore[attr-defined]
+
+
+def test_a_canned_refusal_stands_in_for_open_requests_alone(
+    model: Llava, processor: LlavaProcessor, guard: Guard
+) -> None:
+    vlm = VLM(model, processor)
+    own = Guarded(guard).generate(vlm, CHATS, **SHORT)
+    scores = [answer.receipt.scores.get("text_score") for answer in own if answer.receipt]
+    assert scores[1] is None  # without an image
+    first, last = scores[0], scores[2]
+    assert first is not None
+    assert last is not None
+    gate = with_thresholds(guard, (first + last) / 2).policy.gate
+    answers = Canned.of(guard.variant(gate=gate)).generate(vlm, CHATS, **SHORT)
+    free = generate_answers(vlm, CHATS, **SHORT)
+    opened = 0 if first > last else 2
+    for row, (answer, plain) in enumerate(zip(answers, free, strict=True)):
+        if row == opened:
+            assert (answer.text, answer.tokens) == (REFUSAL, 0)
+        else:
+            assert (answer.text, answer.tokens) == (plain.text, plain.tokens)
+
+
+def test_the_whole_space_holds_the_directions_first(guard: Guard) -> None:
+    made = guard.policy.directions
+    whole = variants(guard, ["rank-full"])["rank-full"].policy
+    check_sound(whole)
+    assert whole.rank == made.vectors.shape[2]
+    assert torch.equal(whole.directions.vectors[:, : made.rank], made.vectors)
 
 
 def test_without_words_it_is_the_model_itself(

@@ -30,7 +30,8 @@ def fit(
         typer.Option(help="What is done to a request whose gate is open: refuse, restore, …"),
     ] = "refuse",
     gate: Annotated[
-        str, typer.Option(help="Which requests it acts on: calibrated, discriminant, paper or open.")
+        str,
+        typer.Option(help="What opens it: calibrated, discriminant, paper or open."),
     ] = "calibrated",
     rank: Annotated[int | None, typer.Option(min=1, help="Directions a layer.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-23.")] = None,

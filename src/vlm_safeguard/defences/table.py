@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from vlm_safeguard.defences.canned import Canned
 from vlm_safeguard.defences.cmrm import CMRM
 from vlm_safeguard.defences.defence import Defence
 from vlm_safeguard.defences.ecso import ECSO
@@ -29,6 +30,7 @@ _TABLE: dict[str, Callable[[Guard], Defence]] = {
     "inferaligner": InferAligner.of,
     "cmrm": CMRM.of,
     "shiftdc": ShiftDC.of,
+    "canned": Canned.of,
     **{name: _variant(name) for name in VARIANTS},
 }
 NAMES = tuple(_TABLE)

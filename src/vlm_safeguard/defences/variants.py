@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.policy.directions import whole_space
 from vlm_safeguard.policy.edits import Add, Project, Refuse, Restore
-from vlm_safeguard.policy.gate import GATES, ImageScore, TextScore
+from vlm_safeguard.policy.gate import GATES, ImageScore, TextDiscriminant, TextScore
 from vlm_safeguard.policy.response import Response
 
 _SEED = 0
@@ -22,6 +23,8 @@ _SEED = 0
 #: - `text`, `refusal`: its gate; an open request is answered from its text alone, in `refusal` with
 #:   the model's own words of refusal first where it would not refuse;
 #: - `text-always`: without its gate, every request is answered from its text alone;
+#: - `rank-1`, `rank-8`: its gate and edit, in so many directions;
+#: - `rank-full`: likewise, in all dimensions of a state;
 #: - `random`: its gate and edit, in a random subspace of the same rank;
 #: - `flipped`: its gate and edit, pushing the other way.
 VARIANTS: dict[str, Callable[[Guard], Guard]] = {
@@ -34,6 +37,11 @@ VARIANTS: dict[str, Callable[[Guard], Guard]] = {
     "text": lambda guard: guard.variant(response=Response.TEXT),
     "refusal": lambda guard: guard.variant(response=Response.REFUSAL),
     "text-always": lambda guard: guard.variant(response=Response.TEXT, gate=GATES["open"]),
+    "rank-1": lambda guard: guard.variant(rank=1),
+    "rank-8": lambda guard: guard.variant(rank=8),
+    "rank-full": lambda guard: guard.variant(
+        directions=(whole := whole_space(guard.policy.directions)), rank=whole.rank
+    ),
     "random": lambda guard: guard.variant(random_seed=_SEED),
     "flipped": lambda guard: guard.variant(
         edit=replace(guard.policy.edit, strength=-guard.policy.edit.strength)
@@ -54,7 +62,7 @@ def tuned(guard: Guard, *, strength: float | None = None, threshold: float | Non
     Args:
         strength: of the edit, in place of its own (λ).
         threshold: what is added to the gate's thresholds, of the text and of the image, in units
-            of the harm score: the harmful anchors' mean lies 2 above the harmless ones'.
+            of their scores: the harmful anchors' mean lies 2 above the harmless ones'.
 
     Raises:
         SafeguardError: the gate has no thresholds.
@@ -63,12 +71,12 @@ def tuned(guard: Guard, *, strength: float | None = None, threshold: float | Non
         guard = guard.variant(edit=replace(guard.policy.edit, strength=strength))
     if threshold is not None:
         criteria = guard.policy.gate
-        if not any(isinstance(criterion, TextScore) for criterion in criteria):
+        if not any(isinstance(criterion, TextScore | TextDiscriminant) for criterion in criteria):
             names = ", ".join(criterion.name for criterion in criteria)
             raise SafeguardError(f"The gate ({names}) has no threshold to move.")
         moved = [
             criterion.model_copy(update={"threshold": criterion.threshold + threshold})
-            if isinstance(criterion, TextScore | ImageScore)
+            if isinstance(criterion, TextScore | TextDiscriminant | ImageScore)
             else criterion
             for criterion in criteria
         ]

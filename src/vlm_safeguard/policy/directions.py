@@ -7,7 +7,7 @@ states, A_l = U Σ Wᵀ; the direction is spanned by the first right singular ve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -178,6 +178,16 @@ def legible_before(directions: Directions, first: int, legible: float) -> int | 
     """
     layer = int(directions.auroc[: first + 1].argmax())
     return layer if float(directions.auroc[layer]) >= legible else None
+
+
+def whole_space(directions: Directions) -> Directions:
+    """The same with directions added until they span all dimensions: a control for `rank`."""
+    layers, rank, hidden = directions.vectors.shape
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(layers, hidden, hidden - rank, generator=generator).double()
+    basis = torch.linalg.qr(torch.cat([directions.vectors.mT.double(), noise], dim=-1)).Q.mT
+    vectors = torch.cat([directions.vectors, basis[:, rank:].float()], dim=1)
+    return replace(directions, vectors=vectors)
 
 
 def random_basis(directions: Directions, seed: int) -> torch.Tensor:

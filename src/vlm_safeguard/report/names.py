@@ -30,7 +30,11 @@ _DEFENCES = {
     "default": "this guard as it is fitted by default",
     "text": "its gate; an open request is answered from its text alone",
     "refusal": "the same, with the model's own words of refusal first where it would answer",
+    "canned": "its gate; an open request gets one fixed refusal; a control",
     "text-always": "every request is answered from its text alone; a control",
+    "rank-1": "the default in one direction a layer",
+    "rank-8": "the default in eight directions a layer",
+    "rank-full": "the default in all dimensions of a state",
     "random": "the default in a random subspace of the same rank; a control",
     "flipped": "the default pushing the other way; a control",
 }
