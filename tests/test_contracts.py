@@ -805,19 +805,31 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("after", HELD)
+LONG = "Which colour? Which colour? Which colour?"
+
+
+@pytest.fixture(scope="module", params=HELD)
+def answered_by_hand(
+    request: pytest.FixtureRequest, exact_model: Model, processor: LlavaProcessor, open_guard: Guard
+) -> tuple[Guard, list[int]]:
+    """A guard, and the eight tokens of its answer to `LONG`, once for all ways of decoding."""
+    guard = held(exact_model, processor, open_guard, request.param, LONG)
+    return guard, guarded_by_hand(exact_model, processor, guard, LONG, steps=8)[0]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_decoding_gives_the_same_answer(
-    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, after: str
+    exact_model: Model,
+    processor: LlavaProcessor,
+    answered_by_hand: tuple[Guard, list[int]],
+    way: str,
 ) -> None:
     """Float64, greedy: the same tokens as `guarded_by_hand`, and not the unguarded ones."""
-    question = "Which colour? Which colour? Which colour?"
-    guard = held(exact_model, processor, open_guard, after, question)
-    inputs = ask(processor, [question], dtype=torch.float64)
+    guard, expected = answered_by_hand
+    inputs = ask(processor, [LONG], dtype=torch.float64)
     options = {"max_new_tokens": 8, "do_sample": False, **WAYS[way]}
     if options.get("prefill_chunk_size") == -1:
         options["prefill_chunk_size"] = inputs["input_ids"].shape[1] - 1
-    expected, _ = guarded_by_hand(exact_model, processor, guard, question, steps=8)
     free = exact_model.generate(**inputs, **options)
     with guard.attach(exact_model):
         if way == "by position":
@@ -827,9 +839,8 @@ def test_every_way_of_decoding_gives_the_same_answer(
         else:
             out = exact_model.generate(**inputs, **options)
         assert len(guard.receipts) == 1
-    found = out[0, inputs["input_ids"].shape[1] :].tolist()
-    assert found == expected[: len(found)]
-    assert len(found) == 8
+    assert len(expected) == 8
+    assert out[0, inputs["input_ids"].shape[1] :].tolist() == expected
     assert not torch.equal(out, free)
 
 

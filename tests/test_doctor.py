@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -17,8 +17,11 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.families import FAMILIES
 
+#: Runs the command with each of several lists of arguments, where no socket can be opened.
 _BLOCKED = """
-import socket, sys
+import json, socket, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 class NoSocket(socket.socket):
     def __init__(self, *args, **kwargs):
@@ -27,8 +30,18 @@ class NoSocket(socket.socket):
 socket.socket = NoSocket
 socket.create_connection = socket.getaddrinfo = NoSocket
 from vlm_safeguard.cli import main
-sys.argv = ["vlm-safeguard", *sys.argv[1:]]
-main()
+
+runs = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["vlm-safeguard", "doctor", *arguments, "--offline", "--json"]
+    code, out, err = 0, StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as left:
+            code = left.code
+    runs.append((code, out.getvalue(), err.getvalue()))
+print(json.dumps(runs))
 """
 
 
@@ -42,13 +55,30 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_doctor(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", _BLOCKED, "doctor", *map(str, arguments), "--offline", "--json"],
+class Done(NamedTuple):
+    """What came of one run of the command."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def offline_runs(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Done, Done]:
+    """Of a folder with its guard, and of a name on the Hub, in one process without sockets."""
+    model = LlavaForConditionalGeneration.from_pretrained(llava).eval()
+    guard = tmp_path_factory.mktemp("guard")
+    fit_small(model, LlavaProcessor.from_pretrained(llava)).save_pretrained(guard)
+    commands = [[str(llava), "--guard", str(guard)], ["somebody/some-model"]]
+    done = subprocess.run(
+        [sys.executable, "-c", _BLOCKED, json.dumps(commands)],
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    first, second = (Done(*each) for each in json.loads(done.stdout))
+    return first, second
 
 
 def fit_small(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
@@ -57,13 +87,13 @@ def fit_small(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -
     )
 
 
-def test_offline_with_a_guard_no_socket_is_opened(llava: Path, tmp_path: Path) -> None:
+def test_offline_with_a_guard_no_socket_is_opened(
+    llava: Path, offline_runs: tuple[Done, Done]
+) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(llava).eval()
-    processor = LlavaProcessor.from_pretrained(llava)
-    fit_small(model, processor).save_pretrained(tmp_path)
-    done = run_doctor(llava, "--guard", tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    done, _ = offline_runs
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
     assert found["passed"]
     assert "the guard fits" in [check["name"] for check in found["checks"]]
     facts, backbone = found["facts"], Backbone.of(model)
@@ -75,11 +105,11 @@ def test_offline_with_a_guard_no_socket_is_opened(llava: Path, tmp_path: Path) -
     assert 0 < found["time_ratio"]["low"] <= found["time_ratio"]["median"]
 
 
-def test_a_hub_name_offline_is_an_error_not_a_download() -> None:
-    done = run_doctor("somebody/some-model")
-    assert done.returncode == 1
-    assert "There is no model 'somebody/some-model' on this machine" in done.stderr
-    assert "a socket was opened" not in done.stderr
+def test_a_hub_name_offline_is_an_error_not_a_download(offline_runs: tuple[Done, Done]) -> None:
+    _, done = offline_runs
+    assert done.code == 1
+    assert "There is no model 'somebody/some-model' on this machine" in done.err
+    assert "a socket was opened" not in done.err
 
 
 def test_a_guard_of_another_model_does_not_fit(llava: Path) -> None:

@@ -260,17 +260,16 @@ def test_a_pipeline_is_guarded(model: Model, processor: LlavaProcessor, open_gua
 def test_offloaded_weights_give_the_same_guard_and_answer(
     model: Model, processor: LlavaProcessor, open_guard: Guard, where: str, tmp_path: Path
 ) -> None:
-    from accelerate import cpu_offload, disk_offload
-
+    accelerate = pytest.importorskip("accelerate")  # an extra's: `make test-oldest` has none
     inputs = ask(processor, QUESTIONS[:2])
     with open_guard.attach(model):
         expected = answer(model, inputs)
     elsewhere = make_model(processor)
     device = torch.device("cpu")
     if where == "cpu":
-        cpu_offload(elsewhere, device)
+        accelerate.cpu_offload(elsewhere, device)
     else:
-        disk_offload(elsewhere, str(tmp_path), execution_device=device)
+        accelerate.disk_offload(elsewhere, str(tmp_path), execution_device=device)
     assert elsewhere.get_input_embeddings().weight.device.type == "meta"
     with open_guard.attach(elsewhere):
         found = answer(elsewhere, inputs)
