@@ -21,7 +21,7 @@ from vlm_safeguard.model.conversation import encode_batch, encode_chat
 from vlm_safeguard.model.families import FAMILIES, REFUSED, every_family
 
 MAKERS = load_makers()
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 
 
 @pytest.mark.parametrize("model_type", MAKERS)
@@ -74,9 +74,13 @@ def test_every_type_of_transformers_is_verified_or_refused_with_a_reason() -> No
     assert all((row["status"] == "refused") == bool(row["reason"]) for row in rows)
 
 
-def test_the_readme_lists_the_verified_families() -> None:
-    section = README.read_text("utf-8").partition("## Families")[2].partition("\n## ")[0]
-    assert re.findall(r"`([a-z0-9_\-]+)`[,\n]", section.split("\n\n")[2] + "\n") == sorted(FAMILIES)
+def test_the_page_lists_the_verified_families_and_the_refused() -> None:
+    verified, refused = (
+        set(re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE))
+        for section in PAGE.read_text("utf-8").split("\n## Refused\n")
+    )
+    assert verified == {row["type"] for row in every_family() if row["status"] == "verified"}
+    assert refused == {row["type"] for row in every_family() if row["status"] == "refused"}
 
 
 def test_a_refused_type_says_why() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vlm_safeguard.evaluation.results.rows import Row
 from vlm_safeguard.report.contents import Contents
+from vlm_safeguard.report.markdown import inline, plain, table
 from vlm_safeguard.report.section import Figure
-from vlm_safeguard.report.sheets.sheet import Cell, Sheet
 
 
 def export(report: Contents, folder: Path) -> None:
@@ -27,12 +27,12 @@ def export(report: Contents, folder: Path) -> None:
         writer.writeheader()
         writer.writerows(row.model_dump() for row in report.evaluation.results.rows)
     for section in report.sections:
-        for table in section.tables:
-            path = tables / f"{file_name(table.name)}.csv"
+        for sheet in section.tables:
+            path = tables / f"{file_name(sheet.name)}.csv"
             with path.open("w", encoding="utf-8", newline="") as file:
-                plain = csv.writer(file)
-                plain.writerow(table.header)
-                plain.writerows([_inline(cell) for cell in line] for line in table.lines)
+                cells = csv.writer(file)
+                cells.writerow(sheet.header)
+                cells.writerows([inline(cell) for cell in line] for line in sheet.lines)
         for figure in section.figures:
             figure.draw(figure_path(folder, figure))
     (folder / "report.md").write_text("\n".join(_markdown(report)) + "\n", "utf-8")
@@ -48,40 +48,24 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "table"
 
 
-def _inline(cell: Cell) -> str:
-    return f"{cell.text} ({cell.small})" if cell.small else cell.text
-
-
 def _markdown(report: Contents) -> Iterator[str]:
-    yield f"# {_plain(report.title)}"
+    yield f"# {plain(report.title)}"
     yield "\n## Summary\n"
     yield "In brackets: 95 % interval and number of requests.\n"
-    yield from (f"- {_plain(sentence)}" for sentence in report.summary.sentences)
+    yield from (f"- {plain(sentence)}" for sentence in report.summary.sentences)
     if report.summary.cautions:
         yield "\n## To keep in mind\n"
-        yield from (f"- {_plain(caution)}" for caution in report.summary.cautions)
+        yield from (f"- {plain(caution)}" for caution in report.summary.cautions)
     for section in report.sections:
-        yield f"\n## {_plain(section.title)}\n\n{_plain(section.intro)}"
+        yield f"\n## {plain(section.title)}\n\n{plain(section.intro)}"
         for figure in section.figures:
-            yield f"\n![{_plain(figure.alt)}](figures/{file_name(figure.name)}.png)"
-            yield f"\n{_plain(figure.caption)}"
-        for table in section.tables:
-            yield from _table(table)
+            yield f"\n![{plain(figure.alt)}](figures/{file_name(figure.name)}.png)"
+            yield f"\n{plain(figure.caption)}"
+        for sheet in section.tables:
+            yield f"\n### {plain(sheet.title)}\n\n{plain(sheet.caption)}\n"
+            yield from table(sheet)
         for title, text in section.code:
             fence = "`" * (2 + max([1, *map(len, re.findall("`+", text))]))
             yield f"\n### {title}\n\n{fence}\n{text}\n{fence}"
     if report.evaluation.lines:
         yield "\nEvery answer is in `report.html` and `samples.jsonl`."
-
-
-def _table(table: Sheet) -> Iterator[str]:
-    yield f"\n### {_plain(table.title)}\n\n{_plain(table.caption)}\n"
-    yield f"| {' | '.join(map(_plain, table.header))} |"
-    yield f"|{'---|' * len(table.header)}"
-    for line in table.lines:
-        yield f"| {' | '.join(_plain(_inline(cell)) for cell in line)} |"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", text).replace("\n", " ")

@@ -88,7 +88,7 @@ def _judged(judge: Judge, role: str) -> Scorer:
         ask = state.metadata_as(AskRecord)
         messages: list[ChatMessage] = state.input  # type: ignore[assignment]  # our tasks ask so
         # any other image is put beside a request that says all by itself; a judge that has the
-        # safety gap, shown a blank one, found none of 86 refusals (README, the Coder VLM)
+        # safety gap, shown a blank one, found none of 86 refusals (docs/results.md)
         looks = ask.condition == "own" and _sees(model)
         shown = images_of(chat_of_messages(messages)) if looks else []
         chat = judge.messages(ask.request, state.output.completion, shown[0] if shown else None)

@@ -1,0 +1,274 @@
+"""What our pages take from data: `make docs` writes it between their markers.
+
+    <!-- make docs: NAME -->
+    … the lines that `PARTS[NAME]` gives …
+    <!-- end -->
+
+The rest of a page is written by hand. `tests/test_docs.py` fails where a part is not what its data
+give.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
+from vlm_safeguard.evaluation.results.measures import (
+    Cells,
+    accuracy_rows,
+    attack_rows,
+    over_refusal_rows,
+)
+from vlm_safeguard.evaluation.results.rows import DEFAULT, Row
+from vlm_safeguard.model.families import FAMILIES, REFUSED
+from vlm_safeguard.policy.media import KINDS
+from vlm_safeguard.report.contents import contents
+from vlm_safeguard.report.markdown import plain, table
+from vlm_safeguard.report.names import percent
+from vlm_safeguard.report.sheets.facts import glossary_sheet
+
+Part = Callable[[], Iterable[str]]
+
+ROOT = Path(__file__).parents[1]
+DEMO, POCKET, CODER = ROOT / "docs", ROOT / "results" / "pocket", ROOT / "results" / "coder"
+BENCHMARKS = ROOT / "benchmarks" / "results"
+_MARKED = re.compile(r"(?<=<!-- make docs: )(\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The README and all pages of this folder."""
+    return [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+
+
+def made(page: str) -> str:
+    """A page with its marked parts made anew."""
+    return _MARKED.sub(
+        lambda at: f"{at[1]}{at[2]}" + "".join(f"{s}\n" for s in PARTS[at[1]]()), page
+    )
+
+
+# From evaluations
+
+#: The README's columns: title, measure, benchmark and image condition.
+_COLUMNS: tuple[tuple[str, Callable[[Sequence[Row]], list[Row]], str, str], ...] = (
+    ("harmful requests followed, text only", attack_rows, "harmful", "text"),
+    ("… + blank image", attack_rows, "harmful", "blank"),
+    ("… + rendered image", attack_rows, "harmful", "image"),
+    ("jailbreaks followed, + blank image", attack_rows, "jailbreak", "blank"),
+    ("harmless requests refused, text only", over_refusal_rows, "harmless", "text"),
+    ("… + blank image", over_refusal_rows, "harmless", "blank"),
+    ("image questions answered right", accuracy_rows, "scenes", "own"),
+)
+#: Its lines for each VLM: a choice of those that were run on all of these.
+_DEFENCES = {
+    "none": "no defence",
+    DEFAULT: "**default guard**",
+    "self-reminder": "Self-Reminder",
+    "goal-priority": "Goal Priority",
+    "cmrm": "CMRM",
+}
+
+
+@cache
+def evaluation(folder: Path) -> Evaluation:
+    """A folder's results. Files that git leaves out, such as all answers, are not missed."""
+    return replace(read_evaluation(folder), missing=())
+
+
+def overview() -> Iterator[str]:
+    """Both reference VLMs in one table of at most ten lines."""
+    lines, counts = [], set()
+    for folder in (CODER, POCKET):
+        rows = evaluation(folder).results.rows
+        for defence, name in _DEFENCES.items():
+            cells = [
+                Cells(measure(rows)).by_defence[benchmark, condition][defence]
+                for _, measure, benchmark, condition in _COLUMNS
+            ]
+            counts |= {row.n for row in cells}
+            vlm = f"{folder.name.capitalize()} VLM"
+            lines.append((f"{vlm}, {name}", *(_share(row) for row in cells)))
+    yield from _grid(["", *(title for title, *_ in _COLUMNS)], lines)
+    n = ", ".join(map(str, sorted(counts)))
+    yield f"\nPer cent, with 95 % Wilson intervals; n = {n} a cell."
+
+
+def _share(row: Row) -> str:
+    return f"{percent(row.value)} ({100 * row.low:.0f}–{100 * row.high:.0f})"
+
+
+def results(folder: Path, *sections: str) -> Iterator[str]:
+    """How a folder was made, what it says in sentences, and the tables of these sections.
+
+    Tables that the report folds are left to the report, unless a section has no others.
+    """
+    report = contents(evaluation(folder))
+    yield from _run(report.evaluation)
+    yield "In brackets: 95 % interval and number of requests.\n"
+    yield from (
+        f"- {plain(words)}" for words in (*report.summary.sentences, *report.summary.cautions)
+    )
+    for section in report.sections:
+        if section.name in sections:
+            yield f"\n### {section.title}\n\n{section.intro}"
+            open_ones = [sheet for sheet in section.tables if not sheet.folded]
+            for sheet in open_ones or section.tables:
+                yield f"\n**{plain(sheet.title)}.** {plain(sheet.caption)}\n"
+                yield from table(sheet)
+
+
+def _run(evaluation: Evaluation) -> Iterator[str]:
+    """The command, and when, where and with what it ran; or how long the demo took."""
+    run, other = evaluation.results.provenance, evaluation.results.other
+    if run.command:
+        versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+        yield f"```console\n$ {run.command}\n```\n"
+        device = run.machine["device"]
+        yield f"Run of {run.started}, seed {run.seed}; device: {device}; {versions}.\n"
+    if "fit_seconds" in other:
+        seconds, fit = other["seconds"], other["fit_seconds"]
+        yield f"It took {seconds} seconds, {fit} of them to fit the guard.\n"
+
+
+def defences() -> Iterator[str]:
+    """What the names of the tables stand for."""
+    rows = [row for folder in (POCKET, CODER, DEMO) for row in evaluation(folder).results.rows]
+    yield from table(glossary_sheet(rows))
+
+
+# From benchmarks
+
+_NAMES = {
+    "default": "**guarded**",
+    "guard": "**guard**",
+    "hold": "guarded, `Span.ANSWER`",
+    "answer": "guarded, `Span.ANSWER`",
+    "unguarded again": "unguarded again (noise)",
+    "none again": "none again (noise)",
+}
+
+
+def timings(name: str, command: str, line: Sequence[int], column: Sequence[int]) -> Iterator[str]:
+    """Ratios of times in a grid.
+
+    Args:
+        line: which parts of a cell's name, which commas divide, name its line; the others
+            (`column`) its column.
+    """
+    document = _document(name)
+    yield from _measured(document, command)
+    lines: dict[str, dict[str, str]] = {}
+    for cell in document["cells"]:
+        parts = [_NAMES.get(part, part) for part in cell["name"].split(", ")]
+        what, over = (", ".join(parts[place] for place in places) for places in (line, column))
+        low, high = cell["middle"]
+        lines.setdefault(what, {})[over] = f"{cell['value']:.2f} ({low:.2f}–{high:.2f})"
+        for label, words in (("1.00 is", cell["note"]), ("target", cell["target"])):
+            if words is not None:
+                shared = ", ".join([*(parts[place] for place in line[:-1]), label])
+                shown = words if isinstance(words, str) else f"≤ {words:.2f}"
+                lines.setdefault(shared, {}).setdefault(over, shown)
+    columns = list(dict.fromkeys(over for cells in lines.values() for over in cells))
+    yield from _grid(
+        ["", *columns],
+        [(what, *(cells.get(over, "") for over in columns)) for what, cells in lines.items()],
+    )
+
+
+def amounts(name: str, command: str) -> Iterator[str]:
+    """Amounts, a line each."""
+    document = _document(name)
+    yield from _measured(document, command)
+    yield from _grid(
+        ["", "measured", "target", "runs", ""],
+        [
+            (
+                cell["name"],
+                f"{cell['value']:.3g} {cell['unit']}"
+                + (f" ({cell['middle'][0]:.3g}–{cell['middle'][1]:.3g})" if cell["middle"] else ""),
+                ""
+                if cell["target"] is None
+                else f"≤ {cell['target']} {cell['unit']}, {cell['verdict']}",
+                str(cell["rounds"]),
+                cell["note"],
+            )
+            for cell in document["cells"]
+        ],
+    )
+
+
+def _document(name: str) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
+    return read
+
+
+def _measured(document: dict[str, Any], command: str) -> Iterator[str]:
+    """The command, and where and with what it ran."""
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    rounds = " or ".join(map(str, sorted({cell["rounds"] for cell in document["cells"]})))
+    yield (
+        f"`{command}`, {rounds} rounds, {machine['dtype']}, on {machine['gpu'] or machine['cpu']} "
+        f"({machine['cores']} CPU cores); {versions}.\n"
+    )
+
+
+# From the code
+
+
+def families() -> Iterator[str]:
+    """Every verified family, and what is done about each kind of media."""
+    lines = []
+    for name, family in sorted(FAMILIES.items()):
+        words = {
+            **dict.fromkeys(family.media, "guarded"),
+            **dict.fromkeys(family.refused, "refused"),
+        }
+        lines.append((f"`{name}`", *(words.get(kind, "–") for kind in KINDS)))
+    yield f"{len(lines)} model types are verified.\n"
+    yield from _grid(["model type", *KINDS], lines)
+
+
+def refused() -> Iterator[str]:
+    """Every refused type, and why."""
+    yield from _grid(
+        ["model type", "why"], [(f"`{name}`", why) for name, why in sorted(REFUSED.items())]
+    )
+
+
+def _grid(header: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    yield from (f"| {' | '.join(line)} |" for line in lines)
+
+
+_SECTIONS = ("attack", "over-refusal", "utility", "frontier", "cost")
+PARTS: dict[str, Part] = {
+    "overview": overview,
+    "demo": partial(results, DEMO, "refusals", "over-refusal", "utility"),
+    "pocket": partial(results, POCKET, *_SECTIONS),
+    "coder": partial(results, CODER, *_SECTIONS, "judges"),
+    "defences": defences,
+    "speed-pocket": partial(
+        timings, "speed-pocket", "python benchmarks/speed.py pocket", (0, 3), (2, 1)
+    ),
+    "speed-llava-7b": partial(
+        timings, "speed-llava-7b", "python benchmarks/speed.py llava-7b", (0, 3), (2, 1)
+    ),
+    "baselines-pocket": partial(
+        timings, "baselines-pocket", "python benchmarks/baselines.py pocket", (0,), (1, 2)
+    ),
+    "cost-pocket": partial(amounts, "cost-pocket", "python benchmarks/cost.py pocket"),
+    "families": families,
+    "refused": refused,
+}
+
+if __name__ == "__main__":
+    for path in pages():
+        path.write_text(made(path.read_text("utf-8")), "utf-8")
