@@ -123,3 +123,19 @@ def test_verdicts(value: float, middle: tuple[float, float] | None, verdict: str
 
     assert Cell("a", value, "×", middle, 3, target=1.0).verdict == verdict
     assert Cell("a", value, "×", middle, 3).verdict == ""
+
+
+def test_criteria(tmp_path: Path) -> None:
+    import criteria
+
+    criteria.main(["tiny", "--limit", "100", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text("utf-8"))["rows"]
+    names = {row["score"].partition(",")[0] for row in rows}
+    assert names >= {"harm score (SSD)", "discriminant", "logistic probe"}
+    assert {row["form"] for row in rows} == {"plain", "wrapped"}
+    for row in rows:
+        assert 0 <= row["auroc"] <= 1
+        assert row["opened"]["n"] == row["harmless"]["n"] == 100
+        assert row["opened"]["low"] <= row["opened"]["value"] <= row["opened"]["high"]
+    assert path.with_suffix(".png").stat().st_size > 1000

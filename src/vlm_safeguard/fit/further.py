@@ -58,7 +58,7 @@ def measure_further(
     pairs = further_pairs(data.anchors, options.wrappings)
     calibration = further_calibration(data.calibration)
     requests = [*(p.harmful for p in pairs), *(p.harmless for p in pairs), *calibration]
-    rows = [prompt.judged(_encode(processor, request)) for request in requests]
+    rows = [prompt.judged(encode(processor, request)) for request in requests]
     sizes = [len(pairs), len(pairs), len(calibration)]
     states, final = text_states(backbone, rows, batch_size=batch_size, label="further forms")
     harmful, harmless, ordinary = torch.split(states, sizes)
@@ -117,7 +117,7 @@ def _in_all_languages(
     return replace(own, tokens=every, margins=margins, prefix_margins=words)
 
 
-def _encode(processor: ProcessorMixin, request: str | FollowUp) -> list[int]:
+def encode(processor: ProcessorMixin, request: str | FollowUp) -> list[int]:
     """Token ids of a conversation that ends in the request, ready for the answer."""
     if isinstance(request, str):
         return encode_messages(processor, [user_turn(request)])
