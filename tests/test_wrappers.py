@@ -95,7 +95,8 @@ def test_a_guard_is_fitted_and_examined_through_a_wrapper(
         rank=4,
     )
     assert guard.provenance.architecture == type(own).__name__
-    assert Examination(wrapped, processor, guard).hooks_act()
+    outcomes = {check.name: check for check in Examination(wrapped, processor, guard).run()}
+    assert outcomes["hooks act"].passed
 
 
 def test_a_model_that_accelerate_prepared_is_guarded(

@@ -88,11 +88,11 @@ def _layers(text: str | None) -> tuple[int, ...] | None:
     try:
         if "-" in text:
             first, last = map(int, text.split("-"))
-            found = tuple(range(first, last + 1))
+            indices = tuple(range(first, last + 1))
         else:
-            found = tuple(int(part) for part in text.split(","))
+            indices = tuple(int(part) for part in text.split(","))
     except ValueError:
-        found = ()
-    if not found:
+        indices = ()
+    if not indices:
         raise SafeguardError(f"'{text}' does not name layers; write e.g. 10-23 or 10,12,14.")
-    return found
+    return indices
