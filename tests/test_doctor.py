@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from support.reference import small_guard
 from tiny import load_makers
 from vlm_safeguard.doctor import Examination
-from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.families import FAMILIES
 
@@ -68,7 +68,7 @@ def offline_runs(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """Of a folder with its guard, and of a name on the Hub, in one process without sockets."""
     model = LlavaForConditionalGeneration.from_pretrained(llava).eval()
     guard = tmp_path_factory.mktemp("guard")
-    fit_small(model, LlavaProcessor.from_pretrained(llava)).save_pretrained(guard)
+    small_guard(model, LlavaProcessor.from_pretrained(llava)).save_pretrained(guard)
     commands = [[str(llava), "--guard", str(guard)], ["somebody/some-model"]]
     done = subprocess.run(
         [sys.executable, "-c", _BLOCKED, json.dumps(commands)],
@@ -79,12 +79,6 @@ def offline_runs(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     assert done.returncode == 0, done.stderr
     first, second = (Done(*each) for each in json.loads(done.stdout))
     return first, second
-
-
-def fit_small(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
-    return Guard.fit(
-        model, processor, rank=4, budget=0.2, calibration=[f"How to count to {i}" for i in range(9)]
-    )
 
 
 def test_offline_with_a_guard_no_socket_is_opened(
@@ -115,7 +109,7 @@ def test_a_hub_name_offline_is_an_error_not_a_download(offline_runs: tuple[Done,
 def test_a_guard_of_another_model_does_not_fit(llava: Path) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(llava).eval()
     processor = LlavaProcessor.from_pretrained(llava)
-    guard = fit_small(model, processor)
+    guard = small_guard(model, processor)
     model.get_input_embeddings().weight.data.mul_(1.5)
     found = {check.name: check for check in Examination(model, processor, guard).run()}
     assert not found["the guard fits"].passed
@@ -125,7 +119,7 @@ def test_a_guard_of_another_model_does_not_fit(llava: Path) -> None:
 def test_another_chat_template_does_not_fit(llava: Path) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(llava).eval()
     processor = LlavaProcessor.from_pretrained(llava)
-    guard = fit_small(model, processor)
+    guard = small_guard(model, processor)
     assert isinstance(processor.chat_template, str)
     processor.chat_template = processor.chat_template.replace("USER", "PERSON") + " "
     found = {check.name: check for check in Examination(model, processor, guard).run()}

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from support.media import noise_inputs
-from support.reference import with_thresholds
+from support.reference import small_guard, with_thresholds
 from tiny import load_makers
-from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
@@ -58,17 +57,6 @@ def guarded(model_type: str) -> tuple[Any, Any, Guard]:
     (reads,) = (each for each in guard.policy.gate if isinstance(each, TextScore))
     opened = reads.model_copy(update={"threshold": -1e6})
     return model, processor, guard.variant(gate=(opened,), edit=Restore(one_sided=False))
-
-
-def small_guard(model: Any, processor: Any) -> Guard:
-    return Guard.fit(
-        model,
-        processor,
-        anchors=shipped_anchors()[:12],
-        calibration=shipped_calibration()[:21],
-        budget=0.2,
-        rank=4,
-    )
 
 
 def receipts_of(

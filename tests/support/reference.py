@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.activations import hidden_states, with_hidden_states
@@ -458,6 +459,18 @@ def edited_by_hand(
 
     with plain_hooks(model, look, edit):
         yield
+
+
+def small_guard(model: PreTrainedModel, processor: Any) -> Guard:
+    """Fitted on few of the shipped texts: on a model that one test alone needs."""
+    return Guard.fit(
+        model,
+        processor,
+        anchors=shipped_anchors()[:12],
+        calibration=shipped_calibration()[:21],
+        budget=0.2,
+        rank=4,
+    )
 
 
 def refitted(guard: Guard, model: PreTrainedModel) -> Guard:
