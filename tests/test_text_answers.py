@@ -20,6 +20,7 @@ from transformers import (
 
 from support.observe import Watch
 from support.reference import QUESTIONS, ask, with_thresholds
+from vlm_safeguard.engines.hooks.own_functions import ByPrompt
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.gate import GATES
@@ -285,3 +286,31 @@ def test_text_without_images_is_let_through(
     with opened.attach(model):
         assert answers(model, plain) == free
     assert not any(receipt.guarded for receipt in opened.receipts)
+
+
+@pytest.mark.parametrize("response", [Response.EDIT, Response.TEXT])
+def test_criteria_by_prompt_see_the_answers_that_are_given(
+    model: Model, processor: LlavaProcessor, halved: Guard, response: Response
+) -> None:
+    """Whichever run they come from, step by step, with the receipts of the whole batch."""
+    seen: dict[int, list[list[int]]] = {}
+    inputs = ask(processor, QUESTIONS)
+    width = inputs["input_ids"].shape[1]
+    guard = halved.variant(response=response)
+
+    class Looks(ByPrompt):
+        def ends(self, ids: Tensor, prompts: Sequence[int]) -> Tensor:
+            assert torch.equal(ids[:, :width], inputs["input_ids"][list(prompts)])
+            for prompt, row in zip(prompts, ids[:, width:].tolist(), strict=True):
+                seen.setdefault(prompt, []).append(row)
+            assert len(guard.receipts) == len(QUESTIONS)
+            assert {receipt.images for receipt in guard.receipts} == {1}
+            return torch.full((len(ids),), ids.shape[1] == width + 4)
+
+    with guard.attach(model):
+        whole = answers(model, inputs)
+        cut = answers(model, inputs, stopping_criteria=StoppingCriteriaList([Looks()]))
+    assert cut == [row[:4] for row in whole]
+    for prompt, steps in seen.items():
+        assert steps == [whole[prompt][: n + 1] for n in range(4)]
+    assert seen.keys() == set(range(len(QUESTIONS)))

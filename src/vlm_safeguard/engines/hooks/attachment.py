@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import StoppingCriteriaList
 
 from vlm_safeguard.engines.hooks.door import (
     OTHER_DOORS,
@@ -35,10 +34,11 @@ from vlm_safeguard.engines.hooks.door import (
 )
 from vlm_safeguard.engines.hooks.model import ModelHooks
 from vlm_safeguard.engines.hooks.options import setting
+from vlm_safeguard.engines.hooks.own_functions import beside_images
 from vlm_safeguard.engines.hooks.passes import Prompt
 from vlm_safeguard.engines.hooks.peers import Peers
 from vlm_safeguard.engines.hooks.reader import TextReadings
-from vlm_safeguard.engines.hooks.text_answers import Answers, Dice, LeavesOpen, Left, TextAnswers
+from vlm_safeguard.engines.hooks.text_answers import Answers, Dice, Left, TextAnswers
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.policy import Policy
@@ -238,6 +238,7 @@ class Attachment:
             if beside is not None:
                 runs = [Answers(tuple(range(count)), beside, prompt.ids.shape[1])]
         batch, copies = prompt.batch, len(prompt.batch) // count
+        hooks.note(batch)
         opened = batch.decision.is_open.any(1)[::copies].nonzero()[:, 0].tolist()
         answers = TextAnswers(self._model, self._on_texts, prompt.ids, options)
         with dice.thrown_again() if runs else nullcontext():
@@ -246,7 +247,6 @@ class Attachment:
                 texts = [batch.texts[n * copies] for n in mine]
                 runs.append(answers(texts, mine, begun, batch.read_texts))
         batch.finished = True
-        hooks.note(batch)
         return answers.merged(runs)
 
     def _beside_images(self, prompt: Prompt, options: dict[str, Any]) -> Any:
@@ -259,9 +259,9 @@ class Attachment:
                     "A cache for several requests cannot be gone on with where some are answered "
                     "from their texts alone. Give generate one request at a time, or no cache."
                 )
-            leaves = LeavesOpen(lambda: _open_prompts(prompt))
             own = options.get("stopping_criteria") or []
-            options = {**options, "stopping_criteria": StoppingCriteriaList([*own, leaves])}
+            criteria = beside_images(own, lambda: _open_prompts(prompt))
+            options = {**options, "stopping_criteria": criteria}
         copies = [setting(self._model, options, n) for n in ("num_beams", "num_return_sequences")]
         if max(each or 1 for each in copies) > 1:
             prompt.batch = None  # it is read again, with a row for each
@@ -274,7 +274,8 @@ class Attachment:
         """The model's own `generate` on texts, which the guard lets through."""
         hooks = self._hooks
         assert hooks is not None
-        whole, hooks.prompt = hooks.prompt, Prompt(options["input_ids"], options["attention_mask"])
+        ids, mask = options["input_ids"], options["attention_mask"]
+        whole, hooks.prompt = hooks.prompt, Prompt(ids, mask, noted=False)
         try:
             return self._inner_generate(**options)
         finally:

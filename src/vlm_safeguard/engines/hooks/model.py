@@ -270,7 +270,8 @@ class ModelHooks:
             self.prompt.answering = True
         elif cache is not None:
             self._continuing[cache] = batch
-        self.note(batch)
+        if self.prompt is None or self.prompt.noted:
+            self.note(batch)
         _check_answers_beside(self._policy, batch, self.prompt)
 
 

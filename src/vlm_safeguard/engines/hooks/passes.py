@@ -48,6 +48,7 @@ class Prompt:
         answering: whether the prompts' ends are read and cached: what follows is the answer.
         written: (rows, tokens) all ids up to the end of the pass that comes next.
         opening: what that pass edits of the answers' openings, if anything; while answering.
+        noted: whether its receipts are kept, which those of texts in a request's place are not.
     """
 
     ids: torch.Tensor
@@ -56,6 +57,7 @@ class Prompt:
     answering: bool = False
     written: torch.Tensor | None = None
     opening: Rows | None = None
+    noted: bool = True
 
     def prepare(self, written: torch.Tensor, new: int | None) -> None:
         """Take note of all that is written, before the pass over its last `new` tokens.

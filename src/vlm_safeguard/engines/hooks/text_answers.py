@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from vlm_safeguard.engines.hooks.options import ALLOWED, setting
 from vlm_safeguard.engines.hooks.own_functions import (
@@ -20,6 +16,7 @@ from vlm_safeguard.engines.hooks.own_functions import (
     ShownProcessor,
     ShownStreamer,
     WholePrompts,
+    rows_of,
 )
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.text_pass import TextPass
@@ -152,7 +149,7 @@ class TextAnswers:
         prompts = self._ids.repeat_interleave(copies, dim=0)
         behind = answers[0].sequences.new_full((count * copies, longest), pad)
         for run in answers:  # a later one's in the place of an earlier one's
-            rows = _rows(run.requests, copies)
+            rows = rows_of(run.requests, copies)
             behind[rows] = pad
             behind[rows, : run.sequences.shape[1]] = run.sequences
         sequences = torch.cat([prompts, behind], dim=1)
@@ -167,7 +164,7 @@ class TextAnswers:
         if getattr(first, "sequences_scores", None) is not None:
             scores = first.sequences_scores.new_zeros(count * copies)
             for run in answers:
-                scores[_rows(run.requests, copies)] = run.output.sequences_scores
+                scores[rows_of(run.requests, copies)] = run.output.sequences_scores
             fields["sequences_scores"] = scores
         if getattr(first, "beam_indices", None) is not None:
             indices = prompts.new_full((count * copies, longest), -1)
@@ -176,7 +173,7 @@ class TextAnswers:
                 moved = torch.tensor(run.requests, device=own.device)[own.clamp(min=0) // beams]
                 moved = torch.where(own < 0, own, moved * beams + own % beams)
                 start = len(run.begun)
-                rows = _rows(run.requests, copies)
+                rows = rows_of(run.requests, copies)
                 indices[rows, start : start + own.shape[1]] = moved
             fields["beam_indices"] = indices
         return type(first)(**fields)
@@ -192,7 +189,7 @@ class TextAnswers:
         for step in range(longest):
             scores = made.new_empty((len(self._ids) * copies, made.shape[1]))
             for run, steps in runs:
-                rows, at = _rows(run.requests, copies), step - len(run.begun)
+                rows, at = rows_of(run.requests, copies), step - len(run.begun)
                 scores[rows] = -torch.inf
                 if at < 0 or at >= len(steps):
                     scores[rows, run.begun[step] if at < 0 else self._pad()] = 0.0
@@ -249,7 +246,7 @@ class TextAnswers:
         begun: tuple[int, ...],
     ) -> dict[str, Any]:
         """The caller's own functions, which are shown the prompts that it gave."""
-        whole = WholePrompts(prompts, width - len(begun))
+        whole = WholePrompts(prompts, tuple(requests), width - len(begun))
         seeing: dict[str, Any] = {}
         if (processors := self._options.get("logits_processor")) is not None:
             seeing["logits_processor"] = LogitsProcessorList(
@@ -271,19 +268,6 @@ class Left(Exception):  # noqa: N818 - not an error
     """Raised by a pass over images after which no request is to be answered beside them."""
 
 
-class LeavesOpen(StoppingCriteria):
-    """Ends the answers beside images of requests whose gate is open: nobody reads them."""
-
-    def __init__(self, is_open: Callable[[], torch.Tensor]) -> None:
-        """Of (requests,) bool."""
-        self._is_open = is_open
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:
-        """(rows,) bool: which answers end here."""
-        is_open = self._is_open().to(input_ids.device)
-        return is_open.repeat_interleave(len(input_ids) // len(is_open))
-
-
 class Dice:
     """Where the random generators stand, so that two runs draw the same numbers."""
 
@@ -300,8 +284,3 @@ class Dice:
             for device, state in self._cuda.items():
                 torch.cuda.set_rng_state(state, device)
             yield
-
-
-def _rows(requests: Sequence[int], copies: int) -> list[int]:
-    """Where each request's answers stand in an output."""
-    return [request * copies + copy for request in requests for copy in range(copies)]
