@@ -18,6 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from vlm_safeguard.cli.model_options import flag
 from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
 from vlm_safeguard.evaluation.results.measures import (
     Cells,
@@ -32,6 +33,7 @@ from vlm_safeguard.report.contents import contents
 from vlm_safeguard.report.markdown import plain, table
 from vlm_safeguard.report.names import percent
 from vlm_safeguard.report.sheets.facts import glossary_sheet
+from vlm_safeguard.serving.settings import ServeSettings
 
 Part = Callable[[], Iterable[str]]
 
@@ -242,6 +244,22 @@ def refused() -> Iterator[str]:
     )
 
 
+def serving() -> Iterator[str]:
+    """Every option of the server but its model."""
+    yield from _grid(
+        ("option", "default", "what"),
+        (
+            (
+                f"`{flag(ServeSettings, name)}`",
+                "" if field.default in (None, False, ()) else f"`{field.default}`",
+                field.description or "",
+            )
+            for name, field in ServeSettings.model_fields.items()
+            if name != "model"
+        ),
+    )
+
+
 def _grid(header: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
@@ -267,6 +285,7 @@ PARTS: dict[str, Part] = {
     "cost-pocket": partial(amounts, "cost-pocket", "python benchmarks/cost.py pocket"),
     "families": families,
     "refused": refused,
+    "serving": serving,
 }
 
 if __name__ == "__main__":

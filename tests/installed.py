@@ -16,8 +16,8 @@ from vlm_safeguard import pocket
 from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.extras import MissingExtraError
 
-EXTRAS = ("gguf", "inspect_ai", "matplotlib", "peft", "pyarrow")
-ROOMS_OF_EXTRAS = ("cli", "evaluation", "report")
+EXTRAS = ("fastapi", "gguf", "inspect_ai", "matplotlib", "peft", "pyarrow")
+ROOMS_OF_EXTRAS = ("cli", "evaluation", "report", "serving")
 DATA = ("py.typed", "pocket/weights/pocket.safetensors", "report/templates/report.css")
 
 
@@ -55,6 +55,7 @@ def main() -> None:
     for arguments, missing, extra in (
         (("eval",), "inspect_ai", "eval"),
         (("report", "."), "matplotlib", "report"),
+        (("serve", "pocket"), "fastapi and prometheus_client and uvicorn", "serve"),
     ):
         message = f"vlm-safeguard: {sentence.format(missing, extra)}\n"
         assert command(*arguments) == (1, message), command(*arguments)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from vlm_safeguard.cli import ask, demo, doctor, evaluate, families, fit, inspect, pocket, report
+from vlm_safeguard.cli import (
+    ask,
+    demo,
+    doctor,
+    evaluate,
+    families,
+    fit,
+    inspect,
+    pocket,
+    report,
+    serve,
+)
 
 app = typer.Typer(
     name="vlm-safeguard",
@@ -16,6 +27,7 @@ app.command("demo")(demo.demo)
 app.command("fit")(fit.fit)
 app.command("eval")(evaluate.evaluate)
 app.command("ask")(ask.ask)
+app.command("serve")(serve.serve)
 app.command("inspect")(inspect.inspect)
 app.command("families")(families.families)
 app.command("doctor")(doctor.doctor)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlm_safeguard.cli.loading import AsJson, console
+from vlm_safeguard.cli.model_options import was_given
 from vlm_safeguard.cli.plan_options import plan_options
 from vlm_safeguard.cli.progress import progress_bar
 from vlm_safeguard.errors import SafeguardError
@@ -46,7 +47,7 @@ def evaluate(
     guard/ into the output's folder, and inspect-ai's logs into its logs/ (inspect view).
     """
     require("eval", "inspect_ai", "yaml")
-    given = {name: value for name, value in fields.items() if _was_given(context, name)}
+    given = {name: value for name, value in fields.items() if was_given(context, name)}
     conditions = given.pop("conditions", [])
     if "benchmarks" in given:
         given["benchmarks"] = [_benchmark(name, conditions) for name in given["benchmarks"]]
@@ -73,12 +74,6 @@ def evaluate(
         print(results.model_dump_json())
         return
     _show(screen, results, out)
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    """Whether an option is on the command line: defaults do not override a plan's file."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
 
 
 def _benchmark(name: str, conditions: list[str]) -> dict[str, Any]:

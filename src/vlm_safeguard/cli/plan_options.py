@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from inspect import Parameter
-from typing import Annotated, Any, get_args, get_origin
 
-import typer
-from pydantic.fields import FieldInfo
-
+from vlm_safeguard.cli.model_options import argument, option
 from vlm_safeguard.evaluation.plan import BenchmarkPlan, Plan
 
 
@@ -18,29 +15,10 @@ def plan_options() -> Iterator[Parameter]:
     A field that holds several values is an option of one value that can be repeated: `defences`
     is `--defence`. `--condition` is that of every benchmark that is named.
     """
-    for name, field in Plan.model_fields.items():
+    for name in Plan.model_fields:
         if name == "model":
-            yield _parameter(name, field, typer.Argument(help=field.description))
+            yield argument(Plan, name)
         elif name != "frontier":  # too much for a command line
-            yield _option(name, field)
+            yield option(Plan, name)
         if name == "benchmarks":
-            yield _option("conditions", BenchmarkPlan.model_fields["conditions"])
-
-
-def _option(name: str, field: FieldInfo) -> Parameter:
-    several = get_origin(field.annotation) is tuple
-    flag = f"--{(name.removesuffix('s') if several else name).replace('_', '-')}"
-    help_text = f"{field.description} Can be repeated." if several else field.description
-    return _parameter(name, field, typer.Option(flag, help=help_text))
-
-
-def _parameter(name: str, field: FieldInfo, info: Any) -> Parameter:
-    """One parameter; the plan itself checks what is more than numbers, text, yes or no."""
-    default = None if field.is_required() else field.get_default()
-    kind: Any = int if int in (field.annotation, *get_args(field.annotation)) else str
-    if field.annotation is bool:
-        kind = bool
-    if get_origin(field.annotation) is tuple:
-        kind, default = list[str], list(default) if default else None
-    annotation = Annotated[kind | None, info]
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            yield option(BenchmarkPlan, "conditions")

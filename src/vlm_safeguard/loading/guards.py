@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.loading.checkpoint import hub_reason
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
     from vlm_safeguard.guard import Guard
 
 
@@ -44,12 +47,8 @@ def load_guard(source: str | Path | None, name: str, model: Any, processor: Any)
     Args:
         name: of the model.
     """
-    from vlm_safeguard import __version__
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.pocket import FAMILY
-    from vlm_safeguard.pocket.base import cache_folder
-    from vlm_safeguard.pocket.model import fingerprint
-    from vlm_safeguard.policy.artifact import FORMAT
 
     if source is not None:
         return read_guard(source)
@@ -59,11 +58,46 @@ def load_guard(source: str | Path | None, name: str, model: Any, processor: Any)
             file=sys.stderr,
         )
         return Guard.fit(model, processor)
-    kind = f"{fingerprint(name)[:12]}-{str(model.dtype).removeprefix('torch.')}"
-    kept = cache_folder() / f"{name}-guard-{__version__}-format{FORMAT}-{kind}"
+    return kept_guard(name, model, processor)
+
+
+def kept_guard(name: str, model: PreTrainedModel, processor: ProcessorMixin) -> Guard:
+    """The guard that was fitted for this model before; fitted now, and kept, where none fits it.
+
+    Args:
+        name: of the model.
+    """
+    from vlm_safeguard.guard import Guard
+    from vlm_safeguard.model.backbone import Backbone
+
+    kept = _kept_folder(name, model)
     if (kept / "guard_config.json").is_file():
-        return Guard.from_pretrained(kept)
-    print(f"Fitting a guard for the {FAMILY[name].title}, once …", file=sys.stderr)
+        try:
+            guard = Guard.from_pretrained(kept)
+            guard.check_fits(Backbone.of(model))
+            return guard
+        except SafeguardError as error:
+            print(f"The guard in {kept} is made anew: {error}", file=sys.stderr)
+    print(f"Fitting a guard for '{name}', once …", file=sys.stderr)
     guard = Guard.fit(model, processor)
     guard.save_pretrained(kept)
     return guard
+
+
+def _kept_folder(name: str, model: PreTrainedModel) -> Path:
+    """In the cache, for a model's name, weights and dtype, and this release."""
+    from vlm_safeguard import __version__
+    from vlm_safeguard.pocket import FAMILY
+    from vlm_safeguard.pocket.base import cache_folder
+    from vlm_safeguard.pocket.model import fingerprint
+    from vlm_safeguard.policy.artifact import FORMAT
+
+    if name in FAMILY:
+        short, weights = name, fingerprint(name)
+    else:
+        place = str(Path(name).resolve()) if Path(name).is_dir() else name
+        commit = getattr(model.config, "_commit_hash", None)
+        short = Path(name).name
+        weights = hashlib.sha256(f"{place}@{commit}".encode()).hexdigest()
+    kind = f"{weights[:12]}-{str(model.dtype).removeprefix('torch.')}"
+    return cache_folder() / f"{short}-guard-{__version__}-format{FORMAT}-{kind}"

@@ -218,8 +218,18 @@ def encode_chats(processor: ProcessorMixin, chats: Sequence[Chat]) -> BatchFeatu
         SafeguardError: the processor cannot render one, or takes images for all or none.
     """
     rendered = [render_messages(processor, _messages(chat)) for chat in chats]
-    shown = [images_of(chat) for chat in chats]
-    return _encode(processor, rendered, shown, padding=True, padding_side="left")
+    return encode_rendered(processor, rendered, [images_of(chat) for chat in chats])
+
+
+def encode_rendered(
+    processor: ProcessorMixin, rendered: list[str], images: Sequence[Sequence[Image]]
+) -> BatchFeature:
+    """What `render_messages` wrote, with each one's images, as a left-padded batch.
+
+    Raises:
+        SafeguardError: the processor takes images for all or none.
+    """
+    return _encode(processor, rendered, images, padding=True, padding_side="left")
 
 
 def _encode(

@@ -1,0 +1,378 @@
+"""The server through the official client: answers, streams, receipts, batches, leaving."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL.Image import Image
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from support.reference import QUESTIONS, ask, with_thresholds
+from support.serving import NAME, body, listening, openai_client, said, served, until
+from tiny.pocket import make_model
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.images import blank_image, noise_image
+from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.response import Response
+from vlm_safeguard.serving.answers import Answer
+from vlm_safeguard.serving.engine import Engine
+
+Model = LlavaForConditionalGeneration
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def vlm(processor: LlavaProcessor) -> VLM:
+    """A model of its own: a server's guard is attached for as long as it runs."""
+    return VLM(make_model(processor), processor)
+
+
+@pytest.fixture(scope="module")
+def free(processor: LlavaProcessor) -> VLM:
+    """The same model again, for servers of single tests."""
+    return VLM(make_model(processor), processor)
+
+
+@pytest.fixture(scope="module")
+def halved(free: VLM, processor: LlavaProcessor, guard: Guard) -> Guard:
+    """Its gate opens for half of the questions, by their texts."""
+    never = with_thresholds(guard, 1e9)
+    with never.attach(free.model) as attachment:
+        receipts = attachment.generate(**ask(processor, QUESTIONS), max_new_tokens=1).receipts
+    scores = sorted(receipt.scores["text_score"] for receipt in receipts)
+    return with_thresholds(guard, (scores[1] + scores[2]) / 2)
+
+
+@pytest.fixture(scope="module")
+def server(vlm: VLM, halved: Guard) -> Iterator[tuple[str, Engine]]:
+    with listening(vlm, halved, max_new_tokens=400, batch_wait=0.2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: tuple[str, Engine]) -> openai.OpenAI:
+    return openai_client(server[0])
+
+
+@pytest.fixture(scope="module")
+def expected(
+    model: Model, processor: LlavaProcessor, halved: Guard
+) -> Callable[..., tuple[str, Receipt]]:
+    """A question's answer and receipt by `Guard.attach` and `generate`, one at a time."""
+
+    def answer(question: str, guard: Guard = halved, **shown: Any) -> tuple[str, Receipt]:
+        inputs = ask(processor, [question], **shown)
+        with guard.attach(model) as attachment:
+            output, (receipt,) = attachment.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        return processor.decode(new, skip_special_tokens=True), receipt
+
+    return answer
+
+
+def image_of(question: str) -> Image:
+    """The one that `ask` shows beside it."""
+    return noise_image(len(question)) if len(question) % 2 else blank_image()
+
+
+def asked(client: openai.OpenAI, question: str, **options: Any) -> Any:
+    images = [image_of(question)] if options.pop("shown", True) else []
+    given = {"temperature": 0, "max_completion_tokens": NEW} | options
+    return client.chat.completions.create(model=NAME, messages=said(question, *images), **given)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_answer_is_that_of_attach_and_generate(
+    client: openai.OpenAI, expected: Any, question: str, shown: bool
+) -> None:
+    text, receipt = expected(question, images=shown)
+    answer = asked(client, question, shown=shown)
+    (choice,) = answer.choices
+    assert (choice.message.content, choice.finish_reason) == (text, "length")
+    assert answer.usage.completion_tokens == NEW
+    assert answer.usage.prompt_tokens == receipt.text_tokens + receipt.media_tokens
+    told = answer.guard
+    assert told["open"] == receipt.guarded
+    assert told["policy"] == receipt.policy
+    assert told["reason"] == receipt.reason
+    assert told["response"] == ("edit" if receipt.guarded else None)
+    assert told["by"] == ("text_score" if receipt.guarded else None)
+    assert told["images"] == int(shown)
+    assert told["not_judged"] == (["images"] if shown else ["text"])
+
+
+def test_the_gate_opens_for_some_and_is_named_in_the_header(client: openai.OpenAI) -> None:
+    headers = []
+    for question in QUESTIONS:
+        raw = client.chat.completions.with_raw_response.create(
+            model=NAME, messages=said(question, image_of(question)), max_tokens=1
+        )
+        headers.append(raw.headers["x-guard"])
+        assert raw.headers["x-request-id"]
+    opened = [header for header in headers if header.startswith("open; by=text_score; response=")]
+    assert len(opened) == 2
+    assert sum(header.startswith("closed; policy=") for header in headers) == 2
+
+
+@pytest.mark.parametrize("usage", [False, True])
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_stream_is_the_answer_in_pieces_and_ends_with_the_receipt(
+    client: openai.OpenAI, expected: Any, question: str, usage: bool
+) -> None:
+    text, receipt = expected(question)
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    chunks = list(asked(client, question, stream=True, **options))
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(pieces) == text
+    assert sum(map(bool, pieces)) > 2
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].guard["open"] == receipt.guarded
+    assert not any(hasattr(chunk, "guard") for chunk in chunks[:-1])
+    if usage:
+        assert chunks[-1].usage.completion_tokens == NEW
+        assert chunks[-1].choices == []
+
+
+def test_the_receipt_can_be_left_out_and_nothing_else(client: openai.OpenAI, expected: Any) -> None:
+    for question in QUESTIONS:
+        answer = asked(client, question, extra_body={"guard": {"receipt": "none"}})
+        assert not hasattr(answer, "guard")
+        assert answer.choices[0].message.content == expected(question)[0]
+    for guard in ({"receipt": "off"}, {"enabled": False}, False, {"response": "edit"}):
+        with pytest.raises(openai.BadRequestError):
+            asked(client, QUESTIONS[0], extra_body={"guard": guard})
+
+
+@pytest.mark.parametrize("response", [Response.EDIT, Response.TEXT, Response.REFUSAL])
+def test_requests_at_once_share_batches_and_get_their_own_answers(
+    free: VLM, halved: Guard, expected: Any, processor: LlavaProcessor, response: Response
+) -> None:
+    """Streamed and whole, open and closed, of different lengths."""
+    guard = halved.variant(response=response, refusal_prefix=(20, 21, 22))
+    with served(free, guard, batch_wait=1.0, max_batch=8) as (client, _):
+        questions = [*QUESTIONS, *QUESTIONS]
+
+        def one(number: int) -> tuple[str, bool]:
+            question, stream = questions[number], number >= len(QUESTIONS)
+            given = body(question, image_of(question), max_tokens=NEW, stream=stream)
+            answer = client.post("/v1/chat/completions", json=given)
+            assert answer.status_code == 200
+            if not stream:
+                told = answer.json()
+                return told["choices"][0]["message"]["content"], told["guard"]["open"]
+            chunks = list(events(answer.text))
+            pieces = (chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+            return "".join(pieces), chunks[-1]["guard"]["open"]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(one, range(len(questions))))
+        metrics = client.get("/metrics").text
+    for question, (text, is_open) in zip(questions, answers, strict=True):
+        reference, receipt = expected(question, guard)
+        assert (text, is_open) == (reference, receipt.guarded)
+    batches = float(line_of(metrics, "vlm_safeguard_batch_answers_count"))
+    assert batches < len(questions)
+
+
+def events(text: str) -> Iterator[Any]:
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    yield from map(json.loads, lines[:-1])
+
+
+def line_of(metrics: str, name: str) -> str:
+    (line,) = (line for line in metrics.splitlines() if line.startswith(f"{name} "))
+    return line.split()[1]
+
+
+def test_stops_lengths_seeds_and_several_answers(client: openai.OpenAI, expected: Any) -> None:
+    text, _ = expected(QUESTIONS[0])
+    stop = text[5:8]
+    cut = text[: text.index(stop)]
+    for stream in (False, True):
+        answer = asked(client, QUESTIONS[0], stop=["never there", stop], stream=stream)
+        if stream:
+            chunks = list(answer)
+            content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+            reason = chunks[-1].choices[0].finish_reason
+        else:
+            content, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+        assert (content, reason) == (cut, "stop")
+
+    options = {"temperature": 1.5, "n": 3, "seed": 7}
+    first, again, other = (
+        [c.message.content for c in asked(client, QUESTIONS[1], **given).choices]
+        for given in (options, options, {**options, "seed": 8})
+    )
+    assert first == again != other
+    assert len(set(first)) == 3
+    stream = asked(client, QUESTIONS[1], **options, stream=True)
+    texts = ["", "", ""]
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == first
+
+
+def test_an_end_token_ends_an_answer(
+    free: VLM, halved: Guard, processor: LlavaProcessor, expected: Any
+) -> None:
+    text, _ = expected(QUESTIONS[0])
+    ids = processor.tokenizer.encode(text, add_special_tokens=False)
+    with served(free, halved) as (client, _):
+        whole = client.post(
+            "/v1/chat/completions", json=body(QUESTIONS[0], image_of(QUESTIONS[0]), max_tokens=NEW)
+        ).json()
+        assert whole["choices"][0]["message"]["content"] == text
+        free.model.generation_config.eos_token_id = ids[3]
+        try:
+            cut = client.post(
+                "/v1/chat/completions",
+                json=body(QUESTIONS[0], image_of(QUESTIONS[0]), max_tokens=NEW),
+            ).json()
+        finally:
+            free.model.generation_config.eos_token_id = None
+    assert cut["choices"][0]["finish_reason"] == "stop"
+    assert cut["usage"]["completion_tokens"] == ids.index(ids[3]) + 1
+    assert text.startswith(cut["choices"][0]["message"]["content"])
+
+
+class Steps:
+    """Counts the tokens of answers, and can hold the generating thread at one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+        add = Answer.add
+
+        def counted(answer: Answer, token: int, ends: bool) -> None:
+            self.count += 1
+            assert self.go_on.wait(60)
+            add(answer, token, ends)
+
+        monkeypatch.setattr(Answer, "add", counted)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(monkeypatch)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_its_work(
+    server: tuple[str, Engine], steps: Steps, stream: bool
+) -> None:
+    address, engine = server
+    given = body(QUESTIONS[0], image_of(QUESTIONS[0]), max_tokens=400, stream=stream)
+    steps.go_on.clear()
+    with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
+        if stream:
+            with client.stream("POST", "/v1/chat/completions", json=given):
+                steps.go_on.set()
+                until(lambda: steps.count > 2)
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=given, timeout=1)
+            until(lambda: steps.count > 0)
+            steps.go_on.set()
+        answer = client.post("/v1/chat/completions", json=body("Which colour?", max_tokens=1))
+        assert answer.status_code == 200
+    assert steps.count < 300
+    assert engine.healthy
+
+
+def test_more_than_may_wait_are_told_when_to_come_back(
+    free: VLM, halved: Guard, steps: Steps
+) -> None:
+    steps.go_on.clear()
+    with served(free, halved, max_batch=1, max_choices=1, max_queue=2) as (client, engine):
+        with ThreadPoolExecutor(4) as pool:
+            running = [
+                pool.submit(client.post, "/v1/chat/completions", json=body("Which colour?"))
+                for _ in range(3)
+            ]
+            until(lambda: steps.count == 1 and engine.waiting == 2)
+            refused = client.post("/v1/chat/completions", json=body("Which colour?"))
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "queue_full"
+            assert client.get("/ready").status_code == 200  # who looks after it is let in
+            assert line_of(client.get("/metrics").text, "vlm_safeguard_queue") == "2.0"
+            steps.go_on.set()
+            assert [each.result().status_code for each in running] == [200] * 3
+        answer = client.post("/v1/chat/completions", json=body("Which colour?"))
+        assert answer.status_code == 200
+
+
+def test_a_request_has_its_time(free: VLM, halved: Guard, steps: Steps) -> None:
+    steps.go_on.clear()
+    with served(free, halved, timeout=0.5) as (client, engine):
+        late = client.post("/v1/chat/completions", json=body("Which colour?"))
+        assert late.status_code == 504
+        assert late.json()["error"]["code"] == "timeout"
+        steps.go_on.set()
+        until(lambda: engine.waiting == 0)
+
+
+def test_answers_that_are_begun_end_before_the_server_does(
+    free: VLM, halved: Guard, steps: Steps
+) -> None:
+    """What is taken is answered; what comes later is sent away."""
+    steps.go_on.clear()
+    with served(free, halved) as (client, engine), ThreadPoolExecutor(2) as pool:
+        taken = pool.submit(client.post, "/v1/chat/completions", json=body("Which colour?"))
+        until(lambda: steps.count == 1)
+        engine.close()
+        refused = client.post("/v1/chat/completions", json=body("Which colour?"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert client.get("/ready").status_code == 503
+        steps.go_on.set()
+        assert taken.result().status_code == 200
+    assert "generate" not in vars(free.model), "the guard is off again"
+
+
+def test_models_and_the_official_moderations(client: openai.OpenAI, expected: Any) -> None:
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).id == NAME
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+    verdicts = client.moderations.create(input=list(QUESTIONS), model=NAME).results
+    for question, verdict in zip(QUESTIONS, verdicts, strict=True):
+        receipt = expected(question)[1]
+        assert verdict.flagged == receipt.guarded
+        scores: Any = verdict.category_scores
+        assert scores.text_score == pytest.approx(receipt.scores["text_score"], abs=1e-3)
+    parts: Any = said(QUESTIONS[0], image_of(QUESTIONS[0]))[0]["content"]
+    (one,) = client.moderations.create(input=parts).results
+    assert one.flagged == verdicts[0].flagged
+    assert one.guard["images"] == 1  # type: ignore[attr-defined]
+    assert verdicts[0].guard["images"] == 0  # type: ignore[attr-defined]
+
+
+def test_litellms_guardrail_blocks_what_opens_the_gate(
+    server: tuple[str, Engine], expected: Any
+) -> None:
+    with httpx.Client(base_url=server[0], trust_env=False, timeout=60) as client:
+        url = "/beta/litellm_basic_guardrail_api"
+        for question in QUESTIONS:
+            opens = expected(question)[1].guarded
+            texts = {"texts": [question]}
+            structured = {"texts": [], "structured_messages": said(question, image_of(question))}
+            for given in (texts, structured):
+                told = client.post(
+                    url, json={"input_type": "request", "request_data": {}, "new": 1, **given}
+                ).json()
+                assert told["action"] == ("BLOCKED" if opens else "NONE")
+                assert ("blocked_reason" in told) == opens
+        refused = client.post(url, json={"input_type": "response", "texts": ["An answer."]})
+        assert refused.status_code == 400

@@ -1,0 +1,189 @@
+"""`vlm-safeguard serve`: its options, its documentation, and how the process ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from support.command import Finished, Run
+from support.serving import openai_client, said
+from tiny.pocket import make_model
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.loading import kept_guard
+from vlm_safeguard.policy.response import Response
+from vlm_safeguard.serving import server
+from vlm_safeguard.serving.settings import KEY_VARIABLE, ServeSettings
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
+    """The settings that `serve` was about to serve by."""
+    given: list[ServeSettings] = []
+
+    def stop(settings: ServeSettings) -> None:
+        given.append(settings)
+        raise SafeguardError("Stopped here.")
+
+    monkeypatch.setattr(server, "serve", stop)
+    return given
+
+
+def fails_with(result: Finished, words: str) -> None:
+    assert result.code == 1
+    assert words in result.err
+    assert "Traceback" not in result.err
+
+
+def test_every_setting_is_an_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = " ".join(run("serve", "--help").out.split())
+    singular = {"api_keys": "api-key", "allow_image_hosts": "allow-image-host"}
+    for name, field in ServeSettings.model_fields.items():
+        assert field.description is not None
+        assert " ".join(field.description.split()) in shown
+        if name != "model":
+            assert f"--{singular.get(name, name).replace('_', '-')} " in shown
+
+
+def test_options_and_a_file_say_the_same(
+    run: Run, asked: list[ServeSettings], tmp_path: Path
+) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text(
+        'model = "pocket"\nresponse = "text"\nport = 0\napi_keys = ["a", "b"]\n'
+        'allow_image_hosts = ["Example.org"]\nmax_batch = 5\nbatch_wait = 0.5\n'
+        "load_in_4bit = true\n"
+    )
+    options = [
+        *("pocket", "--response", "text", "--port", 0, "--api-key", "a", "--api-key", "b"),
+        *("--allow-image-host", "Example.org", "--max-batch", 5, "--batch-wait", 0.5),
+        "--load-in-4bit",
+    ]
+    fails_with(run("serve", *options), "Stopped here")
+    fails_with(run("serve", "--config", path), "Stopped here")
+    assert asked[0] == asked[1]
+    assert asked[0].allow_image_hosts == ("example.org",)
+    assert "'a'" not in repr(asked[0]), "keys are not shown"
+    fails_with(run("serve", "coder", "--config", path, "--max-batch", 7), "Stopped here")
+    assert (asked[2].model, asked[2].max_batch, asked[2].batch_wait) == ("coder", 7, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "name a MODEL"),
+        (["pocket", "--response", "never"], "there is no response 'never'"),
+        (["pocket", "--port", 70000], "port: Input should be less"),
+        (["pocket", "--max-batch", 0], "max_batch: Input should be greater"),
+        (["pocket", "--max-batch", 2], "max_choices is more than max_batch"),
+        (["pocket", "--allow-image-host", "https://example.org"], "is not a host's name"),
+        (["pocket", "--api-key", ""], "an API key is empty"),
+        (["pocket", "--dtype", "float4"], "There is no dtype"),
+        (["pocket", "--config", "/nowhere.toml"], "There is no file /nowhere.toml"),
+        (["/nowhere/model", "--port", 0], "There is no model '/nowhere/model'"),
+        (["pocket", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+    ],
+)
+def test_what_cannot_be_served(run: Run, options: list[object], words: str) -> None:
+    fails_with(run("serve", *options), words)
+
+
+def test_a_file_with_what_is_no_setting(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text('model = "pocket"\nguarded = false\n')
+    fails_with(run("serve", "--config", path), "guarded: Extra inputs are not permitted")
+    path.write_text("model = ")
+    fails_with(run("serve", "--config", path), "cannot be read")
+
+
+def test_a_guard_is_fitted_once_and_kept_for_these_weights(
+    processor: LlavaProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    guard: Guard,
+) -> None:
+    monkeypatch.setenv("VLM_SAFEGUARD_CACHE", str(tmp_path / "cache"))
+    fits: list[LlavaForConditionalGeneration] = []
+
+    def fit(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
+        fits.append(model)
+        return guard
+
+    monkeypatch.setattr(Guard, "fit", fit)
+    model, other = make_model(processor), make_model(processor, seed=5)
+    first = kept_guard("folder/tiny", model, processor)
+    again = kept_guard("folder/tiny", model, processor)
+    assert first.policy.sha256() == again.policy.sha256()
+    assert fits == [model]
+    kept_guard("folder/tiny", other, processor)
+    assert fits == [model, other], "a guard of other weights is not taken"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, processor: LlavaProcessor, guard: Guard
+) -> Path:
+    """A model's folder, with its guard in a folder within."""
+    folder = tmp_path_factory.mktemp("tiny-llava")
+    make_model(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    guard.variant(response=Response.EDIT).save_pretrained(folder / "guard")
+    return folder
+
+
+def start(*options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vlm_safeguard.cli", "serve", *map(str, options)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {KEY_VARIABLE: "of-the-environment"},
+    )
+
+
+def test_the_process_answers_and_ends_at_sigterm(checkpoint: Path) -> None:
+    process = start(checkpoint, "--guard", checkpoint / "guard", "--port", 0, "--response", "text")
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        found = re.search(r"(http://\S+) as '(\S+)'", line)
+        assert found, line
+        address, name = found.groups()
+        assert name == checkpoint.name, "no path is told"
+        end = time.monotonic() + 120
+        while httpx.get(f"{address}/ready", trust_env=False).status_code != 200:
+            assert time.monotonic() < end
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        client = openai_client(address, "of-the-environment")
+        answer = client.chat.completions.create(
+            model=name, messages=said("How to swim"), max_tokens=3
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 3
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+
+
+def test_the_process_ends_with_an_error_where_the_guard_is_not_for_the_model(
+    checkpoint: Path, tmp_path: Path, processor: LlavaProcessor
+) -> None:
+    make_model(processor, seed=5).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    process = start(tmp_path, "--guard", checkpoint / "guard", "--port", 0)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "same shape but other weights" in err
+    assert "Traceback" not in err
