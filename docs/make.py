@@ -59,13 +59,13 @@ def made(page: str) -> str:
 
 #: The README's columns: title, measure, benchmark and image condition.
 _COLUMNS: tuple[tuple[str, Callable[[Sequence[Row]], list[Row]], str, str], ...] = (
-    ("harmful requests followed, text only", attack_rows, "harmful", "text"),
-    ("… + blank image", attack_rows, "harmful", "blank"),
-    ("… + rendered image", attack_rows, "harmful", "image"),
-    ("jailbreaks followed, + blank image", attack_rows, "jailbreak", "blank"),
-    ("harmless requests refused, text only", over_refusal_rows, "harmless", "text"),
-    ("… + blank image", over_refusal_rows, "harmless", "blank"),
-    ("image questions answered right", accuracy_rows, "scenes", "own"),
+    ("harmful followed: text only", attack_rows, "harmful", "text"),
+    ("harmful followed: + blank", attack_rows, "harmful", "blank"),
+    ("harmful followed: + rendered", attack_rows, "harmful", "image"),
+    ("jailbreaks followed: + blank", attack_rows, "jailbreak", "blank"),
+    ("harmless refused: text only", over_refusal_rows, "harmless", "text"),
+    ("harmless refused: + blank", over_refusal_rows, "harmless", "blank"),
+    ("image questions right", accuracy_rows, "scenes", "own"),
 )
 #: Its lines for each VLM: a choice of those that were run on all of these.
 _DEFENCES = {
@@ -94,8 +94,7 @@ def overview() -> Iterator[str]:
                 for _, measure, benchmark, condition in _COLUMNS
             ]
             counts |= {row.n for row in cells}
-            vlm = f"{folder.name.capitalize()} VLM"
-            lines.append((f"{vlm}, {name}", *(_share(row) for row in cells)))
+            lines.append((f"{folder.name.capitalize()}: {name}", *(_share(row) for row in cells)))
     yield from _grid(["", *(title for title, *_ in _COLUMNS)], lines)
     n = ", ".join(map(str, sorted(counts)))
     yield f"\nPer cent, with 95 % Wilson intervals; n = {n} a cell."
@@ -165,21 +164,27 @@ def timings(name: str, command: str, line: Sequence[int], column: Sequence[int])
     """
     document = _document(name)
     yield from _measured(document, command)
-    lines: dict[str, dict[str, str]] = {}
+    shown: dict[tuple[str, ...], dict[str, str]] = {}  # line → column → cell
     for cell in document["cells"]:
-        parts = [_NAMES.get(part, part) for part in cell["name"].split(", ")]
-        what, over = (", ".join(parts[place] for place in places) for places in (line, column))
+        parts = cell["name"].split(", ")
+        *quantity, compared = (parts[place] for place in line)
+        over = ", ".join(parts[place] for place in column)
         low, high = cell["middle"]
-        lines.setdefault(what, {})[over] = f"{cell['value']:.2f} ({low:.2f}–{high:.2f})"
-        for label, words in (("1.00 is", cell["note"]), ("target", cell["target"])):
-            if words is not None:
-                shared = ", ".join([*(parts[place] for place in line[:-1]), label])
-                shown = words if isinstance(words, str) else f"≤ {words:.2f}"
-                lines.setdefault(shared, {}).setdefault(over, shown)
-    columns = list(dict.fromkeys(over for cells in lines.values() for over in cells))
+        ratio = f"{cell['value']:.2f} ({low:.2f}–{high:.2f})"
+        shown.setdefault((*quantity, "1.00 is"), {})[over] = cell["note"]
+        shown.setdefault((*quantity, compared), {})[over] = ratio
+        if cell["target"] is not None:
+            shown.setdefault((*quantity, "target"), {})[over] = f"≤ {cell['target']:.2f}"
+    columns = list(dict.fromkeys(over for cells in shown.values() for over in cells))
     yield from _grid(
         ["", *columns],
-        [(what, *(cells.get(over, "") for over in columns)) for what, cells in lines.items()],
+        [
+            (
+                ", ".join(_NAMES.get(name, name) for name in names),
+                *(cells.get(over, "") for over in columns),
+            )
+            for names, cells in shown.items()
+        ],
     )
 
 

@@ -7,8 +7,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from vlm_safeguard import Guard, pocket
+from vlm_safeguard.images import noise_image
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -91,6 +96,27 @@ def test_what_is_made_of_a_run_is_of_the_run_that_is_shown(make: ModuleType) -> 
         assert shown is not None
         started = make.evaluation(folder).results.provenance.started
         assert started[:10] == shown[1], "read the section again, mend it, and date it"
+
+
+def test_the_readme_s_lines_run(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    guard: Guard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    noise_image(0).save("photo.jpg")
+    monkeypatch.setattr(pocket, "load", lambda: (model, processor))
+    monkeypatch.setattr(Guard, "fit", lambda *of: guard)  # fitted as the tests' model allows
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    (receipt,) = guard.receipts
+    assert receipt.images == 1
+    assert names["answer"][0]["generated_text"][-1]["role"] == "assistant"
+    assert Guard.from_pretrained("my-guard").policy.sha256() == guard.policy.sha256()
 
 
 def test_a_number_that_changed_is_noticed(make: ModuleType) -> None:
