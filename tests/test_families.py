@@ -80,6 +80,7 @@ def test_the_page_lists_the_verified_families_and_the_refused() -> None:
         for section in PAGE.read_text("utf-8").split("\n## Refused\n")
     )
     assert verified == {row["type"] for row in every_family() if row["status"] == "verified"}
+    assert f"{len(FAMILIES)} [families]" in (PAGE.parents[1] / "README.md").read_text("utf-8")
     assert refused == {row["type"] for row in every_family() if row["status"] == "refused"}
 
 

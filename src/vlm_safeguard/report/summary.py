@@ -186,7 +186,9 @@ def _cost(results: Results) -> Iterator[str]:
     if costs:
         yield f"Cost, default guard over no guard: {'; '.join(costs)}."
     elif results.time_ratio > 0:
-        yield f"Cost: guarded over unguarded time is {times(results.time_ratio)}."
+        spread = results.time_ratio_range
+        rounds = f" ({spread[0]:.2f}–{spread[1]:.2f} over the rounds)" if spread else ""
+        yield f"Cost: guarded over unguarded time is {times(results.time_ratio)}{rounds}."
     closed = results.closed_gates
     if closed.answers:
         yield (
