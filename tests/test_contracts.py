@@ -34,6 +34,7 @@ from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.cache import CACHE_NAMES, cache_in
 from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Refuse, Restore
 from vlm_safeguard.policy.gate import GATES, TextScore
@@ -349,6 +350,21 @@ def test_a_cache_of_other_tokens_is_refused_by_generate(
         with pytest.raises(SafeguardError, match="other tokens than the prompt"):
             model.generate(**inputs, past_key_values=whole, max_new_tokens=1)
         swap.remove()
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_is_seen_by_either_name(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, name: str
+) -> None:
+    """One that was filled without the guard is no new request, whatever transformers calls it."""
+    with torch.no_grad():
+        foreign = cache_in(model(**ask(processor, QUESTIONS[:1]), use_cache=True))
+        assert foreign is not None
+        with (
+            open_guard.attach(model),
+            pytest.raises(SafeguardError, match="not filled under this guard"),
+        ):
+            model(input_ids=torch.tensor([[7]]), **{name: foreign})
 
 
 def test_positional_arguments_count(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from fuzzing.cases import ANSWER
 from support.reference import Change, counterparts, edit_by_hand, plain_hooks, text_reading
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.cache import cache_in
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.span import Span
 
@@ -80,7 +81,7 @@ def edited(
 
     def look(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal start, copies
-        past = kwargs.get("past_key_values")
+        past = cache_in(kwargs)
         start = 0 if past is None else int(past.get_seq_length())
         copies = len(kwargs["input_ids"]) // len(rows)
 

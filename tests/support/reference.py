@@ -20,6 +20,7 @@ from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.activations import hidden_states, with_hidden_states
 from vlm_safeguard.model.adapters import active_adapters
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.cache import cache_in
 from vlm_safeguard.model.fingerprint import Fingerprint
 from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal, TextScore
 from vlm_safeguard.policy.receipt import Receipt
@@ -445,7 +446,7 @@ def edited_by_hand(
         calls += 1
         if calls > 1:
             return
-        rows, cache = kwargs["input_ids"].tolist(), kwargs.get("past_key_values")
+        rows, cache = kwargs["input_ids"].tolist(), cache_in(kwargs)
         shown = cache is not None and cache.get_seq_length() > 0
         prompt, copies = len(rows[0]), len(rows) // len(texts)
         for number, row in enumerate(rows):

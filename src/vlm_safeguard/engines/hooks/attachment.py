@@ -41,6 +41,7 @@ from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.engines.hooks.text_answers import Answers, Dice, Left, TextAnswers
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.cache import cache_in
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.soundness import check_sound
@@ -254,7 +255,7 @@ class Attachment:
         assert prompt.batch is not None
         count = len(prompt.ids)
         if prompt.batch.decision.awaits_image or prompt.batch.decision.is_open.any():
-            if options.get("past_key_values") is not None and count > 1:
+            if cache_in(options) is not None and count > 1:
                 raise SafeguardError(
                     "A cache for several requests cannot be gone on with where some are answered "
                     "from their texts alone. Give generate one request at a time, or no cache."

@@ -21,6 +21,7 @@ from vlm_safeguard.engines.hooks.unchanged import check_unchanged
 from vlm_safeguard.engines.hooks.verification import verify
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.cache import cache_in
 from vlm_safeguard.model.snapshot import Snapshot
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
@@ -183,7 +184,7 @@ class ModelHooks:
         self.check_unchanged()
         inputs = self._forward_signature.bind_partial(*args, **kwargs).arguments
         inputs.update(inputs.pop("kwargs", {}))
-        cache = inputs.get("past_key_values")
+        cache = cache_in(inputs)
         cached = int(cache.get_seq_length()) if cache is not None else 0
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if ids is None:
@@ -256,7 +257,7 @@ class ModelHooks:
         finally:
             self._layers.disarm()
         if current is not None:
-            self._finish(current, getattr(output, "past_key_values", None))
+            self._finish(current, cache_in(output))
 
     def _finish(self, editing: Editing, cache: Any) -> None:
         """Take note of a pass that is over."""

@@ -10,6 +10,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.cache import CACHE_NAMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,7 +98,7 @@ def check_options(model: PreTrainedModel, options: dict[str, Any]) -> None:
     config = vars(options.get("generation_config") or model.generation_config)
     known = vars(type(model.generation_config)()).keys() | REFUSED  # generate reads no others
     given = {name: config[name] for name in known if name in config} | options
-    inputs = model_inputs(model)
+    allowed = ALLOWED | model_inputs(model) | {*CACHE_NAMES}
     for name, value in given.items():
         if name in REFUSED:
             if _is_set(value):
@@ -105,7 +106,7 @@ def check_options(model: PreTrainedModel, options: dict[str, Any]) -> None:
                     f"generate({name}=…) is {REFUSED[name]}, which the guard does not support. "
                     "Leave it out; nothing was generated."
                 )
-        elif name not in ALLOWED | inputs and value is not None and not name.startswith("_"):
+        elif name not in allowed and value is not None and not name.startswith("_"):
             raise SafeguardError(
                 f"generate({name}=…) is not an option that is known to leave every token to the "
                 "guarded model. Leave it out; nothing was generated."
