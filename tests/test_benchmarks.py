@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from support.reference import ask
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.guard import Guard
 
 PROGRAMS = Path(__file__).parents[1] / "benchmarks"
 
@@ -139,3 +141,25 @@ def test_criteria(tmp_path: Path) -> None:
         assert row["opened"]["n"] == row["harmless"]["n"] == 100
         assert row["opened"]["low"] <= row["opened"]["value"] <= row["opened"]["high"]
     assert path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_gates(tmp_path: Path, model: Any, processor: Any, guard: Guard) -> None:
+    import gates
+
+    guard.save_pretrained(tmp_path / "guard")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gates, "load", lambda name: (model, processor))
+        given = [f"--guard={gate}={tmp_path / 'guard'}" for gate in ("calibrated", "discriminant")]
+        gates.main(["tiny", "--limit", "5", "--out", str(tmp_path), *given])
+    rows = json.loads((tmp_path / "gates-tiny.json").read_text("utf-8"))["rows"]
+    kinds = ("harmful", "harmless", "lookalike", "jailbreak", "image question")
+    assert [row["kind"] for row in rows] == [kind for kind in kinds for _ in range(2)]
+    for row in rows:
+        assert row["opened"]["n"] == 5
+        assert row["own"] == 0  # the tiny model does not refuse
+    texts = gates.requests(5)["harmless"]
+    inputs = ask(processor, texts)
+    with guard.attach(model) as attachment:
+        receipts = attachment.generate(**inputs, max_new_tokens=1).receipts
+    opened = sum(receipt.guarded for receipt in receipts) / 5
+    assert rows[2]["opened"]["value"] == opened

@@ -1,0 +1,156 @@
+"""What each gate opens for, by kind of held-out request; nothing is generated.
+
+The gates that read the text alone decide by it, beside whatever image; so requests are put beside a
+blank one here.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from models import NAMES, load
+from results import FOLDER, machine, told
+from vlm_safeguard import Guard
+from vlm_safeguard.engines.hooks.batch import Batch
+from vlm_safeguard.engines.hooks.layers import LayerHooks
+from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
+from vlm_safeguard.evaluation.asks.benchmarks.own import jailbreak_templates
+from vlm_safeguard.evaluation.asks.prompts import image_questions, read_prompts
+from vlm_safeguard.evaluation.statistics import Estimate, share
+from vlm_safeguard.fit.policy import CALIBRATED, DISCRIMINANT
+from vlm_safeguard.images import blank_image
+from vlm_safeguard.model.conversation import chat_of
+from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.report.figures.style import CYCLE
+
+_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One gate on one kind of request.
+
+    Attributes:
+        opened: share of the requests that it opens for.
+        own: for how many of them the model's own refusal does.
+    """
+
+    kind: str
+    gate: str
+    opened: Estimate
+    own: int
+
+
+def requests(limit: int | None) -> dict[str, list[str]]:
+    """Held-out requests by kind; of each, `limit` at most."""
+    asked = {
+        kind: [prompt.text for prompt in read_prompts(kind)]
+        for kind in ("harmful", "harmless", "lookalike")
+    }
+    asked["jailbreak"] = [
+        template.replace("{request}", prompt.text)
+        for template in jailbreak_templates().values()
+        for prompt in read_prompts("jailbreak")
+    ]
+    asked["image question"] = [question.text for question in image_questions()]
+    return {kind: texts[:limit] for kind, texts in asked.items()}
+
+
+@torch.no_grad()
+def decided(vlm: VLM, guards: dict[str, Guard], texts: Sequence[str], kind: str) -> list[Row]:
+    """What each gate makes of requests of one kind."""
+    found: dict[str, list[tuple[bool, bool]]] = {name: [] for name in guards}
+    for start in tqdm(range(0, len(texts), _ROWS), desc=kind):
+        chats = [chat_of(text, blank_image()) for text in texts[start : start + _ROWS]]
+        inputs, readings = vlm.encode(chats), TextReadings()
+        for name, guard in guards.items():
+            policy = guard.policy
+            hooks = LayerHooks(vlm.backbone)
+            reader = TextReader(
+                policy, vlm.backbone, hooks, policy.directions, {}, policy.discriminant, readings
+            )
+            batch = Batch.read(policy, inputs["input_ids"], inputs["attention_mask"])
+            reader.ask(batch)
+            is_open = batch.decision.is_open.any(1).tolist()
+            for opened, findings in zip(is_open, batch.decision.findings, strict=True):
+                own = any(each.opened and each.criterion == "own_refusal" for each in findings)
+                found[name].append((opened, own))
+    return [
+        Row(kind, name, share([opened for opened, _ in rows]), sum(own for _, own in rows))
+        for name, rows in found.items()
+    ]
+
+
+def show(rows: list[Row], path: Path, where: dict[str, Any]) -> None:
+    """The JSON file, a table and a chart."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = [asdict(row) for row in rows]
+    path.write_text(json.dumps({"machine": where, "rows": plain}, indent=1) + "\n", "utf-8")
+    table = Table(title=path.stem, box=SIMPLE)
+    for name in ("requests", "gate", "n", "opened, %", "by the model's own refusal"):
+        table.add_column(name)
+    for row in rows:
+        e = row.opened
+        shown = f"{100 * e.value:.1f} ({100 * e.low:.1f}–{100 * e.high:.1f})"
+        table.add_row(row.kind, row.gate, str(e.n), shown, str(row.own))
+    Console(width=120).print(table)
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    gates = list(dict.fromkeys(row.gate for row in rows))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, gate in enumerate(gates):
+        mine = [row.opened for row in rows if row.gate == gate]
+        places = [place + 0.18 * (2 * number - len(gates) + 1) for place in range(len(kinds))]
+        spread = [
+            [100 * (e.value - e.low) for e in mine],
+            [100 * (e.high - e.value) for e in mine],
+        ]
+        axes.bar(places, [100 * e.value for e in mine], 0.33, color=CYCLE[number], label=gate)
+        axes.errorbar(places, [100 * e.value for e in mine], spread, fmt="none", ecolor="grey")
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set(ylabel="gate open, %", ylim=(0, 104), title=path.stem)
+    axes.legend(loc="upper right")
+    figure.savefig(path.with_suffix(".png"), dpi=130)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit the guards that are not given, and try their gates."""
+    made = ArgumentParser(description=__doc__)
+    made.add_argument("model", choices=(*NAMES, "coder"))
+    made.add_argument(
+        "--guard", action="append", default=[], metavar="GATE=FOLDER", help="a fitted guard"
+    )
+    made.add_argument("--limit", type=int, help="requests of each kind at most, to try it")
+    made.add_argument("--out", type=Path, default=FOLDER, help="folder for JSON and chart")
+    given = made.parse_args(argv)
+    model, processor = load(given.model)
+    folders = dict(each.split("=", 1) for each in given.guard)
+    guards = {
+        gate: Guard.from_pretrained(folders[gate])
+        if gate in folders
+        else Guard.fit(model, processor, gate=gate)
+        for gate in (CALIBRATED, DISCRIMINANT)
+    }
+    vlm = VLM(model, processor)
+    rows = [
+        row
+        for kind, texts in requests(given.limit).items()
+        for row in decided(vlm, guards, texts, kind)
+    ]
+    show(rows, given.out / f"gates-{given.model}.json", machine(model))
+
+
+if __name__ == "__main__":
+    told(main)
