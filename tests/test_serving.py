@@ -101,6 +101,7 @@ def test_an_answer_is_that_of_attach_and_generate(
     assert answer.usage.completion_tokens == NEW
     assert answer.usage.prompt_tokens == receipt.text_tokens + receipt.media_tokens
     told = answer.guard
+    assert shown or not receipt.findings
     assert told["open"] == receipt.guarded
     assert told["policy"] == receipt.policy
     assert told["reason"] == receipt.reason
@@ -121,6 +122,10 @@ def test_the_gate_opens_for_some_and_is_named_in_the_header(client: openai.OpenA
     opened = [header for header in headers if header.startswith("open; by=text_score; response=")]
     assert len(opened) == 2
     assert sum(header.startswith("closed; policy=") for header in headers) == 2
+    raw = client.chat.completions.with_raw_response.create(
+        model=NAME, messages=said(QUESTIONS[0]), max_tokens=1
+    )
+    assert raw.headers["x-guard"].startswith("not_asked; policy=")
 
 
 @pytest.mark.parametrize("usage", [False, True])
@@ -314,12 +319,17 @@ def test_more_than_may_wait_are_told_when_to_come_back(
         assert answer.status_code == 200
 
 
-def test_a_request_has_its_time(free: VLM, halved: Guard, steps: Steps) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_has_its_time(free: VLM, halved: Guard, steps: Steps, stream: bool) -> None:
     steps.go_on.clear()
     with served(free, halved, timeout=0.5) as (client, engine):
-        late = client.post("/v1/chat/completions", json=body("Which colour?"))
-        assert late.status_code == 504
-        assert late.json()["error"]["code"] == "timeout"
+        late = client.post("/v1/chat/completions", json=body("Which colour?", stream=stream))
+        if stream:
+            *_, told = [line for line in late.text.split("\n\n") if line]
+            assert json.loads(told.removeprefix("data: "))["error"]["code"] == "timeout"
+        else:
+            assert late.status_code == 504
+            assert late.json()["error"]["code"] == "timeout"
         steps.go_on.set()
         until(lambda: engine.waiting == 0)
 

@@ -29,6 +29,8 @@ class Answer:
         """The `choice`-th of the job's, with nothing said yet."""
         self.job, self._choice, self._tokenizer = job, choice, tokenizer
         self.ids: list[int] = []
+        self._whole = ""  # the text of what is read, which later tokens do not change
+        self._shown, self._read = 0, 0  # tokens that are read, less the latest; and with them
         self._sent = 0  # characters
         self.over = False
 
@@ -54,20 +56,29 @@ class Answer:
             self._end(self._text(), "length")
 
     def _text(self) -> str:
+        """All of it so far; only its last tokens are decoded, behind those that they lean on."""
+        before = self._decoded(self.ids[self._shown : self._read])
+        text = self._whole + self._decoded(self.ids[self._shown :])[len(before) :]
+        if not text.endswith(_HALF):
+            self._whole = text
+            self._shown, self._read = self._read, len(self.ids)
+        return text
+
+    def _decoded(self, ids: list[int]) -> str:
         return self._tokenizer.decode(
-            self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def _held(self, text: str) -> int:
         """Characters at the end that what comes next may change, or that may begin a stop."""
-        half = len(text) - len(text.rstrip(_HALF))
+        certain = text.rstrip(_HALF)
         begun = (
             length
             for stop in self.job.stops
-            for length in range(min(len(stop) - 1, len(text)), 0, -1)
-            if text.endswith(stop[:length])
+            for length in range(min(len(stop) - 1, len(certain)), 0, -1)
+            if certain.endswith(stop[:length])
         )
-        return max(half, max(begun, default=0))
+        return len(text) - len(certain) + max(begun, default=0)
 
     def _send(self, text: str) -> None:
         if len(text) > self._sent:

@@ -112,8 +112,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def ready() -> JSONResponse:
         """Whether the guard is attached and verified, and requests are taken."""
         well = engine.ready and engine.healthy
-        facts = {"policy": service.policy.sha256()} if well else {}
-        return JSONResponse({"ready": well, **facts}, 200 if well else 503)
+        return JSONResponse({"ready": well}, 200 if well else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -19,7 +19,7 @@ from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.serving.errors import ApiError
 from vlm_safeguard.serving.exchange import Exchange, unless_left
 from vlm_safeguard.serving.jobs import Decided, Event, Job, Over, Piece
-from vlm_safeguard.serving.receipts import HEADER, header, opened_by, receipt_object
+from vlm_safeguard.serving.receipts import HEADER, decision, header, opened_by, receipt_object
 from vlm_safeguard.serving.requests import ChatRequest
 from vlm_safeguard.serving.service import Service
 from vlm_safeguard.serving.tools import Reply, read_reply
@@ -173,7 +173,7 @@ class _Answering:
             "images": len(prompt.images),
             "prompt_tokens": len(prompt.ids),
             "completion_tokens": self.tokens,
-            "gate": "open" if self.receipt.guarded else "closed",
+            "gate": decision(self.receipt),
             "criterion": opened_by(self.receipt),
         }
         _log.info("answered", extra=facts)

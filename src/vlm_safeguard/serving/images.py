@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -142,7 +143,7 @@ class ImageReader:
         try:
             with self.connect(address, host, self.settings.fetch_timeout) as stream:
                 return self._download(stream, host, target)
-        except (OSError, HTTPException):
+        except (OSError, ValueError, HTTPException):  # ValueError: it was shut while it was read
             raise _wrong("an image could not be fetched", "image_not_fetched") from None
 
     def _public_address(self, host: str) -> str:
@@ -159,9 +160,7 @@ class ImageReader:
 
     def _download(self, stream: socket.socket, host: str, target: str) -> bytes:
         """What a GET gives; redirects are not followed."""
-        over = threading.Timer(
-            self.settings.fetch_timeout, lambda: stream.shutdown(socket.SHUT_RDWR)
-        )
+        over = threading.Timer(self.settings.fetch_timeout, _shut, [stream])
         connection = HTTPConnection(host)
         connection.sock = stream
         over.start()
@@ -195,6 +194,12 @@ def is_public(address: str) -> bool:
         if within:
             return is_public(str(within))
     return ip.is_global and not ip.is_multicast
+
+
+def _shut(stream: socket.socket) -> None:
+    """End a connection that another thread reads."""
+    with suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
 
 
 def _wrong(message: str, code: str = "invalid_image") -> ApiError:

@@ -14,6 +14,7 @@ from prometheus_client import (
 )
 
 from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.serving.receipts import decision, opened_by
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -72,11 +73,7 @@ class Metrics:
 
     def decided(self, receipt: Receipt) -> None:
         """Count a request by its receipt."""
-        opened = [finding.criterion for finding in receipt.findings if finding.opened]
-        if receipt.guarded:
-            self.gate.labels("open", opened[0]).inc()
-        else:
-            self.gate.labels("closed" if receipt.findings else "not_asked", "").inc()
+        self.gate.labels(decision(receipt), opened_by(receipt) or "").inc()
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

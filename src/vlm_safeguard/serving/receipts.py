@@ -31,10 +31,15 @@ def receipt_object(receipt: Receipt, policy: Policy) -> dict[str, Any]:
 
 def header(receipt: Receipt) -> str:
     """`open; by=own_refusal; response=edit; policy=0123456789ab`, or `closed; policy=…`."""
-    policy = f"policy={receipt.policy[:12]}"
-    if not receipt.guarded:
-        return f"closed; {policy}"
-    return f"open; by={opened_by(receipt)}; response={receipt.response}; {policy}"
+    how = f"by={opened_by(receipt)}; response={receipt.response}; " if receipt.guarded else ""
+    return f"{decision(receipt)}; {how}policy={receipt.policy[:12]}"
+
+
+def decision(receipt: Receipt) -> str:
+    """`open`, `closed`, or `not_asked` of a request without an image."""
+    if receipt.guarded:
+        return "open"
+    return "closed" if receipt.findings else "not_asked"
 
 
 def opened_by(receipt: Receipt) -> str | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vlm_safeguard.serving.messages import Conversation, Part, Tool, Wire
 
@@ -165,10 +165,14 @@ class Sampling:
         }
 
 
+T = TypeVar("T")
+Several = Annotated[list[T], Field(min_length=1)]
+
+
 class ModerationRequest(Wire):
     """A request to `/v1/moderations`: texts, each by itself, or the parts of one message."""
 
-    input: str | Annotated[list[str], Field(min_length=1)] | list[Part]
+    input: str | Several[str] | Several[Part]
     model: str | None = None
 
     @property
@@ -191,14 +195,21 @@ class GuardrailRequest(BaseModel):
     images: list[str] | None = None
     structured_messages: list[dict[str, Any]] | None = None
 
+    @model_validator(mode="after")
+    def _holds_a_request(self) -> Self:
+        if not (self.structured_messages or self.texts or self.images):
+            raise ValueError("there is nothing to judge: no texts, images or messages")
+        return self
+
     @property
     def conversations(self) -> list[Conversation]:
         """What is to be judged: the conversation if it is given, else each text with all images."""
         if self.structured_messages:
             return [Conversation.model_validate({"messages": self.structured_messages})]
         images = [{"type": "image_url", "image_url": {"url": image}} for image in self.images or []]
-        texts = self.texts or []
-        return [_user([*images, {"type": "text", "text": text}]) for text in texts]
+        if not self.texts:
+            return [_user(images)]
+        return [_user([*images, {"type": "text", "text": text}]) for text in self.texts]
 
 
 def _user(content: Any) -> Conversation:
