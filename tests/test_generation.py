@@ -95,12 +95,18 @@ def test_a_way_of_generating_equals_plain_hooks(
     same(found, expected, free, tolerance=1e-10)
 
 
+@pytest.fixture(scope="module")
+def opening_guard(model: Model, processor: LlavaProcessor, open_guard: Guard) -> Guard:
+    """Its answer to the first question follows its opening."""
+    return opened_by_hand(model, processor, spanning(open_guard, Span.OPENING), QUESTIONS[0])
+
+
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "quantized cache"])
 def test_an_answers_opening_is_edited_as_plain_hooks_do_that_read_all_again(
-    model: Model, processor: LlavaProcessor, open_guard: Guard, way: str
+    model: Model, processor: LlavaProcessor, opening_guard: Guard, way: str
 ) -> None:
     """Two tokens to choose from at each step: answers and beams follow the opening or leave it."""
-    guard = opened_by_hand(model, processor, spanning(open_guard, Span.OPENING), QUESTIONS[0])
+    guard = opening_guard
     opening, others = (
         guard.policy.refusal_prefix,
         [token % 50 + 5 for token in guard.policy.refusal_prefix],

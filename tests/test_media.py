@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from support.media import made
 from tiny import load_makers
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import noise_image
@@ -32,6 +32,7 @@ from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.policy.media import KINDS, Clip, Kind, Media
 from vlm_safeguard.policy.text_view import TextView
 
+pytestmark = pytest.mark.xdist_group("media")  # they share views, which are slow to learn
 MAKERS = load_makers()
 #: Families whose processors write a time, in ordinary tokens, between the frames of a video.
 TIMED = (
@@ -55,13 +56,6 @@ TEXTS = (
     "Frame1: 00:01 is step 2.\n",
     "An image, a video and audio.\n",
 )
-
-
-@cache
-def made(model_type: str) -> tuple[Any, TextView]:
-    """The processor of a family's small model, and its view."""
-    model, processor = MAKERS[model_type]()
-    return processor, learn_text_view(processor, Backbone.of(model).placeholder_ids)
 
 
 def written(processor: Any, *messages: dict[str, Any]) -> tuple[list[int], list[int]]:

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from support.media import noise_inputs
+from support.media import made, noise_inputs
 from support.reference import small_guard, with_thresholds
 from tiny import load_makers
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
-from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import (
     encode_messages,
     noise_media,
@@ -27,12 +26,12 @@ from vlm_safeguard.model.conversation import (
 )
 from vlm_safeguard.model.families import FAMILIES
 from vlm_safeguard.model.generation_prompt import learn_generation_prompt
-from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.policy.edits import Restore
 from vlm_safeguard.policy.gate import GATES, TextScore
 from vlm_safeguard.policy.media import KINDS, Kind
 from vlm_safeguard.policy.receipt import Receipt
 
+pytestmark = pytest.mark.xdist_group("media")  # they share views, which are slow to learn
 MAKERS = load_makers()
 ASK = "How do I bake bread?"
 HEARD_OR_SEEN = [
@@ -172,9 +171,8 @@ def test_every_family_edits_and_looks_at_a_request_of_one_kind_alone(
     model_type: str, kind: Kind
 ) -> None:
     """What is decided from the tokens, in families whose models cannot run it here, too."""
-    model, processor = MAKERS[model_type]()
+    processor, view = made(model_type)
     _, _, guard = guarded("llava")
-    view = learn_text_view(processor, Backbone.of(model).placeholder_ids)
     learnt = learn_generation_prompt(processor)
     policy = replace(guard.policy, text_view=view, generation_prompt=learnt)
     messages = [user_message(kind, ASK)]

@@ -1,12 +1,24 @@
-"""Batches of conversations with media of noise, as their processor writes them."""
+"""Conversations with media of noise, as their processor writes them, and the view of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+from tiny import load_makers
+from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import noise_media, render_messages
 from vlm_safeguard.model.media import Shown
+from vlm_safeguard.model.template import learn_text_view
+from vlm_safeguard.policy.text_view import TextView
+
+
+@cache
+def made(model_type: str) -> tuple[Any, TextView]:
+    """The processor of a family's small model, and its view."""
+    model, processor = load_makers()[model_type]()
+    return processor, learn_text_view(processor, Backbone.of(model).placeholder_ids)
 
 
 def noise_inputs(processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
