@@ -111,6 +111,37 @@ def test_an_answer_is_that_of_attach_and_generate(
     assert told["not_judged"] == (["images"] if shown else ["text"])
 
 
+def test_turns_and_images_stand_where_they_were_said(
+    client: openai.OpenAI, model: Model, processor: LlavaProcessor, halved: Guard
+) -> None:
+    first, second = noise_image(1), blank_image()
+    parts: Any = (
+        said("Which colour?", first)[0]["content"] + said("And this?", second)[0]["content"]
+    )
+    messages: Any = [
+        {"role": "system", "content": "Be brief."},
+        *said("How to swim"),
+        {"role": "assistant", "content": "With arms and legs."},
+        {"role": "user", "content": parts},
+    ]
+    written = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow to swim<|im_end|>\n"
+        "<|im_start|>assistant\nWith arms and legs.<|im_end|>\n"
+        "<|im_start|>user\n<image>Which colour?<image>And this?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    inputs = processor(text=[written], images=[[first, second]], return_tensors="pt")
+    with halved.attach(model) as attachment:
+        output, (receipt,) = attachment.generate(**inputs, max_new_tokens=NEW, do_sample=False)
+    answer: Any = client.chat.completions.create(
+        model=NAME, messages=messages, temperature=0, max_tokens=NEW
+    )
+    new = output[0, inputs["input_ids"].shape[1] :]
+    assert answer.choices[0].message.content == processor.decode(new, skip_special_tokens=True)
+    assert answer.guard["images"] == receipt.images == 2
+    assert answer.guard["open"] == receipt.guarded
+
+
 def test_the_gate_opens_for_some_and_is_named_in_the_header(client: openai.OpenAI) -> None:
     headers = []
     for question in QUESTIONS:
