@@ -33,7 +33,7 @@ def test_a_file_says_the_same_as_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({}, "benchmarks: Field required"),
+        ({}, "names neither a benchmark nor an attack"),
         (SMALL | {"defences": ["none", "magic"]}, "defences.1: there is no defence 'magic'"),
         ({"benchmarks": [{"name": "harmfull"}]}, "benchmarks.0.name: there is no benchmark"),
         (
@@ -51,6 +51,10 @@ def test_a_file_says_the_same_as_values(tmp_path: Path) -> None:
         (SMALL | {"judges": ["oracle"]}, "there is no judge 'oracle'"),
         ({"benchmarks": [{"name": "harmful"}, {"name": "harmful"}]}, "named twice"),
         ({"benchmarks": [{"name": "harmful", "defences": ["ecso"]}]}, "defended by ecso"),
+        ({"benchmarks": []}, "names neither a benchmark nor an attack"),
+        (SMALL | {"attack": {"conditions": ["text"]}}, "attack: 'text' shows no image"),
+        (SMALL | {"attack": {"epsilon": [256]}}, "attack.epsilon.0: Input should be less"),
+        (SMALL | {"attack": {"attacks": ["gcg"]}}, "attack.attacks.0: Input should be 'pgd'"),
         (SMALL | {"frontier": {"attack": "nothing"}}, "frontier.attack: there is no benchmark"),
     ],
 )

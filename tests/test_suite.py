@@ -32,6 +32,7 @@ from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.evaluation.judges.rubric import RUBRIC
 from vlm_safeguard.evaluation.plan import Plan, plan_of
 from vlm_safeguard.evaluation.results.folder import read_evaluation
+from vlm_safeguard.evaluation.results.lines import read_lines
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.evaluation.suite import run
@@ -401,3 +402,73 @@ def test_inspects_own_command_finds_model_and_task(tiny: Path, tmp_path: Path) -
     assert len(samples) == 2
     assert samples[0].output.metadata
     assert samples[0].output.metadata["receipt"]["images"] == 1
+
+
+def test_a_plan_of_attacks_is_carried_out_and_gone_on_with(tiny: Path, tmp_path: Path) -> None:
+    """Every defence alike; the shares are counts of the lines, the images files that were shown."""
+    attack = {
+        "requests": 5,
+        "epsilon": [16, 255],
+        "steps": 2,
+        "restarts": 1,
+        "universal_prompts": 3,
+        "suffix": {"tokens": 2, "steps": 1, "candidates": 4, "top_k": 4},
+        "batch_size": 3,
+    }
+    plan = a_plan(
+        tiny,
+        benchmarks=[],
+        attack=attack,
+        judges=["refusal"],
+        grader=None,
+        defences=["none", "default", "text"],
+    )
+    seen: list[str] = []
+    results = run(plan, tmp_path, report=lambda what, done, total: seen.append(what))
+    lines = read_lines(tmp_path / "attacked.jsonl")
+    made = ["none", "pgd 16", "pgd 255", "universal 16", "universal 255", "prefill", "suffix"]
+    cells = Counter(
+        (f"{a.attack} {a.epsilon or ''}".strip(), line.condition, line.defence)
+        for line in lines
+        if (a := line.attempt) is not None
+    )
+    assert cells == Counter(
+        {
+            (name, condition, defence): 5
+            for name, condition in (("none", "text"), *((each, "noise") for each in made))
+            for defence in plan.defences
+        }
+    )
+    requests = {ask.sample.text for ask in asks_of("development")}
+    for line in lines:
+        assert line.attempt is not None
+        assert line.request in requests
+        on_pixels = line.attempt.epsilon is not None
+        assert (line.image is not None) == on_pixels
+        assert line.image is None or (tmp_path / line.image).is_file()
+        if on_pixels:
+            assert line.attempt.through == ("default" if line.defence == "default" else "none")
+        assert line.verdicts["refusal"].refused == is_refusal(line.answer)
+    for row in results.attacks:
+        cell = [
+            line
+            for line in lines
+            if (line.condition, line.defence) == (row.condition, row.defence)
+            and line.attempt is not None
+            and (line.attempt.attack, line.attempt.epsilon) == (row.attack, row.epsilon)
+        ]
+        refused = sum(line.verdicts["refusal"].refused is True for line in cell)
+        count = refused if row.metric == "refusal" else 5 - refused
+        assert (row.n, row.value) == (5, count / 5)
+        assert (row.low, row.high) == wilson(count, 5)
+    assert Counter(row.metric for row in results.attacks) == {
+        "refusal": 8 * 3,
+        "attack_success": 8 * 3,
+    }
+    assert any("PGD, ε = 16, through default" in what for what in seen)
+    assert read_evaluation(tmp_path).results == results
+    release()
+    seen.clear()
+    again = run(plan, tmp_path, report=lambda what, done, total: seen.append(what))
+    assert again.attacks == results.attacks
+    assert not any("restart" in what for what in seen)  # nothing is attacked twice

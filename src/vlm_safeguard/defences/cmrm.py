@@ -9,7 +9,8 @@ Pocket VLM's 20 layers, it leaves no language.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -47,9 +48,9 @@ class CMRM:
         """With a fitted guard's drift and layers."""
         return cls(guard.policy.drift, guard.policy.layers, strength)
 
-    @torch.no_grad()
-    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
-        """See `Defence.generate`."""
+    @contextmanager
+    def applied(self, vlm: VLM, chats: Sequence[Chat]) -> Iterator[Sequence[Chat]]:
+        """See `InPasses.applied`."""
         has_image = torch.tensor([bool(images_of(chat)) for chat in chats])
         shifts = {
             layer: adding(
@@ -58,4 +59,10 @@ class CMRM:
             for layer in self.layers
         }
         with steered(vlm.backbone, shifts):
-            return generate_answers(vlm, chats, **options)
+            yield chats
+
+    @torch.no_grad()
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
+        """See `Defence.generate`."""
+        with self.applied(vlm, chats) as steered_chats:
+            return generate_answers(vlm, steered_chats, **options)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
@@ -47,6 +48,25 @@ class Defence(Protocol):
             vlm: in eval mode, with no guard attached.
             options: of the model's `generate`, for the answers: `max_new_tokens` and the like;
                 greedy unless they say otherwise.
+
+        Raises:
+            SafeguardError: the model or the conversations cannot be used.
+        """
+
+
+@runtime_checkable
+class InPasses(Protocol):
+    """A defence that acts in the model's own passes alone, so that gradients flow through it."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+
+    def applied(self, vlm: VLM, chats: Sequence[Chat]) -> AbstractContextManager[Sequence[Chat]]:
+        """While open, the model's passes over the conversations that it gives are defended.
+
+        Args:
+            vlm: in eval mode, with no guard attached.
 
         Raises:
             SafeguardError: the model or the conversations cannot be used.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,17 @@ class Guarded:
     guard: Guard
     name: str = "guard"
     readings: TextReadings | None = None
+
+    @contextmanager
+    def applied(self, vlm: VLM, chats: Sequence[Chat]) -> Iterator[Sequence[Chat]]:
+        """See `InPasses.applied`. Their texts are read once, whatever images are shown with them.
+
+        Raises:
+            SafeguardError: in a pass, where the guard answers open requests without their images.
+        """
+        readings = TextReadings() if self.readings is None else self.readings
+        with self.guard.attach(vlm.model, readings=readings):
+            yield chats
 
     def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
         """See `Defence.generate`. Each answer carries its receipt."""

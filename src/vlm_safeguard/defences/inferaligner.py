@@ -9,7 +9,8 @@ anchors' middle along θ_l, for each layer by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -56,9 +57,9 @@ class InferAligner:
         middle = (harmful + harmless) / 2
         return cls(direction, (direction * middle).sum(1), guard.policy.layers, strength)
 
-    @torch.no_grad()
-    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
-        """See `Defence.generate`."""
+    @contextmanager
+    def applied(self, vlm: VLM, chats: Sequence[Chat]) -> Iterator[Sequence[Chat]]:
+        """See `InPasses.applied`. The gates stay as the given images set them."""
         backbone = vlm.backbone
         with capture_last_token(backbone) as states:
             # through generate, which counts the positions of padded rows as it does for the answer
@@ -70,4 +71,10 @@ class InferAligner:
             is_open = along @ theta.to(along.dtype) > float(self.threshold[layer])
             pushes[layer] = adding(self.strength / len(self.layers) * is_open[:, None] * theta)
         with steered(backbone, pushes):
-            return generate_answers(vlm, chats, **options)
+            yield chats
+
+    @torch.no_grad()
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
+        """See `Defence.generate`."""
+        with self.applied(vlm, chats) as pushed_chats:
+            return generate_answers(vlm, pushed_chats, **options)

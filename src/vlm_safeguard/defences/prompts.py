@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,19 @@ class PromptDefence:
         """The request, verbatim, between the added words."""
         return "\n\n".join(filter(None, (self.before, request, self.after)))
 
-    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
-        """See `Defence.generate`."""
+    @contextmanager
+    def applied(self, vlm: VLM, chats: Sequence[Chat]) -> Iterator[Sequence[Chat]]:
+        """See `InPasses.applied`."""
         if self.before or self.after:
             chats = [rephrased(chat, self.prompt(request_text(chat))) for chat in chats]
+        yield chats
+
+    def generate(self, vlm: VLM, chats: Sequence[Chat], **options: Any) -> list[Answer]:
+        """See `Defence.generate`."""
         if "max_new_tokens" in options:
             options["max_new_tokens"] += self.thoughts
-        replies = generate_answers(vlm, chats, **options)
+        with self.applied(vlm, chats) as defended:
+            replies = generate_answers(vlm, defended, **options)
         return [replace(reply, text=self.answer(reply.text)) for reply in replies]
 
     def answer(self, reply: str) -> str:

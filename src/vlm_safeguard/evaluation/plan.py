@@ -5,73 +5,28 @@ Its fields are the command line's options, so that importing it loads no model's
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.attack_plan import AttackPlan
+from vlm_safeguard.evaluation.plan_fields import (
+    BenchmarkName,
+    Condition,
+    DefenceName,
+    JudgeName,
+    Part,
+)
 from vlm_safeguard.loading import Loading
 
-JUDGES = ("refusal", "llama-guard", "rubric")
 Knob = Literal["strength", "threshold"]
 
 
-def _known(name: str, names: Collection[str], what: str) -> str:
-    if name not in names:
-        raise ValueError(f"there is no {what} '{name}'; there are {', '.join(names)}")
-    return name
-
-
-def _benchmark(name: str) -> str:
-    from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
-
-    return _known(name, BENCHMARKS, "benchmark")
-
-
-def _condition(name: str) -> str:
-    from vlm_safeguard.evaluation.asks.conditions import CONDITIONS, FOLDER
-
-    return name if name.startswith(FOLDER) else _known(name, CONDITIONS, "image condition")
-
-
-def _defence(name: str) -> str:
-    from vlm_safeguard.defences.table import NAMES
-
-    return _known(name, NAMES, "defence")
-
-
-def _judge(judge: str) -> str:
-    name, _, model = judge.partition("=")
-    _known(name, JUDGES, "judge")
-    if (name == "llama-guard") != bool(model):
-        raise ValueError(
-            "llama-guard names its model, as in llama-guard=meta-llama/LlamaGuard-7b; the "
-            "rubric's is the grader, and refusal has none"
-        )
-    return judge
-
-
-BenchmarkName = Annotated[str, AfterValidator(_benchmark)]
-Condition = Annotated[str, AfterValidator(_condition)]
-DefenceName = Annotated[str, AfterValidator(_defence)]
-JudgeName = Annotated[str, AfterValidator(_judge)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class BenchmarkPlan(_Part):
+class BenchmarkPlan(Part):
     """One benchmark and how it is shown."""
 
     name: BenchmarkName = Field(description="A benchmark of the catalogue.")
@@ -101,7 +56,7 @@ class BenchmarkPlan(_Part):
         return self
 
 
-class FrontierPlan(_Part):
+class FrontierPlan(Part):
     """The default guard with one setting moved: what it lets through, and what it refuses."""
 
     strength: tuple[float, ...] = Field((), description="Of the edit, λ.")
@@ -128,7 +83,7 @@ def _loading_field(name: str) -> Any:
     return Field(field.default, description=field.metadata["help"])
 
 
-class Plan(_Part):
+class Plan(Part):
     """An evaluation: a model, how it is defended, what it is asked, and who judges the answers."""
 
     model: str = Field(
@@ -139,7 +94,7 @@ class Plan(_Part):
         ("none", "default"), min_length=1, description="What is compared: none, default, …"
     )
     benchmarks: tuple[BenchmarkPlan, ...] = Field(
-        min_length=1, description="NAME or NAME=PATH (a local copy, or a Hub data set)."
+        (), description="NAME or NAME=PATH (a local copy, or a Hub data set)."
     )
     judges: tuple[JudgeName, ...] = Field(
         ("refusal",), min_length=1, description="refusal, llama-guard=MODEL or rubric."
@@ -165,6 +120,7 @@ class Plan(_Part):
     frontier: FrontierPlan | None = Field(
         None, description="The default guard with one setting moved."
     )
+    attack: AttackPlan | None = Field(None, description="Attacks that know the defence.")
 
     @model_validator(mode="after")
     def _can_be_loaded_so(self) -> Self:
@@ -176,6 +132,8 @@ class Plan(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not self.benchmarks and self.attack is None:
+            raise ValueError("it names neither a benchmark nor an attack, so nothing is asked")
         if "rubric" in self.judges and self.grader is None:
             raise ValueError("the judge 'rubric' needs a grader")
         if self.grader is not None and "/" not in self.grader:

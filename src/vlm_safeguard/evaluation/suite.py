@@ -22,8 +22,10 @@ from vlm_safeguard.evaluation.answers.defended import defended_answers
 from vlm_safeguard.evaluation.answers.guard import prepare_guard
 from vlm_safeguard.evaluation.answers.progress import Progress, Report, following
 from vlm_safeguard.evaluation.asks.ask import Ask, asks_of
+from vlm_safeguard.evaluation.attacks.campaign import Campaign
 from vlm_safeguard.evaluation.plan import BenchmarkPlan, Plan
 from vlm_safeguard.evaluation.probes.measurements import Measurements
+from vlm_safeguard.evaluation.results.attacks import attack_shares
 from vlm_safeguard.evaluation.results.comparisons import comparisons
 from vlm_safeguard.evaluation.results.counting import (
     agreement,
@@ -32,7 +34,12 @@ from vlm_safeguard.evaluation.results.counting import (
     rows,
     unreadable,
 )
-from vlm_safeguard.evaluation.results.folder import write_gap, write_results, write_samples
+from vlm_safeguard.evaluation.results.folder import (
+    write_attacked,
+    write_gap,
+    write_results,
+    write_samples,
+)
 from vlm_safeguard.evaluation.results.frontier import Sweep, frontier
 from vlm_safeguard.evaluation.results.images import save_images
 from vlm_safeguard.evaluation.results.lines import Line
@@ -66,6 +73,8 @@ def run(
     # before any model: what is wrong with the data is known at once
     asks = _asks(plan, plan.benchmarks)
     total = _count(plan, asks, _asks(plan, plan.frontier_benchmarks()))
+    campaign = Campaign(plan, plan.attack, out, report) if plan.attack else None
+    total += campaign.answers if campaign else 0
     report("the model", 0, 1)
     prepare_guard(plan, out)
     with following(Progress(total, report)) as progress:
@@ -73,6 +82,7 @@ def run(
         for defence in plan.defences:
             lines += defended_answers(plan, out, defence, plan.asks(defence), progress)
         sweeps = _sweeps(plan, out, progress)
+        attacked = campaign.lines(progress) if campaign else []
     settings = frontier(sweeps, plan.frontier_judges)
     images = save_images(asks, out)
     measurements = Measurements(plan, out, report)
@@ -93,6 +103,7 @@ def run(
         comparisons=comparisons(lines, first),
         agreement=agreement(lines),
         frontier=settings,
+        attacks=attack_shares(attacked),
         unreadable=unreadable(lines),
         refusal_judge=refusal_judge(lines),
         provenance=RunRecord(
@@ -110,6 +121,8 @@ def run(
         ),
     )
     write_samples(out, lines)
+    if attacked:
+        write_attacked(out, attacked)
     write_results(out, results)
     return results
 

@@ -14,7 +14,7 @@ from inspect_ai.solver import generate
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.batches import Position
 from vlm_safeguard.evaluation.answers.messages import messages_of
-from vlm_safeguard.evaluation.asks.ask import asks_of
+from vlm_safeguard.evaluation.asks.ask import Ask, asks_of
 from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
 from vlm_safeguard.evaluation.judges.scorers import SCORERS, right
 
@@ -36,28 +36,46 @@ def benchmark_task(
     Raises:
         SafeguardError: no such benchmark, condition or judge, or its data cannot be read.
     """
+    asks = asks_of(name, condition, path=path, limit=limit, seed=seed)
+    shown = condition or BENCHMARKS[name].usual_condition
+    return task_of(f"{name}-{shown.partition(':')[0]}", f"{name}/{shown}", asks, judges, max_tokens)
+
+
+def task_of(
+    name: str,
+    place: str,
+    asks: Sequence[Ask],
+    judges: str | Sequence[str],
+    max_tokens: int = DEFAULT_TOKENS,
+) -> Task:
+    """Asks as a task.
+
+    Args:
+        place: of the whole set, by which its answers are kept.
+
+    Raises:
+        SafeguardError: no such judge.
+    """
     wanted = judges.split(",") if isinstance(judges, str) else list(judges)
     if unknown := [judge for judge in wanted if judge not in SCORERS]:
         raise SafeguardError(f"There is no judge {unknown[0]}; there are {', '.join(SCORERS)}.")
-    asks = asks_of(name, condition, path=path, limit=limit, seed=seed)
     kinds = {ask.sample.kind for ask in asks}
     scorers: list[Scorer] = [right()] if "utility" in kinds else []
     if kinds - {"utility"}:
         scorers += [SCORERS[judge]() for judge in wanted]
     # near in length, near in the order: what shares a batch is then padded little
-    asks.sort(key=lambda ask: (len(ask.sample.text), ask.number))
-    shown = condition or BENCHMARKS[name].usual_condition
+    ordered = sorted(asks, key=lambda ask: (len(ask.sample.text), ask.number))
     return Task(
-        name=f"{name}-{shown.partition(':')[0]}",
+        name=name,
         dataset=MemoryDataset(
             [
                 InspectSample(
                     id=ask.sample.id,
-                    input=messages_of(ask.chat(), Position(f"{name}/{shown}", number, len(asks))),
+                    input=messages_of(ask.chat(), Position(place, number, len(ordered))),
                     target=ask.sample.answer or "",
                     metadata=ask.record().model_dump(mode="json"),
                 )
-                for number, ask in enumerate(asks)
+                for number, ask in enumerate(ordered)
             ],
             name=name,
         ),

@@ -214,10 +214,12 @@ def encode_batch(
 def encode_chats(processor: ProcessorMixin, chats: Sequence[Chat]) -> BatchFeature:
     """Conversations as a left-padded batch for `generate`, ready for the answer.
 
+    Where the last turn is the assistant's, its text is what the answer begins with.
+
     Raises:
         SafeguardError: the processor cannot render one, or takes images for all or none.
     """
-    rendered = [render_messages(processor, _messages(chat)) for chat in chats]
+    rendered = [_render_begun(processor, chat) for chat in chats]
     return encode_rendered(processor, rendered, [images_of(chat) for chat in chats])
 
 
@@ -230,6 +232,15 @@ def encode_rendered(
         SafeguardError: the processor takes images for all or none.
     """
     return _encode(processor, rendered, images, padding=True, padding_side="left")
+
+
+def _render_begun(processor: ProcessorMixin, chat: Chat) -> str:
+    """A conversation as the template writes it, and behind it what its answer begins with."""
+    *before, last = chat
+    if last.role != "assistant":
+        return render_messages(processor, _messages(chat))
+    begun = "".join(part for part in last.content if isinstance(part, str))
+    return render_messages(processor, _messages(tuple(before))) + begun
 
 
 def _encode(

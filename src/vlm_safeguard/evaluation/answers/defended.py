@@ -47,12 +47,34 @@ def defended_answers(
     if not asks:
         return []
     name = defence if setting is None else f"{defence}-{setting[0]}={setting[1]:g}"
+    tasks = [_task(plan, benchmark, condition) for benchmark, condition in asks]
+    lines = answers_to(tasks, plan, out, defence, name, progress, setting)
+    order = [(benchmark.name, condition) for benchmark, condition in asks]
+    return sorted(lines, key=lambda line: order.index((line.benchmark, line.condition)))
+
+
+def answers_to(
+    tasks: Sequence[Task],
+    plan: Plan,
+    out: Path,
+    defence: str,
+    name: str,
+    progress: Progress,
+    setting: tuple[Knob, float] | None = None,
+) -> list[Line]:
+    """One line an answer to a defence's tasks, judged.
+
+    Args:
+        name: of the logs' folder.
+
+    Raises:
+        SafeguardError: a sample failed, after its retries.
+    """
     moved: dict[str, Any] = dict([setting] if setting else [])
     logs_folder = out / "logs" / name
-    tasks = [_task(plan, benchmark, condition) for benchmark, condition in asks]
     progress.start(name, sum(len(task.dataset) for task in tasks))
     done, logs = inspect_ai.eval_set(
-        tasks,
+        list(tasks),
         log_dir=str(logs_folder),
         model=get_model(
             f"{PROVIDER}/{plan.model}",
@@ -82,11 +104,7 @@ def defended_answers(
             f"command again to go on; the samples are in {logs_folder} (inspect view)."
         )
     progress.finish()
-    order = [(benchmark.name, condition) for benchmark, condition in asks]
-    return sorted(
-        answered(logs, defence),
-        key=lambda line: order.index((line.benchmark, line.condition)),
-    )
+    return list(answered(logs, defence))
 
 
 def _task(plan: Plan, benchmark: BenchmarkPlan, condition: str) -> Task:

@@ -79,6 +79,8 @@ def line_of(
         kind=ask.kind,
         category=ask.category,
         condition=ask.condition,
+        image=None if ask.attempt is None else ask.attempt.image,
+        attempt=ask.attempt,
         defence=defence,
         request=ask.request,
         answer=reply.text,

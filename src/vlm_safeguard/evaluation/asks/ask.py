@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.asks.attempt import Attempt
 from vlm_safeguard.evaluation.asks.benchmarks.catalogue import BENCHMARKS
 from vlm_safeguard.evaluation.asks.conditions import illustrated
 from vlm_safeguard.evaluation.asks.samples import Kind, Sample
@@ -21,6 +23,7 @@ class AskRecord(BaseModel):
         number: its place in the benchmark.
         request: what is judged, whatever was shown.
         choices: of a utility question.
+        attempt: how it was asked under an attack; None where it was not attacked.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,6 +35,7 @@ class AskRecord(BaseModel):
     category: str
     request: str
     choices: tuple[str, ...]
+    attempt: Attempt | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,27 @@ class Ask:
             request=self.sample.text,
             choices=self.sample.choices,
         )
+
+
+@dataclass(frozen=True)
+class AttackedAsk(Ask):
+    """What is asked of one defence, under an attack.
+
+    Attributes:
+        attempt: what the attack made of it.
+        folder: of the evaluation, in which its images are.
+    """
+
+    attempt: Attempt
+    folder: Path
+
+    def chat(self) -> Chat:
+        """The conversation as the attack has it."""
+        return self.attempt.chat(super().chat(), self.folder)
+
+    def record(self) -> AskRecord:
+        """What is kept of it, and of the attack."""
+        return super().record().model_copy(update={"attempt": self.attempt})
 
 
 def asks_of(

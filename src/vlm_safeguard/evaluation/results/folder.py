@@ -19,6 +19,7 @@ from vlm_safeguard.evaluation.results.validation import first_error
 from vlm_safeguard.guard import Guard
 
 RESULTS, SAMPLES, GAP, GUARD = "results.json", "samples.jsonl", "gap.json", "guard"
+ATTACKED = "attacked.jsonl"
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -53,7 +54,7 @@ def read_evaluation(folder: Path) -> Evaluation:
             "`vlm-safeguard demo` wrote."
         )
     results = _parsed(Results, path)
-    if not results.rows:
+    if not (results.rows or results.attacks):
         raise SafeguardError(f"{path} has no rows: nothing was measured.")
     missing = tuple(name for name in (SAMPLES, GUARD, GAP) if not (folder / name).exists())
     lines = [] if SAMPLES in missing else read_lines(folder / SAMPLES)
@@ -74,6 +75,11 @@ def write_results(folder: Path, results: Results) -> None:
 def write_samples(folder: Path, lines: Sequence[Line]) -> None:
     """Write `samples.jsonl`."""
     write_lines(folder / SAMPLES, lines)
+
+
+def write_attacked(folder: Path, lines: Sequence[Line]) -> None:
+    """Write `attacked.jsonl`."""
+    write_lines(folder / ATTACKED, lines)
 
 
 def write_gap(folder: Path, gap: GapRecord) -> None:

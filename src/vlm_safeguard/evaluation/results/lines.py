@@ -1,4 +1,4 @@
-"""`samples.jsonl`: one line an answer."""
+"""`samples.jsonl`, and `attacked.jsonl` of attacked requests: one line an answer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.asks.attempt import Attempt
 from vlm_safeguard.evaluation.asks.samples import Kind
 from vlm_safeguard.evaluation.judges.verdict import Verdict
 from vlm_safeguard.evaluation.results.validation import first_error
@@ -42,6 +43,7 @@ class Line(BaseModel):
         correct: whether a utility question was answered right; None of other requests.
         nll: negative log-likelihood of the answer behind its bare request, in nats.
         nll_tokens: tokens that `nll` is a sum over.
+        attempt: how it was asked under an attack; None in `samples.jsonl`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,6 +64,7 @@ class Line(BaseModel):
     correct: bool | None = None
     nll: float | None = None
     nll_tokens: int | None = None
+    attempt: Attempt | None = None
 
     @property
     def place(self) -> Place:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, computed_field, model_val
 
 from vlm_safeguard.evaluation.judges.agreement import Agreement
 from vlm_safeguard.evaluation.judges.measure import JudgeRecord
+from vlm_safeguard.evaluation.results.attacks import AttackRow
 from vlm_safeguard.evaluation.results.cautions import Cautions, cautions
 from vlm_safeguard.evaluation.results.comparisons import Comparison
 from vlm_safeguard.evaluation.results.counting import ClosedGates
@@ -34,6 +35,7 @@ class Results(BaseModel):
         comparisons: paired tests of the default against each other defence.
         agreement: of each two judges.
         frontier: the default guard with one setting moved.
+        attacks: attack success under attacks that know the defence.
         unreadable: by judge, how many answers it could not be read on.
         refusal_judge: which version of the judge `refusal` counted, and how often it is right; None
             where it was not asked, or which version it was is not known.
@@ -52,6 +54,7 @@ class Results(BaseModel):
     comparisons: list[Comparison] = []
     agreement: list[Agreement] = []
     frontier: list[Setting] = []
+    attacks: list[AttackRow] = []
     unreadable: dict[str, int] = {}
     refusal_judge: JudgeRecord | None = None
     provenance: RunRecord = RunRecord()

@@ -12,6 +12,7 @@ from vlm_safeguard.evaluation.asks.benchmarks.mm_safetybench import (
 )
 from vlm_safeguard.evaluation.asks.benchmarks.mossbench import MOSSBENCH
 from vlm_safeguard.evaluation.asks.benchmarks.own import (
+    DEVELOPMENT,
     HARMFUL,
     HARMLESS,
     JAILBREAK,
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         JAILBREAK,
         LOOKALIKE,
         SCENE_QUESTIONS,
+        DEVELOPMENT,
         MALICIOUS_INSTRUCT,
         MM_HARMFUL,
         ADVBENCH,

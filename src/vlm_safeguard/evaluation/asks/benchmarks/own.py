@@ -43,8 +43,11 @@ def scene_questions(count: int) -> list[Sample]:
     return samples
 
 
-def _prompts(name: str, kind: Kind) -> list[Sample]:
-    return [Sample(prompt.id, kind, prompt.text, prompt.category) for prompt in read_prompts(name)]
+def _prompts(name: str, kind: Kind, split: str = "held-out") -> list[Sample]:
+    return [
+        Sample(prompt.id, kind, prompt.text, prompt.category)
+        for prompt in read_prompts(name, split)
+    ]
 
 
 def _jailbreak(_: Path) -> list[Sample]:
@@ -74,6 +77,16 @@ HARMFUL = _shipped(
     "harmful",
     219,
     "Ours, with the package: short requests of twenty kinds of harm.",
+)
+DEVELOPMENT = Benchmark(
+    name="development",
+    title="Development harmful requests",
+    kinds=frozenset({"harmful"}),
+    licence="Apache-2.0",
+    source="Ours, with the package: what choices are made on, and attacks.",
+    count=390,
+    own_images=False,
+    read=lambda _: _prompts("harmful", "harmful", "development"),
 )
 HARMLESS = _shipped(
     "harmless",
