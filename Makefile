@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 OUT ?= demo-output
 PIP := python -m pip --disable-pip-version-check
 
-.PHONY: help demo eval docs test wheel test-oldest bench lint lock clean
+.PHONY: help demo eval attack docs test wheel test-oldest bench lint lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   the guard on a real small VLM, with tables and figures (in $(OUT)/)"
 	@echo "make eval   every defence on that model, with the report (in results/pocket/)"
 	@echo "make docs   the tables of the README and of docs/, from the files that they are about"
+	@echo "make attack attacks that know the defence, with the report (in results/attack-pocket/)"
 	@echo "make test   lint, types and tests"
 	@echo "make wheel  the wheel, built and tried in an environment that holds nothing else"
 	@echo "make test-oldest  the tests marked 'versions' on the oldest and the newest dependencies"
@@ -36,6 +37,10 @@ eval: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make.py
+
+attack: $(VENV)/.installed
+	$(BIN)/vlm-safeguard eval --plan recipes/attack-pocket.yaml --out results/attack-pocket
+	$(BIN)/vlm-safeguard report results/attack-pocket --withhold
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -15,7 +15,8 @@ from vlm_safeguard.evaluation.results.measures import (
     chief_judge,
     over_refusal_rows,
 )
-from vlm_safeguard.evaluation.results.rows import DEFAULT, Metric, Row
+from vlm_safeguard.evaluation.results.rows import DEFAULT, TEXT, Metric, Row
+from vlm_safeguard.report.figures.attacks import attacks_figure
 from vlm_safeguard.report.figures.bars import bars_figure
 from vlm_safeguard.report.figures.cost import cost_figure
 from vlm_safeguard.report.figures.frontier import frontier_figure
@@ -23,6 +24,7 @@ from vlm_safeguard.report.figures.gap import gap_figure
 from vlm_safeguard.report.figures.guard import auroc_figure, gate_figure, spectra_figure
 from vlm_safeguard.report.names import MEASURES, condition_name
 from vlm_safeguard.report.section import Figure, Section
+from vlm_safeguard.report.sheets.attacks import attack_sheets
 from vlm_safeguard.report.sheets.comparisons import mcnemar_sheets
 from vlm_safeguard.report.sheets.cost import ratio_sheets
 from vlm_safeguard.report.sheets.facts import facts_sheet, glossary_sheet
@@ -54,6 +56,7 @@ def contents(evaluation: Evaluation) -> Contents:
     results = evaluation.results
     sections = (
         *_measures(results),
+        _attacks(results),
         Section(
             "comparisons",
             "The default against each other defence",
@@ -161,6 +164,31 @@ def _bars(rows: Sequence[Row], what: str, label: str) -> tuple[Figure, ...]:
             )
         )
     return tuple(figures)
+
+
+def _attacks(results: Results) -> Section:
+    rows = attack_rows(results.attacks)
+    conditions = dict.fromkeys(row.condition for row in rows if row.condition != TEXT)
+    figures = tuple(
+        Figure(
+            f"attacks_{condition}",
+            f"Attack success by attack and ε for each defence, {name}. The table below has all "
+            "values.",
+            f"Attack success under attack, {name}, with 95 % intervals.",
+            partial(attacks_figure, [r for r in rows if r.condition in (TEXT, condition)]),
+        )
+        for condition in conditions
+        for name in [condition_name(condition)]
+    )
+    return Section(
+        "attacks",
+        "Attacks that know the defence",
+        "Share of harmful requests that were followed when the image, the answer's beginning or "
+        "the request's end was made for it, with the defence at work; lower is safer. What an "
+        "attack optimised is never what is counted: answers are judged.",
+        figures,
+        tuple(attack_sheets(rows)),
+    )
 
 
 def _frontier(results: Results) -> Section:

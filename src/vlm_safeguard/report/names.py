@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vlm_safeguard.evaluation.asks.attempt import UNBOUNDED
+from vlm_safeguard.evaluation.results.attacks import AttackRow
 from vlm_safeguard.evaluation.results.rows import TEXT
 
 _CONDITIONS = {
@@ -72,6 +74,25 @@ def with_image(condition: str) -> str:
     if name.startswith("+ "):
         return f"with a {name.removeprefix('+ ')}"
     return f"with the {name}" if name != condition else f"with image condition '{name}'"
+
+
+def attack_name(row: AttackRow) -> str:
+    """An attack in words."""
+    names = {
+        "none": "as it is",
+        "pgd": "PGD",
+        "universal": "one image for all",
+        "prefill": "answer begun",
+        "suffix": "suffix found",
+    }
+    if row.epsilon is None:
+        return names[row.attack]
+    return f"{names[row.attack]}, {epsilon_name(row.epsilon)}"
+
+
+def epsilon_name(epsilon: int | None) -> str:
+    """By how much a pixel may differ."""
+    return "unbounded" if epsilon == UNBOUNDED else f"ε = {epsilon}/255"
 
 
 def defence_words(defence: str) -> str:

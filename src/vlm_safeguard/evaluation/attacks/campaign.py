@@ -79,11 +79,13 @@ class Campaign:
         lines: list[Line] = []
         for defence in self._plan.defences:
             target = Target.of(vlm, guard, defence)
-            tasks = [
-                self._task(asks, attempts) for asks, attempts in self._made(target, checkpoints)
-            ]
+            made = list(self._made(target, checkpoints))
+            tasks = [self._task(asks, attempts) for asks, attempts in made]
             name = f"{defence}-attacked"
-            lines += answers_to(tasks, self._plan, self._out, defence, name, progress)
+            answered = answers_to(tasks, self._plan, self._out, defence, name, progress)
+            cells = [_cell(asks[0].condition, attempts[0]) for asks, attempts in made]
+            place = {cell: number for number, cell in enumerate(cells)}
+            lines += sorted(answered, key=lambda line: place[_cell(line.condition, line.attempt)])
         return lines
 
     def _attacks(self, others: Sequence[Ask]) -> Iterator[Attack]:
@@ -124,3 +126,9 @@ class Campaign:
         name = f"{asks[0].benchmark}-{shown}-{first.attack}{epsilon}-{digest.hexdigest()[:12]}"
         plan = self._plan
         return task_of(name, name, attacked, plan.judge_names, plan.max_new_tokens)
+
+
+def _cell(condition: str, attempt: Attempt | None) -> tuple[str, str, int | None]:
+    """What a share is counted of."""
+    assert attempt is not None, "every ask here is attacked"
+    return condition, attempt.attack, attempt.epsilon

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -60,11 +60,11 @@ class Row(BaseModel):
         return self.benchmark or f"{self.prompts} prompts"
 
     @classmethod
-    def count(cls, outcomes: Sequence[bool], **names: Any) -> Row:
+    def count(cls, outcomes: Sequence[bool], **names: Any) -> Self:
         """The row of a list of yes/no outcomes."""
         return cls.of(share(outcomes), **names)
 
     @classmethod
-    def of(cls, estimate: Estimate, **names: Any) -> Row:
+    def of(cls, estimate: Estimate, **names: Any) -> Self:
         """The row of a share, a mean, a ratio or a perplexity."""
         return cls(**asdict(estimate), **names)
