@@ -17,14 +17,8 @@ def plan_options() -> Iterator[Parameter]:
     """
     for name in Plan.model_fields:
         if name == "model":
-<<<<<<< HEAD
             yield argument(Plan, name)
-        elif name != "frontier":  # too much for a command line
-            yield option(Plan, name)
-=======
-            yield _parameter(name, field, typer.Argument(help=field.description))
         elif name not in ("frontier", "attack"):  # too much for a command line
-            yield _option(name, field)
->>>>>>> 438f539 (Attacks that know the defence: PGD, a universal image, prefill and suffix search, judged as everything is)
+            yield option(Plan, name)
         if name == "benchmarks":
             yield option(BenchmarkPlan, "conditions")
