@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from support.reference import QUESTIONS, spanning, text_ids
+from support.reference import QUESTIONS, small_guard, spanning, text_ids
 from tiny import load_makers
 from tiny.pocket import make_processor
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
@@ -28,7 +28,7 @@ from vlm_safeguard.model.generation_prompt import (
 from vlm_safeguard.model.media import Shown
 from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
-from vlm_safeguard.policy.gate import OwnRefusal
+from vlm_safeguard.policy.gate import GATES, OwnRefusal
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt, Place
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.request import read_request
@@ -36,6 +36,7 @@ from vlm_safeguard.policy.span import Span
 
 MAKERS = load_makers()
 BEGUN = "Sure, here is how"
+GREEDY: dict[str, Any] = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
 LEARNT = GenerationPrompt(
     forms={"default": (1, 2), "thinking": (1, 2, 3)},
     direct=(1, 2, 3, 4),
@@ -157,6 +158,36 @@ def test_a_begun_answer_is_edited_as_the_request_s_end_or_as_a_refusal_s_opening
         for number in range(len(request.prefill)):
             place = text + number if number < shared else text - 1
             assert spanned[request.last + 1 + number] == place
+
+
+@pytest.mark.parametrize("answer", [None, BEGUN])
+def test_a_begun_answer_is_edited_where_layers_drop_the_request(answer: str | None) -> None:
+    """Gemma 4's last layers run the last token alone, unless all their states are asked for."""
+    model, processor = MAKERS["gemma4"]()
+    model = model.double()
+    inputs = prompt_of(processor, QUESTIONS[0], answer).to("cpu", torch.float64)
+    fitted = small_guard(model, processor).variant(gate=GATES["open"])
+    widths: list[int] = []
+
+    def logits(**options: Any) -> torch.Tensor:
+        output = model.generate(
+            **inputs, **GREEDY, **options, output_logits=True, return_dict_in_generate=True
+        )
+        return torch.stack(output.logits)
+
+    free = logits()
+    layer = Backbone.of(model).layers[fitted.policy.layers[-1]]
+    handle = layer.register_forward_pre_hook(lambda m, args: widths.append(args[0].shape[1]))
+    with fitted.attach(model) as attachment:
+        dropped = logits()
+        shortest = min(widths[-GREEDY["max_new_tokens"] :][:1])
+        whole = logits(output_hidden_states=True)
+        assert attachment.receipts[0].guarded
+    handle.remove()
+    assert shortest == 1
+    assert max(widths[-GREEDY["max_new_tokens"] :]) == inputs["input_ids"].shape[1]
+    torch.testing.assert_close(dropped, whole)
+    assert not torch.allclose(dropped, free)
 
 
 @pytest.mark.parametrize("kind", ["raw", "no generation prompt", "another turn", "another image"])

@@ -19,10 +19,13 @@ from transformers import (
 )
 
 from support.observe import Watch
-from support.reference import QUESTIONS, ask, with_thresholds
+from support.reference import QUESTIONS, ask, small_guard, with_thresholds
+from tiny import load_makers
 from vlm_safeguard.engines.hooks.own_functions import ByPrompt
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.response import Response
 
@@ -234,6 +237,34 @@ def test_a_refusal_begins_with_the_models_own_words_where_it_would_answer(
             [20, row[0]]
             for row in answers(model, {n: x[:, :-2] for n, x in plain.items()}, max_new_tokens=1)
         ]
+
+
+@pytest.mark.parametrize("response", [Response.TEXT, Response.REFUSAL])
+def test_a_text_whose_tokens_attend_both_ways_is_answered_as_the_processor_writes_it(
+    response: Response,
+) -> None:
+    """PaliGemma's; what a refusal begins with is the answer's and attends to earlier tokens."""
+    model: Any
+    model, processor = load_makers()["paligemma"]()
+    model = model.double()
+    words = processor.tokenizer("I'm", add_special_tokens=False)["input_ids"]
+    begun = words if response is Response.REFUSAL else []
+    guard = small_guard(model, processor).variant(response=response, refusal_prefix=tuple(words))
+    opened = with_thresholds(guard, -1e9)
+    questions = ["Why?", "How is bread made?"]
+    for gate in (opened.policy.gate, GATES["open"]):
+        shown = model_inputs(model, processor, questions, [noise_image(0), noise_image(1)])
+        with guard.variant(gate=gate).attach(model):
+            rows = answers(model, {**shown})
+        for question, row in zip(questions, rows, strict=True):
+            text = model_inputs(model, processor, [question], [None])
+            behind = torch.tensor([begun], dtype=torch.long)
+            whole = {
+                "input_ids": torch.cat([text["input_ids"], behind], 1),
+                "attention_mask": torch.cat([text["attention_mask"], torch.ones_like(behind)], 1),
+                "token_type_ids": torch.cat([text["token_type_ids"], torch.ones_like(behind)], 1),
+            }
+            assert row == [*begun, *answers(model, whole, max_new_tokens=NEW - len(begun))[0]]
 
 
 def test_harm_in_the_image_leads_to_the_text_too(

@@ -57,6 +57,14 @@ class Rows:
         empty = torch.zeros(0, dtype=torch.long)
         return cls(empty, empty, empty, empty.bool())
 
+    @property
+    def final(self) -> torch.Tensor:
+        """(n,) bool: of each owner's that are edited as the prompt's last token, the latest."""
+        owners = int(self.owner.max()) + 1 if len(self) else 0
+        places = torch.where(self.last, self.position, -1)
+        latest = places.new_full((owners,), -1).scatter_reduce(0, self.owner, places, "amax")
+        return self.last & (self.position == latest[self.owner])
+
     def moved(self, offsets: torch.Tensor) -> Rows:
         """The same, each request's positions counted from another place; (requests,) `offsets`."""
         return Rows(self.owner, self.position + offsets[self.owner], self.token, self.last)

@@ -241,7 +241,7 @@ class Attachment:
         batch, copies = prompt.batch, len(prompt.batch) // count
         hooks.note(batch)
         opened = batch.decision.is_open.any(1)[::copies].nonzero()[:, 0].tolist()
-        answers = TextAnswers(self._model, self._on_texts, prompt.ids, options)
+        answers = TextAnswers(hooks.backbone, self._on_texts, prompt.ids, options)
         with dice.thrown_again() if runs else nullcontext():
             for begun in dict.fromkeys(batch.beginning(n * copies) for n in opened):
                 mine = [n for n in opened if batch.beginning(n * copies) == begun]

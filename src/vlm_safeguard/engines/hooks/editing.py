@@ -82,8 +82,9 @@ class Editing:
                 "A request ends in an earlier part of its prompt than the part in which its gate "
                 "reads the image; leave prefill_chunk_size out, or the answer's beginning."
             )
-        places, _ = _places_in(hidden, self.current.width, ends, ends >= 0)
-        states = hidden[torch.arange(len(hidden), device=hidden.device), places]
+        dropped = _dropped(hidden, self.current.width)
+        _check_kept(hidden, self.current.width, ends >= dropped)
+        states = hidden[torch.arange(len(hidden), device=hidden.device), ends - dropped]
         self._image_states[layer] = states.to(self._directions.vectors.device)
         if len(self._image_states) == len(self._policy.image_layers):
             batch.decide_image(Reading(self._image_states, self._directions, self._policy.layers))
@@ -104,9 +105,12 @@ class Editing:
 
     def _edit(self, layer: int, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
         batch, current = self.current.batch, self.current
-        positions, inside = _places_in(hidden, current.width, rows.position, rows.last)
-        if inside is not None:
-            rows, positions = rows[inside], positions[inside]
+        dropped = _dropped(hidden, current.width)
+        if dropped:
+            kept = rows.position >= dropped
+            _check_kept(hidden, current.width, kept[rows.final])
+            rows = rows[kept]
+        positions = rows.position - dropped
         subspace = self._subspaces[layer].to(hidden.device)
         text = batch.coordinates.get(layer)
         if text is not None:
@@ -150,21 +154,27 @@ class Editing:
             batch.harm[owner] = (scores[0], scores[1])
 
 
-def _places_in(
-    hidden: torch.Tensor, width: int, positions: torch.Tensor, last: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Positions of a pass of this width in `hidden`, and which of them it holds; None for all.
+def _dropped(hidden: torch.Tensor, width: int) -> int:
+    """How many of a pass's first tokens a layer was not given.
 
-    Gemma 4's layers with shared keys and values drop the tokens that need no logits.
+    Gemma 4's layers with shared keys and values drop the tokens that need no logits: no later state
+    is made of theirs.
     """
-    dropped = max(width - hidden.shape[1], 0)
-    if not dropped:
-        return positions, None
-    inside = positions >= dropped
-    if bool((last & ~inside).any()):
+    return max(width - hidden.shape[1], 0)
+
+
+def _check_kept(hidden: torch.Tensor, width: int, kept: torch.Tensor) -> None:
+    """Refuse a pass in which a layer was not given a token that has to be read or edited there.
+
+    Args:
+        kept: of each such token, whether it was.
+
+    Raises:
+        SafeguardError: one was not.
+    """
+    if width > hidden.shape[1] and not bool(kept.all()):
         raise SafeguardError(
             f"A guarded layer was given only the last {hidden.shape[1]} of {width} tokens, "
             "so a request's end cannot be guarded there. Pad on the left, and leave "
-            "logits_to_keep out."
+            "logits_to_keep and the answer's beginning out."
         )
-    return positions - dropped, inside

@@ -34,6 +34,7 @@ class ModelHooks:
     """One policy's, on one model.
 
     Attributes:
+        backbone: the model's decoder.
         prompt: what `generate` was given, while it runs.
         turns: whose turn it is to run the model.
         peers: other processes that run it together with this one.
@@ -53,7 +54,7 @@ class ModelHooks:
         self._policy = policy
         self._sha256 = policy.sha256()
         self._model = model
-        self._backbone = backbone
+        self.backbone = backbone
         self._placed = (backbone.device, model.dtype)
         self._directions = policy.directions.to(backbone.device)
         self._subspaces = policy.subspaces(*self._placed)
@@ -86,12 +87,12 @@ class ModelHooks:
             SafeguardError: they do not act, or not on whole states.
         """
         self.peers.check_whole(self._layers, self._policy.watched)
-        verify(self._model, self._backbone, self._layers, self._policy, self._directions)
+        verify(self._model, self.backbone, self._layers, self._policy, self._directions)
 
     def put_on(self) -> None:
         """Watch every pass, and the model itself, from here on."""
         self._snapshot = Snapshot(self._model)
-        model, decoder = self._model, self._backbone.decoder
+        model, decoder = self._model, self.backbone.decoder
         self._handles = [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True),
             model.register_forward_hook(self._after_model, always_call=True),
@@ -127,7 +128,7 @@ class ModelHooks:
         Raises:
             SafeguardError: what changed.
         """
-        check_unchanged(self._model, self._backbone, self._handles, self._placed)
+        check_unchanged(self._model, self.backbone, self._handles, self._placed)
         self.check_weights()
 
     def check_weights(self) -> None:

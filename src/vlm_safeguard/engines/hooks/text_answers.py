@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -19,10 +19,8 @@ from vlm_safeguard.engines.hooks.own_functions import (
     rows_of,
 )
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.text_pass import TextPass
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _DEFAULT_NEW_TOKENS = 20  # as generate has it where no length is asked for
 #: What of an output has a row for each answer, or for each beam.
@@ -71,13 +69,14 @@ class TextAnswers:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        backbone: Backbone,
         generate: Callable[..., Any],
         ids: torch.Tensor,
         options: dict[str, Any],
     ) -> None:
         """For a call of `generate` with these (rows, tokens) prompts."""
-        self._model = model
+        self._backbone = backbone
+        self._model = backbone.model
         self._generate = generate
         self._ids = ids
         self._options = {
@@ -124,19 +123,17 @@ class TextAnswers:
         seeing = self._seeing(prompts, requests, width, begun)
         if (streamer := self._options.get("streamer")) is not None:
             seeing["streamer"] = ShownStreamer(streamer, prompts, begun)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._backbone.bidirectional:  # 0 where a token is the prompt's, which attend both ways
+            inputs["token_type_ids"] = torch.zeros_like(ids)
+            inputs["token_type_ids"][:, width - len(begun) :] = 1
         output = self._generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+            **{name: values.to(device) for name, values in inputs.items()},
             **{
                 **self._options,
                 **lengths,
                 **({} if cache is None else {"past_key_values": cache}),
-                **self._seeing(prompts, requests, width, begun),
-                **(
-                    {}
-                    if streamer is None
-                    else {"streamer": ShownStreamer(streamer, prompts, begun)}
-                ),
+                **seeing,
             },
         )
         return Answers(tuple(requests), output, width, begun)
@@ -202,7 +199,8 @@ class TextAnswers:
         self, texts: Sequence[tuple[int, ...]], begun: tuple[int, ...], read: TextPass | None
     ) -> Any:
         """Of a pass that read the texts; None where the answers are to read them anew."""
-        fresh = [self._setting(name) for name in _OWN_CACHE]
+        # PaliGemma's generate counts positions from 1, its decoder from 0
+        fresh = [self._backbone.bidirectional, *(self._setting(name) for name in _OWN_CACHE)]
         copies = [self._setting(name) or 1 for name in ("num_beams", "num_return_sequences")]
         if read is None or any(fresh) or max(copies) > 1 or self._setting("use_cache") is False:
             return None
