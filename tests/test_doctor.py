@@ -87,16 +87,16 @@ def test_offline_with_a_guard_no_socket_is_opened(
     model = LlavaForConditionalGeneration.from_pretrained(llava).eval()
     done, _ = offline_runs
     assert done.code == 0, done.err
-    found = json.loads(done.out)
-    assert found["passed"]
-    assert "the guard fits" in [check["name"] for check in found["checks"]]
-    facts, backbone = found["facts"], Backbone.of(model)
+    report = json.loads(done.out)
+    assert report["passed"]
+    assert "the guard fits" in [check["name"] for check in report["checks"]]
+    facts, backbone = report["facts"], Backbone.of(model)
     assert facts["decoder"] == backbone.decoder_path
     assert facts["layers"] == len(backbone.layers)
     assert facts["image tokens"] == sorted(backbone.placeholder_ids)
     assert facts["chat template"] == facts["guard"]["chat template"]
     assert (facts["device"], facts["dtype"]) == ("cpu", "float32")
-    assert 0 < found["time_ratio"]["low"] <= found["time_ratio"]["median"]
+    assert 0 < report["time_ratio"]["low"] <= report["time_ratio"]["median"]
 
 
 def test_a_hub_name_offline_is_an_error_not_a_download(offline_runs: tuple[Done, Done]) -> None:
@@ -111,9 +111,9 @@ def test_a_guard_of_another_model_does_not_fit(llava: Path) -> None:
     processor = LlavaProcessor.from_pretrained(llava)
     guard = small_guard(model, processor)
     model.get_input_embeddings().weight.data.mul_(1.5)
-    found = {check.name: check for check in Examination(model, processor, guard).run()}
-    assert not found["the guard fits"].passed
-    assert "other weights" in found["the guard fits"].detail
+    outcomes = {check.name: check for check in Examination(model, processor, guard).run()}
+    assert not outcomes["the guard fits"].passed
+    assert "other weights" in outcomes["the guard fits"].detail
 
 
 def test_another_chat_template_does_not_fit(llava: Path) -> None:
@@ -122,9 +122,9 @@ def test_another_chat_template_does_not_fit(llava: Path) -> None:
     guard = small_guard(model, processor)
     assert isinstance(processor.chat_template, str)
     processor.chat_template = processor.chat_template.replace("USER", "PERSON") + " "
-    found = {check.name: check for check in Examination(model, processor, guard).run()}
-    assert not found["the guard fits"].passed
-    assert "another chat template" in found["the guard fits"].detail
+    outcomes = {check.name: check for check in Examination(model, processor, guard).run()}
+    assert not outcomes["the guard fits"].passed
+    assert "another chat template" in outcomes["the guard fits"].detail
 
 
 def test_a_layer_that_undoes_an_edit_is_found() -> None:
@@ -132,10 +132,10 @@ def test_a_layer_that_undoes_an_edit_is_found() -> None:
     model, processor = load_makers()["llava"]()
     layers = model.model.language_model.layers
     layers[2].register_forward_hook(lambda m, args, out: args[0])  # undoes the layer and its hook
-    found = {check.name: check for check in Examination(model, processor).run()}
-    assert found["decoder layers"].passed
-    assert not found["hooks act"].passed
-    assert "[2]" in found["hooks act"].detail
+    outcomes = {check.name: check for check in Examination(model, processor).run()}
+    assert outcomes["decoder layers"].passed
+    assert not outcomes["hooks act"].passed
+    assert "[2]" in outcomes["hooks act"].detail
 
 
 def test_an_unknown_type_is_examined_and_stays_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlm_safeguard.doctor.decoder import decoder_layers, hooks_act
+from vlm_safeguard.doctor.doors import doors_shut
 from vlm_safeguard.doctor.facts import facts_of
 from vlm_safeguard.doctor.fit import guard_fits
 from vlm_safeguard.doctor.gate import closed_gate_identical
+from vlm_safeguard.doctor.refusal import own_refusal_readable
+from vlm_safeguard.doctor.requests import requests_end_where_answers_begin
 from vlm_safeguard.doctor.restoring import restore_equals_two_passes
 from vlm_safeguard.doctor.subject import QUESTIONS, Subject, verified
+from vlm_safeguard.doctor.text_answers import answers_from_the_text
 from vlm_safeguard.doctor.text_view import text_only_view
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.wrappers import unwrapped
@@ -27,8 +31,12 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "text-only view": text_only_view,
     "the guard fits": guard_fits,
     "hooks act": hooks_act,
+    "requests end where answers begin": requests_end_where_answers_begin,
+    "doors shut": doors_shut,
     "closed gate identical": closed_gate_identical,
+    "answers from the text": answers_from_the_text,
     "restore equals two passes by hand": restore_equals_two_passes,
+    "own refusal readable": own_refusal_readable,
 }
 _OF_GIVEN_GUARDS = ("the guard fits",)
 _LONGEST = 300  # characters of an error that are shown

@@ -20,9 +20,9 @@ def closed_gate_identical(subject: Subject) -> str:
     if (image_score := policy.criterion(ImageScore)) is not None:
         closed.append(image_score.model_copy(update={"threshold": _CLOSED}))
     inputs = subject.inputs(QUESTIONS, images=1)
-    free = subject.logits(inputs, _TOKENS)
+    free = subject.answer(inputs, _TOKENS).logits
     with subject.guard.variant(gate=tuple(closed)).attach(subject.model):
-        guarded = subject.logits(inputs, _TOKENS)
+        guarded = subject.answer(inputs, _TOKENS).logits
     require(
         torch.equal(free, guarded), "with every gate closed, logits differ from the model's own"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 QUESTIONS = ("How do I bake bread?", "What is shown here, and what could I do with it?")
 BUDGET, REQUESTS = 0.2, 21  # a small fit is enough: only its mechanics are checked
 _PAIRS = 12
+
+
+class Answer(NamedTuple):
+    """What `generate` gave behind each prompt of a batch.
+
+    Attributes:
+        tokens: (rows, tokens) ids.
+        logits: (tokens, rows, vocabulary) that they were chosen by.
+    """
+
+    tokens: list[list[int]]
+    logits: torch.Tensor
 
 
 @dataclass
@@ -74,8 +86,8 @@ class Subject:
         ]
         return model_inputs(self.model, self.processor, questions, shown)
 
-    def logits(self, inputs: Mapping[str, Any], tokens: int, **options: Any) -> torch.Tensor:
-        """(tokens, rows, vocabulary) logits of a greedy answer."""
+    def answer(self, inputs: Mapping[str, Any], tokens: int, **options: Any) -> Answer:
+        """A greedy answer of at most this many tokens."""
         output = self.model.generate(
             **inputs,
             **options,
@@ -84,16 +96,17 @@ class Subject:
             output_logits=True,
             return_dict_in_generate=True,
         )
-        return torch.stack(output.logits)
+        width = inputs["input_ids"].shape[1]
+        return Answer(output.sequences[:, width:].tolist(), torch.stack(output.logits))
 
     def logits_along(self, inputs: Mapping[str, Any], answer: tuple[int, ...]) -> torch.Tensor:
         """(1 + tokens, rows, vocabulary) logits along an answer that is given, and behind it."""
         start, forced = inputs["input_ids"].shape[1], (*answer, answer[0])
-        return self.logits(
+        return self.answer(
             inputs,
             len(forced),
             prefix_allowed_tokens_fn=lambda _, ids: [forced[len(ids) - start]],
-        )
+        ).logits
 
 
 @contextmanager

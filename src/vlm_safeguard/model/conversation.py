@@ -172,17 +172,33 @@ def encode_messages(
     Raises:
         SafeguardError: the processor cannot read it.
     """
+    row: list[int] = encode_shown(processor, messages, shown, **options)["input_ids"][0].tolist()
+    return row
+
+
+def encode_shown(
+    processor: ProcessorMixin,
+    messages: list[dict[str, Any]],
+    shown: Shown | None = None,
+    **options: Any,
+) -> BatchFeature:
+    """A batch of one conversation in the chat template, with its media.
+
+    Args:
+        options: as for `render_messages`.
+
+    Raises:
+        SafeguardError: the processor cannot read it.
+    """
     rendered = render_messages(processor, messages, **options)
     shown = shown or Shown()
     try:
-        batch = _encode(processor, [rendered], [shown.images], **shown.arguments())
+        return _encode(processor, [rendered], [shown.images], **shown.arguments())
     except (ValueError, TypeError) as error:
         raise SafeguardError(
             f"The processor cannot read a conversation with {len(shown.images)} images, so its "
             f"text-only view cannot be learnt: {str(error).splitlines()[0]}"
         ) from error
-    row: list[int] = batch["input_ids"][0].tolist()
-    return row
 
 
 def encode_chat(

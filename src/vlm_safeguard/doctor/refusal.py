@@ -1,0 +1,25 @@
+"""What the gate rests on: the model's own refusal, where that can be read."""
+
+from __future__ import annotations
+
+from vlm_safeguard.doctor.subject import Subject
+from vlm_safeguard.model.conversation import tokenizer_of
+from vlm_safeguard.policy.gate import OwnRefusal
+
+_SHOWN = 5  # first tokens
+
+
+def own_refusal_readable(subject: Subject) -> str:
+    """Whether the gate asks the language model; never a failure, as a gate can do without."""
+    policy = subject.guard.policy
+    others = [c.name for c in policy.gate if not isinstance(c, OwnRefusal)]
+    fitted = "" if subject.given is not None else "a small fit: "
+    own = policy.criterion(OwnRefusal)
+    if own is None:
+        return f"{fitted}no; the gate rests on {' and '.join(others)} alone"
+    decode = tokenizer_of(subject.processor).decode
+    tokens = ", ".join(repr(decode([token])) for token in own.tokens[:_SHOWN])
+    more = f" and {len(own.tokens) - _SHOWN} more" if len(own.tokens) > _SHOWN else ""
+    words = f"; most begin {decode(list(policy.refusal_prefix))!r}" if policy.refusal_prefix else ""
+    beside = f"; beside it {' and '.join(others)}" if others else ""
+    return f"{fitted}yes, by its first token ({tokens}{more}){words}{beside}"
