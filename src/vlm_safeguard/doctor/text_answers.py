@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_safeguard.doctor.reference import text_inputs
-from vlm_safeguard.doctor.subject import BUDGET, QUESTIONS, REQUESTS, Subject, require
+from vlm_safeguard.doctor.subject import BUDGET, QUESTIONS, REQUESTS, Answer, Subject, require
 from vlm_safeguard.policy.gate import GATES, TextScore
 from vlm_safeguard.policy.response import Response
+from vlm_safeguard.policy.token_ids import same_start
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
@@ -30,20 +31,28 @@ def answers_from_the_text(subject: Subject) -> str:
         guard = subject.guard.variant(gate=gate, response=Response.TEXT)
         with guard.attach(subject.model):
             answers = [subject.answer(inputs, _TOKENS) for inputs in prompts]
-        logits = [answer.logits for answer in answers]
-        require(torch.equal(*logits), "another image gives another answer")
-        tokens = answers[0].tokens
+        first, second = answers
+        require(torch.equal(first.logits, second.logits), "another image gives another answer")
+        errors.append(_error(first, expected))
         require(
-            tokens == expected.tokens,
-            f"the answer {tokens[0]} is not the model's own to the text, {expected.tokens[0]}",
+            errors[-1] <= subject.tolerance,
+            f"the answer {first.tokens[0]} is not the model's own to the text, "
+            f"{expected.tokens[0]}: logits differ by {errors[-1]:.1e} of their spread",
         )
-        errors.append(float((logits[0] - expected.logits).abs().max() / expected.logits.std()))
-    error = max(errors)
-    require(error <= subject.tolerance, f"logits differ by {error:.1e} of their spread")
     return (
         f"{_TOKENS} tokens beside two images: the same bit for bit, and the model's own to the "
-        f"text; logits within {error:.0e} of their spread"
+        f"text; logits within {max(errors):.0e} of their spread"
     )
+
+
+def _error(answer: Answer, expected: Answer) -> float:
+    """By how much logits differ, up to the first token that does.
+
+    Two tokens that lead by less than the tolerance may change places; what follows is other text.
+    """
+    steps = same_start(answer.tokens[0], expected.tokens[0]) + 1
+    apart = (answer.logits[:steps] - expected.logits[:steps]).abs().max()
+    return float(apart / expected.logits.std())
 
 
 def _text_inputs(subject: Subject, prompt: BatchFeature) -> Mapping[str, Any]:
