@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from support.media import made
 from support.reference import QUESTIONS, small_guard, spanning, text_ids
 from tiny import load_makers
 from tiny.pocket import make_processor
@@ -26,7 +27,6 @@ from vlm_safeguard.model.generation_prompt import (
     learn_generation_prompt,
 )
 from vlm_safeguard.model.media import Shown
-from vlm_safeguard.model.template import learn_text_view
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.policy.gate import GATES, OwnRefusal
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt, Place
@@ -50,7 +50,7 @@ def said(answer: str) -> dict[str, Any]:
 
 
 def prompt_of(processor: Any, question: str, answer: str | None = None, images: int = 1) -> Any:
-    """Model inputs as users make them: a question behind a picture, and the answer begun."""
+    """Model inputs as users make them: a question behind an image, and the answer begun."""
     messages = [user_turn(question, images=images)]
     options = {"add_generation_prompt": True}
     if answer is not None:
@@ -81,13 +81,13 @@ def test_an_answer_holds_no_turn() -> None:
     assert LEARNT.holds_turn([6, 7, 8])
 
 
+@pytest.mark.xdist_group("media")  # it shares views, which are slow to learn
 @pytest.mark.parametrize("model_type", MAKERS)
 def test_every_family_judges_a_begun_answer_where_the_request_ends(
     model_type: str, guard: Guard
 ) -> None:
     """The same text as without the beginning, and the beginning is the answer's."""
-    model, processor = MAKERS[model_type]()
-    view = learn_text_view(processor, Backbone.of(model).placeholder_ids)
+    processor, view = made(model_type)
     learnt = learn_generation_prompt(processor)
     policy = replace(guard.policy, text_view=view, generation_prompt=learnt)
     question = "How do I bake bread?"
