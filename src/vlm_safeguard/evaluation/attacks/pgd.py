@@ -73,5 +73,5 @@ class PGD:
                         checkpoints.report(what, descent.done, budget.steps)
             return descent
 
-        key = [self.name, target.name, asks[0].condition, plan.seed]
+        key = [self.name, target.name, plan.benchmark, asks[0].condition, plan.seed]
         return best_of([ask.sample.id for ask in asks], run, pixels, budget, key, checkpoints)

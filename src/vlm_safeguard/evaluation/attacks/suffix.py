@@ -56,7 +56,14 @@ class Suffix:
         for done, ask in enumerate(asks):
             checkpoints.report(f"suffix, through {target.reader}", done, len(asks))
             found = checkpoints.kept(
-                [self.name, target.reader, ask.sample.id, *budget.model_dump().values(), plan.seed],
+                [
+                    self.name,
+                    target.reader,
+                    plan.benchmark,
+                    ask.sample.id,
+                    *budget.model_dump().values(),
+                    plan.seed,
+                ],
                 Found,
                 lambda: Search(target, ask.chat(), budget, plan.seed).run(),  # noqa: B023
             )

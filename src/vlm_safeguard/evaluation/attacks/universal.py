@@ -61,7 +61,7 @@ class Universal:
                     checkpoints.report(what, descent.done, budget.steps)
             return descent
 
-        key = [self.name, target.name, self.prompts[0].condition, plan.seed]
+        key = [self.name, target.name, plan.benchmark, self.prompts[0].condition, plan.seed]
         names = [" ".join(ask.sample.id for ask in self.prompts)]
         (made,) = best_of(names, run, pixels, budget, key, checkpoints)
         return [made.attempt(self.name, self.epsilon, target.name)] * len(asks)
