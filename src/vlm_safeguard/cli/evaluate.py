@@ -92,7 +92,9 @@ evaluate.__signature__ = _signature()  # type: ignore[attr-defined]  # which typ
 
 
 def _show(screen: Console, results: Results, out: Path) -> None:
+    from vlm_safeguard.evaluation.results.measures import attack_rows
     from vlm_safeguard.report.names import QUESTIONS
+    from vlm_safeguard.report.sheets.attacks import column_name
     from vlm_safeguard.report.tables import facts_table, results_table
 
     cells: dict[tuple[str | None, str | None, str, str], list[Any]] = {}
@@ -102,6 +104,12 @@ def _show(screen: Console, results: Results, out: Path) -> None:
     for (benchmark, judge, prompts, metric), rows in cells.items():
         by = f", judged by {judge}" if judge else ""
         screen.print(results_table(rows, f"{_TITLES[prompts, metric]} ({benchmark}{by})"))
+    attacks = [
+        row.model_copy(update={"condition": column_name(row)})
+        for row in attack_rows(results.attacks)
+    ]
+    if attacks:
+        screen.print(results_table(attacks, "Under attack: the attack got through"))
     facts: dict[str, object] = {
         "guarded / unguarded time": f"{results.time_ratio:.2f}×",
         "rows with a closed gate": results.closed_gates.answers,

@@ -46,7 +46,7 @@ class AttackPlan(Part):
     step: int = Field(8, ge=1, le=255, description="Levels of the first step; it shrinks to 1.")
     restarts: int = Field(3, ge=1, description="The first from the image, others at random.")
     confidence: float = Field(
-        5.0, ge=0, description="Logits below zero at which a request is attacked no further."
+        10.0, ge=0, description="Logits below zero at which a request is attacked no further."
     )
     universal_prompts: int = Field(
         25, ge=1, description="Other requests, that the universal image is made for."

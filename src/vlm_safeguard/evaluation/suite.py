@@ -105,7 +105,7 @@ def run(
         frontier=settings,
         attacks=attack_shares(attacked),
         unreadable=unreadable(lines),
-        refusal_judge=refusal_judge(lines),
+        refusal_judge=refusal_judge([*lines, *attacked]),
         provenance=RunRecord(
             command=command,
             started=started.isoformat(timespec="seconds"),

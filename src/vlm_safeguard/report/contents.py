@@ -317,7 +317,7 @@ def _provenance(evaluation: Evaluation) -> Section:
         f"{MEASURES['attack_success'].capitalize()} and refusals carry Wilson's 95 % intervals, "
         "means a bootstrap's.",
         tables=(
-            glossary_sheet(results.rows),
+            glossary_sheet([*results.rows, *results.attacks]),
             facts_sheet(
                 "provenance",
                 "Versions, seed and machine",

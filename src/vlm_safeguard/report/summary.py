@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vlm_safeguard.evaluation.asks.attempt import NO_ATTACK
 from vlm_safeguard.evaluation.judges.measure import JudgeRecord
 from vlm_safeguard.evaluation.results.cautions import Cautions
 from vlm_safeguard.evaluation.results.findings import Contrast, Findings
 from vlm_safeguard.evaluation.results.folder import Evaluation
-from vlm_safeguard.evaluation.results.measures import PHRASES, quotes_phrases
+from vlm_safeguard.evaluation.results.measures import PHRASES, attack_rows, quotes_phrases
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import DEFAULT, TEXT, Row
 from vlm_safeguard.report.names import (
     QUESTIONS,
     all_cells,
+    attack_name,
     judge_name,
     percent,
     points,
@@ -50,10 +52,15 @@ def summary(evaluation: Evaluation) -> Summary:
             *_attack(findings),
             _over_refusal(findings.over_refusal),
             _utility(findings.utility),
+            *_under_attack(results),
             *_cost(results),
         ),
         cautions=(
-            *([_phrase_judge(results.refusal_judge)] if quotes_phrases(results.rows) else []),
+            *(
+                [_phrase_judge(results.refusal_judge)]
+                if quotes_phrases([*results.rows, *results.attacks])
+                else []
+            ),
             *_cautions(results.cautions, evaluation.missing),
         ),
     )
@@ -169,6 +176,21 @@ def _utility(contrast: Contrast | None) -> str:
         f"Utility: {share(contrast.before)} of {where(contrast.before)} answered right without "
         f"the guard and {share(contrast.after)} with it, the largest change in "
         f"{all_cells(contrast.cells)}."
+    )
+
+
+def _under_attack(results: Results) -> Iterator[str]:
+    rows = [row for row in attack_rows(results.attacks) if row.attack != NO_ATTACK]
+    if not rows:
+        return
+    worst = [
+        max((row for row in rows if row.defence == defence), key=lambda row: row.value)
+        for defence in dict.fromkeys(row.defence for row in rows)
+    ]
+    most = [f"{quoted(row.defence)} {share(row)} ({attack_name(row)})" for row in worst]
+    yield (
+        "Under attacks that know the defence, the most harmful requests that were followed: "
+        f"{'; '.join(most)}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ def _panel(
     axes: Axes, rows: Sequence[AttackRow], defences: Sequence[str], *, by_epsilon: bool
 ) -> None:
     columns = list(dict.fromkeys(_tick(row, by_epsilon) for row in rows))
+    free = cycle(colour for colour in CYCLE if colour not in DEFENCE_COLOURS.values())
+    colours = {defence: DEFENCE_COLOURS.get(defence) or next(free) for defence in defences}
     for number, defence in enumerate(defences):
         own = [row for row in rows if row.defence == defence]
         places = [
@@ -64,7 +67,7 @@ def _panel(
             marker=MARKS[number % len(MARKS)],
             markersize=5,
             elinewidth=1,
-            color=DEFENCE_COLOURS.get(defence, CYCLE[number % len(CYCLE)]),
+            color=colours[defence],
             label=defence,
         )
     axes.set_xticks(range(len(columns)), columns, fontsize=9)
