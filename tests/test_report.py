@@ -340,6 +340,39 @@ def test_tables_hold_the_rows(folder: Path) -> None:
         assert f"n = {each.n}" in f"{tables[name].header[place]} {cell.small}"
 
 
+def test_attacks_are_shown_by_defence_with_what_was_transferred(folder: Path) -> None:
+    evaluation = read_evaluation(folder)
+    report = contents(evaluation)
+    (section,) = (each for each in report.sections if each.name == "attacks")
+    (table,), (figure,) = section.tables, section.figures
+    assert [line[0].text for line in table.lines] == ["none", "restore", "default", "text"]
+    by_cell = {
+        (line[0].text, head): cell
+        for line in table.lines
+        for head, cell in zip(table.header[1:], line[1:], strict=True)
+    }
+    heads = {
+        ("none", "text"): "text only",
+        ("none", "noise"): "as it is",
+        ("prefill", "noise"): "answer begun",
+        ("suffix", "noise"): "suffix found",
+    }
+    for share in evaluation.results.attacks:
+        head = heads.get((share.attack, share.condition))
+        if head is None:
+            name = "PGD" if share.attack == "pgd" else "one image for all"
+            head = f"{name}, {'unbounded' if share.epsilon == 255 else f'ε = {share.epsilon}/255'}"
+        cell = by_cell.pop((share.defence, head))
+        assert cell.number == share.value
+        transferred = share.defence == "text" and share.attack in ("pgd", "universal")
+        assert ("transferred" in cell.small) is transferred
+    assert not by_cell
+    assert (folder / "figures" / f"{figure.name}.png").stat().st_size > 1000
+    (sentence,) = (each for each in report.summary.sentences if "Under attacks" in each)
+    assert "“none” 81\u00a0%" in sentence
+    assert "(PGD, unbounded)" in sentence
+
+
 def test_markdown_holds_every_table_and_figure(folder: Path) -> None:
     text = (folder / "report.md").read_text("utf-8")
     report = contents(read_evaluation(folder))
