@@ -103,3 +103,14 @@ def test_defaults_are_not_taken_for_settings(
         plain = model.generate(**inputs, **greedy)
         given = model.generate(**inputs, **greedy, generation_config=config)
     assert plain.tolist() == given.tolist()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_batch_of_no_request_is_refused(
+    model: Model, processor: LlavaProcessor, open_guard: Guard, masked: bool
+) -> None:
+    inputs = ask(processor, QUESTIONS[:1])
+    nothing = {"input_ids": inputs["input_ids"][:0], "pixel_values": inputs["pixel_values"]}
+    if masked:
+        nothing["attention_mask"] = inputs["attention_mask"][:0]
+    assert "no request" in refused(model, open_guard, nothing)

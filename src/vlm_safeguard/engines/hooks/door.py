@@ -72,6 +72,8 @@ def open_prompt(model: PreTrainedModel, options: dict[str, Any]) -> Prompt:
             "generate was called without input_ids: the text-only view of the request cannot be "
             "known, so nothing is generated."
         )
+    if ids.shape[:1] == (0,):
+        raise SafeguardError("generate was given no request: input_ids has no row.")
     mask = options.get("attention_mask")
     if mask is not None and mask.shape != ids.shape:
         raise SafeguardError(
