@@ -50,6 +50,7 @@ class Call:
     error: Exception | None = None
     receipts: list[Receipt] = field(default_factory=list)
     watch: Watch = field(default_factory=Watch)
+    images_again: bool = False  # of a chat whose last answer left no cache
 
     @property
     def sequences(self) -> Tensor:
@@ -114,6 +115,7 @@ def answer(case: Case, generate: Callable[..., Any], last: Call | None = None) -
         grown = torch.ones(len(rows), ids.shape[1] - before.shape[1], dtype=torch.long)
         mask = torch.cat([before, grown], 1)
     call = Call(shaped(ids, case.ids), masked(mask, case.mask))
+    call.images_again = cached and options["past_key_values"] is None
     if case.following is not None and last is None:
         options["return_dict_in_generate"] = True
     options["logits_processor"] = [call.watch, *options.get("logits_processor", [])]
@@ -244,8 +246,8 @@ def _check_call(case: Case, guard: Guard, call: Call, free: Call | None) -> str:
 
 def _check_closed_rows(case: Case, call: Call, free: Call) -> None:
     """They are those of the unguarded model, bit for bit."""
-    if call.ids.shape != free.ids.shape:
-        return
+    if call.ids.shape != free.ids.shape or call.images_again != free.images_again:
+        return  # in the second case the images' noise is another
     ours, theirs = call.sequences, free.sequences
     all_closed = not any(receipt.guarded for receipt in call.receipts)
     ends = {"eos_token_id", "forced_eos_token_id", "stop_strings", "stopping_criteria"}
