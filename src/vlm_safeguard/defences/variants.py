@@ -9,7 +9,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.directions import whole_space
 from vlm_safeguard.policy.edits import Add, Project, Refuse, Restore
-from vlm_safeguard.policy.gate import GATES, ImageScore, TextDiscriminant, TextScore
+from vlm_safeguard.policy.gate import GATES, TextDiscriminant, TextScore, Thresholded
 from vlm_safeguard.policy.response import Response
 
 _SEED = 0
@@ -76,7 +76,7 @@ def tuned(guard: Guard, *, strength: float | None = None, threshold: float | Non
             raise SafeguardError(f"The gate ({names}) has no threshold to move.")
         moved = [
             criterion.model_copy(update={"threshold": criterion.threshold + threshold})
-            if isinstance(criterion, TextScore | TextDiscriminant | ImageScore)
+            if isinstance(criterion, Thresholded)
             else criterion
             for criterion in criteria
         ]

@@ -6,11 +6,10 @@ Its fields are the command line's options, so that importing it loads no model's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.attack_plan import AttackPlan
@@ -22,6 +21,7 @@ from vlm_safeguard.evaluation.plan_fields import (
     Part,
 )
 from vlm_safeguard.loading import Loading
+from vlm_safeguard.loading.fields import loading_field, loading_of, validated
 
 Knob = Literal["strength", "threshold"]
 
@@ -77,12 +77,6 @@ class FrontierPlan(Part):
         ]
 
 
-def _loading_field(name: str) -> Any:
-    """A field of `Loading`, with its default and its help."""
-    (field,) = (field for field in fields(Loading) if field.name == name)
-    return Field(field.default, description=field.metadata["help"])
-
-
 class Plan(Part):
     """An evaluation: a model, how it is defended, what it is asked, and who judges the answers."""
 
@@ -110,13 +104,13 @@ class Plan(Part):
     seed: int = Field(0, description="Draws the samples where there is a limit.")
     max_new_tokens: int = Field(64, ge=1, description="Length of the answers.")
     batch_size: int = Field(16, ge=1, description="Requests at once.")
-    dtype: str = _loading_field("dtype")
-    device: str = _loading_field("device")
-    device_map: str | None = _loading_field("device_map")
-    load_in_4bit: bool = _loading_field("load_in_4bit")
-    load_in_8bit: bool = _loading_field("load_in_8bit")
-    revision: str | None = _loading_field("revision")
-    trust_remote_code: bool = _loading_field("trust_remote_code")
+    dtype: str = loading_field("dtype")
+    device: str = loading_field("device")
+    device_map: str | None = loading_field("device_map")
+    load_in_4bit: bool = loading_field("load_in_4bit")
+    load_in_8bit: bool = loading_field("load_in_8bit")
+    revision: str | None = loading_field("revision")
+    trust_remote_code: bool = loading_field("trust_remote_code")
     frontier: FrontierPlan | None = Field(
         None, description="The default guard with one setting moved."
     )
@@ -160,7 +154,7 @@ class Plan(Part):
     @property
     def loading(self) -> Loading:
         """How the model is loaded; others are, too, but for what is of its repository alone."""
-        return Loading(**{field.name: getattr(self, field.name) for field in fields(Loading)})
+        return loading_of(self)
 
     @property
     def judge_names(self) -> list[str]:
@@ -214,13 +208,7 @@ def plan_of(values: dict[str, Any], where: str) -> Plan:
     Raises:
         SafeguardError: what is wrong in it, by the field's name.
     """
-    try:
-        return Plan.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        raise SafeguardError(f"{where}: {place + ': ' if place else ''}{reason}") from error
+    return validated(Plan, values, where)
 
 
 def read_plan(path: Path) -> Plan:

@@ -108,18 +108,16 @@ def choose_discriminant(
     """
     _check(harmful, harmless)
     positive, negative = held_out_scores(harmful, harmless, fold_of, shrinkages)
-    best: Shrunk | None = None
+    tried = []
     for index, shrinkage in enumerate(shrinkages):
         each = auroc(positive[index], negative[index])
         layers = tuple((each >= each.max() - near_best).nonzero()[:, 0].tolist())
         means = (scores[index][:, list(layers)].mean(1) for scores in (positive, negative))
         together = float(auroc(*(mean[:, None] for mean in means)))
-        if best is None or together > best.mean_auroc:
-            fitted = best.discriminant if best else Discriminant(torch.empty(0), torch.empty(0))
-            best = Shrunk(fitted, shrinkage, layers, each, together)
-    assert best is not None, "there is something to choose from"
-    fitted = fit_discriminant(harmful, harmless, best.shrinkage)
-    return Shrunk(fitted, best.shrinkage, best.layers, best.auroc, best.mean_auroc)
+        tried.append((together, shrinkage, layers, each))
+    together, shrinkage, layers, each = max(tried, key=lambda choice: choice[0])
+    fitted = fit_discriminant(harmful, harmless, shrinkage)
+    return Shrunk(fitted, shrinkage, layers, each, together)
 
 
 def held_out_scores(

@@ -117,24 +117,40 @@ class OwnRefusal(Criterion):
         return {"own_refusal": margin} | ({"own_opening": prefix} if margin > 0 else {})
 
 
-class TextScore(Criterion):
+class Thresholded(Criterion, ABC):
+    """One score passes a threshold, for all edited layers at once.
+
+    Attributes:
+        threshold: the score above which it opens.
+        budget: share of harmless requests that it may open though the model would answer them,
+            0–1.
+        calibrated_on: harmless requests that the threshold was chosen on.
+    """
+
+    threshold: FiniteFloat
+    budget: float = Field(gt=0, lt=1)
+    calibrated_on: int
+
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Where it is above the threshold, in all layers at once."""
+        return (score > self.threshold).expand(-1, window)
+
+    def compared(self, score: Sequence[float], opened: bool) -> str:
+        """The score beside the threshold, in words."""
+        return f"{score[0]:+.2f}, {'above' if opened else 'not above'} {self.threshold:+.2f}"
+
+
+class TextScore(Thresholded):
     """The text's harm score passes a threshold.
 
     Attributes:
         layers: whose harm scores are averaged in the text-only pass.
-        threshold: the average above which it opens.
-        budget: share of harmless requests that it may open though the model would answer them,
-            0–1.
-        calibrated_on: harmless requests that the threshold was chosen on.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("text_score",)
 
     name: Literal["text_score"] = "text_score"
     layers: Layers
-    threshold: FiniteFloat
-    budget: float = Field(gt=0, lt=1)
-    calibrated_on: int
 
     @property
     def watched(self) -> tuple[int, ...]:
@@ -145,37 +161,26 @@ class TextScore(Criterion):
         """The mean harm score."""
         return reading.harm(self.layers)[:, None]
 
-    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
-        """Where it is above the threshold, in all layers at once."""
-        return (score > self.threshold).expand(-1, window)
-
     def says(self, score: Sequence[float], opened: bool) -> str:
         """The score beside the threshold."""
-        side = "above" if opened else "not above"
-        return f"the text scores {score[0]:+.2f}, {side} {self.threshold:+.2f}"
+        return f"the text scores {self.compared(score, opened)}"
 
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """The score and the threshold."""
         return {"text_score": score[0], "text_threshold": self.threshold}
 
 
-class TextDiscriminant(Criterion):
+class TextDiscriminant(Thresholded):
     """The text's score under the policy's discriminant passes a threshold.
 
     Attributes:
         layers: whose scores are averaged in the text-only pass.
-        threshold: the average above which it opens.
-        budget: as for `TextScore`.
-        calibrated_on: likewise.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("discriminant",)
 
     name: Literal["text_discriminant"] = "text_discriminant"
     layers: Layers
-    threshold: FiniteFloat
-    budget: float = Field(gt=0, lt=1)
-    calibrated_on: int
 
     @property
     def watched(self) -> tuple[int, ...]:
@@ -188,28 +193,20 @@ class TextDiscriminant(Criterion):
         scores = [reading.discriminant.score(reading.states[n], n) for n in self.layers]
         return torch.stack(scores).mean(0)[:, None]
 
-    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
-        """Where it is above the threshold, in all layers at once."""
-        return (score > self.threshold).expand(-1, window)
-
     def says(self, score: Sequence[float], opened: bool) -> str:
         """The score beside the threshold."""
-        side = "above" if opened else "not above"
-        return f"the discriminant gives the text {score[0]:+.2f}, {side} {self.threshold:+.2f}"
+        return f"the discriminant gives the text {self.compared(score, opened)}"
 
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """The score and the threshold."""
         return {"discriminant": score[0], "discriminant_threshold": self.threshold}
 
 
-class ImageScore(Criterion):
+class ImageScore(Thresholded):
     """The multimodal pass's own harm score passes a threshold: harm that the media carry.
 
     Attributes:
         layer: that is scored, no later than the first edited one.
-        threshold: above which it opens.
-        budget: as for `TextScore`.
-        calibrated_on: likewise.
     """
 
     reads: ClassVar[Literal["text", "image", "nothing"]] = "image"
@@ -217,9 +214,6 @@ class ImageScore(Criterion):
 
     name: Literal["image_score"] = "image_score"
     layer: int
-    threshold: FiniteFloat
-    budget: float = Field(gt=0, lt=1)
-    calibrated_on: int
 
     @property
     def watched(self) -> tuple[int, ...]:
@@ -230,14 +224,9 @@ class ImageScore(Criterion):
         """The harm score at the layer."""
         return reading.harm((self.layer,))[:, None]
 
-    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
-        """Where it is above the threshold, in all layers at once."""
-        return (score > self.threshold).expand(-1, window)
-
     def says(self, score: Sequence[float], opened: bool) -> str:
         """The score beside the threshold."""
-        side = "above" if opened else "not above"
-        return f"with its media it scores {score[0]:+.2f}, {side} {self.threshold:+.2f}"
+        return f"with its media it scores {self.compared(score, opened)}"
 
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """The score and the threshold."""

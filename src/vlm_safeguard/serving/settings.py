@@ -6,7 +6,6 @@ Its fields are the command line's options, so that importing it loads no model's
 from __future__ import annotations
 
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,12 +15,12 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
-    ValidationError,
     model_validator,
 )
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.loading import Loading
+from vlm_safeguard.loading.fields import loading_field, loading_of, validated
 
 KEY_VARIABLE = "VLM_SAFEGUARD_API_KEY"
 
@@ -36,12 +35,6 @@ def _response(name: str) -> str:
     from vlm_safeguard.policy.response import Response
 
     return str(Response.named(name))
-
-
-def _loading_field(name: str) -> Any:
-    """A field of `Loading`, with its default and its help."""
-    (field,) = (field for field in fields(Loading) if field.name == name)
-    return Field(field.default, description=field.metadata["help"])
 
 
 class ServeSettings(BaseModel):
@@ -96,13 +89,13 @@ class ServeSettings(BaseModel):
     drain: float = Field(
         60.0, ge=0, description="Seconds that answers get to end in after SIGTERM."
     )
-    dtype: str = _loading_field("dtype")
-    device: str = _loading_field("device")
-    device_map: str | None = _loading_field("device_map")
-    load_in_4bit: bool = _loading_field("load_in_4bit")
-    load_in_8bit: bool = _loading_field("load_in_8bit")
-    revision: str | None = _loading_field("revision")
-    trust_remote_code: bool = _loading_field("trust_remote_code")
+    dtype: str = loading_field("dtype")
+    device: str = loading_field("device")
+    device_map: str | None = loading_field("device_map")
+    load_in_4bit: bool = loading_field("load_in_4bit")
+    load_in_8bit: bool = loading_field("load_in_8bit")
+    revision: str | None = loading_field("revision")
+    trust_remote_code: bool = loading_field("trust_remote_code")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -119,7 +112,7 @@ class ServeSettings(BaseModel):
     @property
     def loading(self) -> Loading:
         """How the model is loaded."""
-        return Loading(**{field.name: getattr(self, field.name) for field in fields(Loading)})
+        return loading_of(self)
 
     @property
     def served_name(self) -> str:
@@ -136,13 +129,7 @@ def settings_of(values: dict[str, Any], where: str) -> ServeSettings:
     Raises:
         SafeguardError: what is wrong in it, by the field's name.
     """
-    try:
-        return ServeSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        raise SafeguardError(f"{where}: {place + ': ' if place else ''}{reason}") from None
+    return validated(ServeSettings, values, where)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
