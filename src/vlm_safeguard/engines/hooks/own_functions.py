@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class ByPrompt(StoppingCriteria):
         """(rows,) bool: which answers end here, where there is a row for each prompt."""
         return self.ends(input_ids, range(len(input_ids)))
 
+    @abstractmethod
     def ends(self, ids: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
         """(rows,) bool: which answers end here.
 
@@ -51,7 +53,6 @@ class ByPrompt(StoppingCriteria):
             ids: (rows, tokens) whole prompts as `generate` was given them, and the answers.
             prompts: the number of each row's prompt.
         """
-        raise NotImplementedError
 
 
 class ShownProcessor(LogitsProcessor):
