@@ -137,7 +137,7 @@ def test_a_mistake_of_ours_is_one_sentence(
         raise RuntimeError("secret /srv/models")
 
     with served(vlm, guard) as (client, _):
-        monkeypatch.setattr("vlm_safeguard.serving.chat._check", broken)
+        monkeypatch.setattr("vlm_safeguard.serving.answering._check", broken)
         answer = client.post(CHAT, json=body(QUESTION))
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "internal"

@@ -9,25 +9,13 @@ import pytest
 import torch
 from transformers import LlavaProcessor
 
-from support.serving import body, served
+from support.serving import TOOL_TEMPLATE, body, served
 from tiny.pocket import make_model, make_processor
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.vlm import VLM
-from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.serving.prompts import Prompt
 from vlm_safeguard.serving.tools import read_reply
 
-TEMPLATE = (
-    "{%- if tools -%}{{ '<|im_start|>system\nTools:' }}"
-    "{%- for tool in tools -%}{{ ' ' + tool.function.name }}{%- endfor -%}"
-    "{{ '<|im_end|>\n' }}{%- endif -%}"
-) + CHAT_TEMPLATE.replace(
-    "{{ '<|im_end|>\n' }}",
-    "{%- for call in message.tool_calls or [] -%}"
-    "{{ call.function.name + '(' + call.function.arguments.place + ')' }}{%- endfor -%}"
-    "{{ '<|im_end|>\n' }}",
-    1,
-)
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
@@ -35,7 +23,7 @@ WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"t
 def test_tools_calls_and_results_are_written_as_the_template_does(
     guard: Guard, choice: str
 ) -> None:
-    processor = make_processor(TEMPLATE)
+    processor = make_processor(TOOL_TEMPLATE)
     vlm = VLM(make_model(processor), processor)
     function = {"name": "weather", "arguments": '{"place": "Bern"}'}
     call = {"id": "1", "type": "function", "function": function}

@@ -18,12 +18,25 @@ from PIL.Image import Image
 
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.serving.app import make_app
 from vlm_safeguard.serving.engine import Engine
 from vlm_safeguard.serving.images import ImageReader
 from vlm_safeguard.serving.settings import ServeSettings
 
 NAME = "tiny"
+#: Writes tools, and calls of a function with a place.
+TOOL_TEMPLATE = (
+    "{%- if tools -%}{{ '<|im_start|>system\nTools:' }}"
+    "{%- for tool in tools -%}{{ ' ' + tool.function.name }}{%- endfor -%}"
+    "{{ '<|im_end|>\n' }}{%- endif -%}"
+) + CHAT_TEMPLATE.replace(
+    "{{ '<|im_end|>\n' }}",
+    "{%- for call in message.tool_calls or [] -%}"
+    "{{ call.function.name + '(' + call.function.arguments.place + ')' }}{%- endfor -%}"
+    "{{ '<|im_end|>\n' }}",
+    1,
+)
 
 
 def data_url(image: Image) -> str:

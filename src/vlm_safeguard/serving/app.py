@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -15,10 +16,12 @@ from pydantic import ValidationError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.serving.admission import Admission
-from vlm_safeguard.serving.chat import complete
+from vlm_safeguard.serving.answering import answer
+from vlm_safeguard.serving.chat import Completion
 from vlm_safeguard.serving.engine import Engine
 from vlm_safeguard.serving.errors import ApiError, internal, invalid
 from vlm_safeguard.serving.images import ImageReader
+from vlm_safeguard.serving.items import ResponseRequest
 from vlm_safeguard.serving.metrics import CONTENT_TYPE, Metrics
 from vlm_safeguard.serving.moderation import guardrail, moderate
 from vlm_safeguard.serving.requests import (
@@ -27,6 +30,7 @@ from vlm_safeguard.serving.requests import (
     GuardrailRequest,
     ModerationRequest,
 )
+from vlm_safeguard.serving.responses import ResponseForm
 from vlm_safeguard.serving.service import Service
 from vlm_safeguard.serving.settings import ServeSettings
 
@@ -74,7 +78,11 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(asked: ChatRequest, http: Request) -> Response:
-        return await complete(service, asked, http)
+        return await answer(service, asked, http, Completion)
+
+    @app.post("/v1/responses", response_model=None)
+    async def responses(asked: ResponseRequest, http: Request) -> Response:
+        return await answer(service, asked.chat, http, partial(ResponseForm, asked))
 
     @app.post("/v1/moderations")
     async def moderations(asked: ModerationRequest, http: Request) -> dict[str, Any]:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+T = TypeVar("T")
+
+#: A text, or a list of parts: an error names what is wrong in the one that was meant.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[T], Tag("parts")],
+    Discriminator(lambda content: "text" if isinstance(content, str) else "parts"),
+]
 
 
 class Wire(BaseModel):
@@ -50,7 +58,7 @@ class SystemMessage(Wire):
     """What the one who runs the application says first."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: Content[TextPart]
     name: str | None = None
 
 
@@ -58,7 +66,7 @@ class UserMessage(Wire):
     """What a user says and shows."""
 
     role: Literal["user"]
-    content: str | list[Part]
+    content: Content[Part]
     name: str | None = None
 
 
@@ -94,7 +102,7 @@ class AssistantMessage(Wire):
     """What the model said, or the tools that it called."""
 
     role: Literal["assistant"]
-    content: str | list[TextPart] = ""
+    content: Content[TextPart] = ""
     refusal: str | None = None
     tool_calls: list[ToolCall] = []
     annotations: list[Any] = Field([], max_length=0)
@@ -105,7 +113,7 @@ class ToolMessage(Wire):
     """What a tool gave."""
 
     role: Literal["tool"]
-    content: str | list[TextPart]
+    content: Content[TextPart]
     tool_call_id: Name
 
 

@@ -11,6 +11,7 @@ from vlm_safeguard.serving.messages import Conversation, Part, Tool, Wire
 
 _AROUND = "it could keep the model from refusing, or the guard from reading the request"
 _GRAMMAR = "an answer that is held to a form cannot be a refusal"
+_NOT_KEPT = "nothing is kept of a request; send the whole conversation"
 _NOT_WRITTEN = "it would change what the model reads after it was written by its own template"
 
 #: Fields of other servers and of OpenAI's that are refused, and why.
@@ -54,6 +55,9 @@ REFUSED = {
     "best_of": "answers are sampled, or the likeliest token is taken",
     "lora_request": "the guard is fitted for the model as it was loaded",
     "audio": "answers are text",
+    "previous_response_id": _NOT_KEPT,
+    "conversation": _NOT_KEPT,
+    "reasoning": "how the model thinks is for its template to say",
     "functions": "it was replaced by 'tools'",
     "function_call": "it was replaced by 'tool_choice'",
 }
