@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= demo-output
 PIP := python -m pip --disable-pip-version-check
 
-.PHONY: help demo eval attack docs test wheel test-oldest bench lint lock clean
+.PHONY: help demo eval attack docs test test-thorough wheel test-oldest bench lint lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make docs   the tables of the README and of docs/, from the files that they are about"
 	@echo "make attack attacks that know the defence, with the report (in results/attack-pocket/)"
 	@echo "make test   lint, types and tests"
+	@echo "make test-thorough  the tests on the real VLM and on every family, which take longer"
 	@echo "make wheel  the wheel, built and tried in an environment that holds nothing else"
 	@echo "make test-oldest  the tests marked 'versions' on the oldest and the newest dependencies"
 	@echo "make bench  what the guard costs: time and memory (in bench-output/)"
@@ -49,8 +50,13 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 # Two workers of one thread each: the models of tests are too small for threads to help.
+pytest = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(pytest)
+
+test-thorough: $(VENV)/.installed
+	$(pytest) -m thorough
 
 # An environment without the extras: torch by pip, as above, then what $(1) asks uv for.
 core = rm -rf $(VENV)-core && $(PYTHON) -m venv $(VENV)-core \

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from support.media import made
-from tiny import load_makers
+from tiny import each_family, family_param, load_makers
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import Backbone
@@ -42,7 +42,10 @@ TIMED = (
     *("muse_glimmer", "muse_spark", "video_llama_3"),
 )
 HEARD_OR_SEEN = [
-    (name, kind) for name, family in FAMILIES.items() for kind in family.media if kind != "image"
+    family_param(name, kind)
+    for name, family in FAMILIES.items()
+    for kind in family.media
+    if kind != "image"
 ]
 AUDIBLE = tuple(name for name, family in FAMILIES.items() if "audio" in family.media)
 #: Families whose images are nothing but placeholders, more for a larger one: where one ends and the
@@ -74,7 +77,7 @@ def reply(text: str) -> dict[str, Any]:
 # --- what each family takes ---
 
 
-@pytest.mark.parametrize("model_type", MAKERS)
+@pytest.mark.parametrize("model_type", each_family())
 def test_families_say_which_media_are_guarded_and_which_refused(model_type: str) -> None:
     _, view = made(model_type)
     refused = {kind for clip in view.clips for kind in clip.kinds} - view.kinds
@@ -82,7 +85,7 @@ def test_families_say_which_media_are_guarded_and_which_refused(model_type: str)
     assert set(FAMILIES[model_type].refused) == refused
 
 
-@pytest.mark.parametrize("model_type", MAKERS)
+@pytest.mark.parametrize("model_type", each_family())
 def test_every_token_that_a_config_names_for_media_is_known(model_type: str) -> None:
     model, _ = MAKERS[model_type]()
     config, known = model.config, Backbone.of(model).placeholder_ids
@@ -257,7 +260,7 @@ def test_a_video_that_is_read_with_its_sound_leaves_the_view_whole(model_type: s
 # --- counting ---
 
 
-@pytest.mark.parametrize("model_type", MAKERS)
+@pytest.mark.parametrize("model_type", each_family())
 def test_adjacent_images_are_counted_one_by_one(model_type: str) -> None:
     processor, view = made(model_type)
     for sizes in ([(64, 64)] * 3, [(64, 64), (300, 100), (96, 64)]):

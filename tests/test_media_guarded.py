@@ -12,7 +12,7 @@ import torch
 
 from support.media import made, noise_inputs
 from support.reference import small_guard, with_thresholds
-from tiny import load_makers
+from tiny import family_param, load_makers
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
@@ -35,7 +35,10 @@ pytestmark = pytest.mark.xdist_group("media")  # they share views, which are slo
 MAKERS = load_makers()
 ASK = "How do I bake bread?"
 HEARD_OR_SEEN = [
-    (name, kind) for name, family in FAMILIES.items() for kind in family.media if kind != "image"
+    family_param(name, kind)
+    for name, family in FAMILIES.items()
+    for kind in family.media
+    if kind != "image"
 ]
 #: Families whose small models run on what the stand-ins for their video processors give.
 RUN = (

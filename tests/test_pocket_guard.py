@@ -22,7 +22,7 @@ from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.receipt import Receipt
 
-pytestmark = [pytest.mark.pocket, pytest.mark.xdist_group("pocket")]
+pytestmark = [pytest.mark.thorough, pytest.mark.pocket, pytest.mark.xdist_group("pocket")]
 N = 40
 
 

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.media import made
 from support.reference import QUESTIONS, small_guard, spanning, text_ids
-from tiny import load_makers
+from tiny import each_family, load_makers
 from tiny.pocket import make_processor
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
@@ -82,7 +82,7 @@ def test_an_answer_holds_no_turn() -> None:
 
 
 @pytest.mark.xdist_group("media")  # it shares views, which are slow to learn
-@pytest.mark.parametrize("model_type", MAKERS)
+@pytest.mark.parametrize("model_type", each_family())
 def test_every_family_judges_a_begun_answer_where_the_request_ends(
     model_type: str, guard: Guard
 ) -> None:

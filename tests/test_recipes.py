@@ -190,6 +190,7 @@ def test_a_recipe_runs_to_its_report(
         assert contents(read_evaluation(tmp_path / "out")).sections
 
 
+@pytest.mark.thorough
 @pytest.mark.pocket
 @pytest.mark.xdist_group("pocket")
 def test_a_slice_of_make_eval(

@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -38,6 +39,21 @@ def load_makers() -> dict[str, Maker]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return dict(sorted(TINY.items()))
+
+
+#: Of each way in which families lay out images, text and caches, one.
+_SHOWN = ("gemma3", "gemma4", "idefics3", "llava", "mllama", "paligemma", "qwen2_vl", "qwen3_vl")
+
+
+def each_family() -> list[Any]:
+    """Every model type as a test's parameter."""
+    return [family_param(name) for name in load_makers()]
+
+
+def family_param(model_type: str, *values: Any) -> Any:
+    """A model type, and more, as a test's parameters; `make test` takes one of each kind."""
+    marks = () if model_type in _SHOWN else pytest.mark.thorough
+    return pytest.param(model_type, *values, marks=marks)
 
 
 def train_tokenizer(special: Sequence[str], size: int = 400) -> Tokenizer:
