@@ -15,6 +15,7 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.pocket import load
 from vlm_safeguard.policy.gate import GATES, TextScore
+from vlm_safeguard.policy.response import Response
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +32,15 @@ def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
     """Fitted with the shipped anchors, on fewer of the calibration requests, for speed.
 
-    Its gate looks at the multimodal pass, too, whether or not harm is legible there.
+    It edits open requests, as most tests are of that. Its gate looks at the multimodal pass, too, whether or not harm is legible there.
     """
     fitted = Guard.fit(
-        model, processor, calibration=shipped_calibration()[:220], layers=(2, 3), rank=5
+        model,
+        processor,
+        calibration=shipped_calibration()[:220],
+        response=Response.EDIT,
+        layers=(2, 3),
+        rank=5,
     )
     (text,) = (each for each in fitted.policy.gate if isinstance(each, TextScore))
     return with_thresholds(fitted, text.threshold, image=100.0)

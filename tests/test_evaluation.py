@@ -250,8 +250,9 @@ def test_row_counts() -> None:
 def test_controls_differ_from_the_default_as_they_should(guard: Guard) -> None:
     assert variants(guard)["default"] is guard
     made = {name: each.policy for name, each in variants(guard).items()}
-    assert made["restore"].edit.name == "restore"
-    assert made["restore"].gate == guard.policy.gate
+    assert made["refuse"].edit.name == "refuse"
+    assert made["refuse"].gate == guard.policy.gate
+    assert all(policy.edits for name, policy in made.items() if name != "default")
     assert (made["project"].edit.name, made["project"].gate) == (
         "project",
         GATES["open"],

@@ -83,12 +83,14 @@ def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harm
     assert reading.prefix_margin is not None
     for row in range(ROWS):
         margin, words = float(reading.margin[row]), float(reading.prefix_margin[row])
-        expected = margin > 0 and (words > -slack or harm(reading, row, (1, 3)) > above)
+        asked = margin > 0 and harm(reading, row, (1, 3)) <= above
+        assert bool(criterion.awaits_words(reading)[row]) == asked
+        expected = margin > 0 and (words > -slack or not asked)
         assert criterion.opens(scores, 3)[row].tolist() == [expected] * 3
         sentence = criterion.says(scores[row].tolist(), expected)
         assert (sentence is None) == (margin <= 0)
         assert ("itself refuse" in (sentence or "")) == expected
-        assert ("own_opening" in criterion.shown(scores[row].tolist())) == (margin > 0)
+        assert ("own_opening" in criterion.shown(scores[row].tolist())) == asked
 
 
 def test_the_papers_gate_is_a_sign_a_layer(reading: Reading) -> None:

@@ -18,7 +18,9 @@ from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.policy import Policy
+from vlm_safeguard.policy.response import Response
 
 pytestmark = pytest.mark.versions
 
@@ -126,28 +128,34 @@ class _Gone:
         """Nothing to remove."""
 
 
-def test_the_words_of_a_refusal_are_read_behind_texts_alone_whose_first_token_refuses(
-    exact_model: Model, processor: LlavaProcessor, guard: Guard
+@pytest.mark.parametrize("unclear", [True, False])
+def test_the_words_of_a_refusal_are_read_where_its_first_token_leads_and_the_score_is_low(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, unclear: bool
 ) -> None:
-    """And behind those whose answers are edited there; against the margins of a pass of its own."""
+    """Against the margins of a pass of its own; and nowhere else, where nothing is edited there."""
     first = [
         int(run_row(exact_model, text_ids(processor, question))[1][-1].argmax())
         for question in QUESTIONS
     ]
     prefix, refusing = (first[0], 23), first.count(first[0])
     assert refusing < len(QUESTIONS)
-    asked = with_thresholds(guard, 1e9, tokens=(first[0],)).variant(refusal_prefix=prefix).policy
+    asked = with_thresholds(guard, 1e9, tokens=(first[0],)).policy
+    asked = replace(asked, refusal_prefix=prefix, response=Response.TEXT)
+    own = asked.criterion(OwnRefusal)
+    assert own is not None
+    bound = 1e9 if unclear else -1e9
+    asked = asked.with_criterion(own.model_copy(update={"score_above": bound}))
     reader, _ = text_reader(exact_model, asked)
     batch = read(asked, processor, [True] * 4)
     with decoder_passes(exact_model) as passes:
         reader.ask(batch)
     longest = max(len(text_ids(processor, question)) for question in QUESTIONS)
-    assert passes == [(len(QUESTIONS), longest), (refusing, len(prefix))]
+    assert passes == [(len(QUESTIONS), longest)] + [(refusing, len(prefix))] * unclear
     for question, token, findings in zip(QUESTIONS, first, batch.decision.findings, strict=True):
         measures = findings[0].measures
         assert (measures["own_refusal"] > 0) == (token == first[0])
-        assert ("own_opening" in measures) == (token == first[0])
-        if token == first[0]:
+        assert ("own_opening" in measures) == (unclear and token == first[0])
+        if "own_opening" in measures:
             _, logits = run_row(exact_model, [*text_ids(processor, question), *prefix])
             leads = []
             for place, said in zip(range(-3, -1), prefix, strict=True):

@@ -17,6 +17,7 @@ from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.media import Media
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.request import Request, read_request
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.rows import Rows, edit_masked, edit_rows, token_starts
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.subspace import Subspace
@@ -39,7 +40,7 @@ def policy(span: Span) -> Policy:
     """One that edits nothing but this span, of a model whose generation prompt is not known."""
     zeros = torch.zeros(1, 1)
     directions = Directions(zeros[None], zeros, zeros, zeros, zeros[0])
-    return Policy(directions, zeros, (0,), 1, Refuse(span=span), GATES["open"], VIEW)
+    return Policy(directions, zeros, (0,), 1, Refuse(span=span), GATES["open"], VIEW, Response.EDIT)
 
 
 def requests(span: Span) -> list[Request]:

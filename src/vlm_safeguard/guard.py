@@ -34,6 +34,7 @@ from vlm_safeguard.policy.edits import Edit, Refuse, edit_from_config
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.soundness import check_sound
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Guard:
         calibration: Sequence[str] | None = None,
         edit: Edit | None = None,
         gate: str = CALIBRATED,
+        response: Response | None = None,
         layers: Sequence[int] | None = None,
         batch_size: int = 32,
         **options: Any,
@@ -88,10 +90,12 @@ class Guard:
             processor: its processor, with a chat template.
             anchors: pairs of a harmful and a harmless request; the shipped ones by default.
             calibration: harmless requests that choose the gate's thresholds; likewise.
-            edit: what to do to a request whose gate is open; `Refuse()` by default.
+            edit: what `Response.EDIT` does to a request's states; `Refuse()` by default.
             gate: `calibrated` to the budget; `discriminant`, the same with a discriminant fitted on
                 wrapped, translated and follow-up anchors, too, in the place of the text's harm
                 score; `paper`, its uncentred one for each layer by itself; or `open`, always.
+            response: how a request whose gate is open is answered: by default from its text alone
+                (`Response.REFUSAL`), and by the edit where one is given.
             layers: layers to edit; `choose_layers` decides by default.
             batch_size: requests in one forward pass.
             options: fields of `FitOptions` that are not to be the default, e.g. `rank` or `budget`.
@@ -115,6 +119,7 @@ class Guard:
             chosen,
             edit=Refuse() if edit is None else edit,
             gate=gate,
+            response=response or (Response.REFUSAL if edit is None else Response.EDIT),
             layers=layers,
             batch_size=batch_size,
         )
@@ -126,7 +131,12 @@ class Guard:
         )
 
     def variant(self, **changes: Any) -> Guard:
-        """The same with parts of it, or of its policy, changed: `guard.variant(edit=Restore())`."""
+        """The same with parts of it, or of its policy, changed: `guard.variant(edit=Restore())`.
+
+        With an edit, the response is `Response.EDIT`, unless it is given, too.
+        """
+        if "edit" in changes:
+            changes = {"response": Response.EDIT, **changes}
         names = {each.name for each in fields(Policy)}
         policy = {name: value for name, value in changes.items() if name in names}
         rest = {name: value for name, value in changes.items() if name not in names}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlm_safeguard.cli.loading import AsJson, ModelName, console, loads_a_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.loading import Loading, load_model
+from vlm_safeguard.policy.response import Response
+
+if TYPE_CHECKING:
+    from vlm_safeguard.policy.edits import Edit
 
 
 @loads_a_model
@@ -25,10 +29,14 @@ def fit(
         Path | None,
         typer.Option(help="Your harmless requests: CSV or JSONL with 'text'."),
     ] = None,
+    response: Annotated[
+        Response | None,
+        typer.Option(help="How a request whose gate is open is answered; refusal by default."),
+    ] = None,
     edit: Annotated[
-        str,
-        typer.Option(help="What is done to a request whose gate is open: refuse, restore, …"),
-    ] = "refuse",
+        str | None,
+        typer.Option(help="Answer it by this edit of its states: refuse, restore, …"),
+    ] = None,
     gate: Annotated[
         str,
         typer.Option(help="What opens it: calibrated, discriminant, paper or open."),
@@ -53,13 +61,12 @@ def fit(
     from vlm_safeguard.anchors import read_anchors, read_requests
     from vlm_safeguard.cli.inspect import summary
     from vlm_safeguard.guard import Guard
-    from vlm_safeguard.policy.edits import edit_from_config
     from vlm_safeguard.report.figures.guard import guard_figure
     from vlm_safeguard.report.tables import facts_table
 
     pairs = None if anchors is None else read_anchors(anchors)
     requests = None if calibration is None else read_requests(calibration)
-    chosen = edit_from_config({"name": edit} | ({} if span is None else {"span": span}))
+    chosen = _edit(edit, span)
     options: dict[str, Any] = {"rank": rank, "budget": budget}
     loaded, processor = load_model(model, loading)
     guard = Guard.fit(
@@ -69,6 +76,7 @@ def fit(
         calibration=requests,
         edit=chosen,
         gate=gate,
+        response=response,
         layers=window,
         **{name: value for name, value in options.items() if value is not None},
     )
@@ -79,6 +87,15 @@ def fit(
         print(json.dumps(facts))
     else:
         screen.print(facts_table(facts, f"Guard saved in {out}"))
+
+
+def _edit(name: str | None, span: str | None) -> Edit | None:
+    """The edit that is asked for; None where neither it nor its span is."""
+    from vlm_safeguard.policy.edits import edit_from_config
+
+    if name is None and span is None:
+        return None
+    return edit_from_config({"name": name or "refuse"} | ({} if span is None else {"span": span}))
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

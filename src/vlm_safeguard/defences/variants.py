@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
@@ -15,11 +16,11 @@ from vlm_safeguard.policy.response import Response
 _SEED = 0
 
 #: By name, what makes a variant of a fitted guard:
+#: - `default`: the guard as it is;
 #: - `vlm-guard-project`, `vlm-guard-add`: the projection and h + P h(q), as the paper writes them,
 #:   behind its uncentred gate, for each layer by itself;
 #: - `project`: the literal projection h − P h, on every request;
 #: - `restore`, `refuse`: its gate, that edit;
-#: - `default`: the guard as it is;
 #: - `text`, `refusal`: its gate; an open request is answered from its text alone, in `refusal` with
 #:   the model's own words of refusal first where it would not refuse;
 #: - `text-always`: without its gate, every request is answered from its text alone;
@@ -28,27 +29,32 @@ _SEED = 0
 #: - `random`: its gate and edit, in a random subspace of the same rank;
 #: - `flipped`: its gate and edit, pushing the other way.
 VARIANTS: dict[str, Callable[[Guard], Guard]] = {
-    "vlm-guard-project": lambda guard: guard.variant(edit=Project(), gate=GATES["paper"]),
-    "vlm-guard-add": lambda guard: guard.variant(edit=Add(), gate=GATES["paper"]),
-    "project": lambda guard: guard.variant(edit=Project(), gate=GATES["open"]),
-    "restore": lambda guard: guard.variant(edit=Restore()),
-    "refuse": lambda guard: guard.variant(edit=Refuse()),
     "default": lambda guard: guard,
+    "vlm-guard-project": lambda guard: _editing(guard, edit=Project(), gate=GATES["paper"]),
+    "vlm-guard-add": lambda guard: _editing(guard, edit=Add(), gate=GATES["paper"]),
+    "project": lambda guard: _editing(guard, edit=Project(), gate=GATES["open"]),
+    "restore": lambda guard: _editing(guard, edit=Restore()),
+    "refuse": lambda guard: _editing(guard, edit=Refuse()),
     "text": lambda guard: guard.variant(response=Response.TEXT),
     "refusal": lambda guard: guard.variant(response=Response.REFUSAL),
     "text-always": lambda guard: guard.variant(response=Response.TEXT, gate=GATES["open"]),
-    "rank-1": lambda guard: guard.variant(rank=1),
-    "rank-8": lambda guard: guard.variant(rank=8),
-    "rank-full": lambda guard: guard.variant(
-        directions=(whole := whole_space(guard.policy.directions)), rank=whole.rank
+    "rank-1": lambda guard: _editing(guard, rank=1),
+    "rank-8": lambda guard: _editing(guard, rank=8),
+    "rank-full": lambda guard: _editing(
+        guard, directions=(whole := whole_space(guard.policy.directions)), rank=whole.rank
     ),
-    "random": lambda guard: guard.variant(random_seed=_SEED),
-    "flipped": lambda guard: guard.variant(
-        edit=replace(guard.policy.edit, strength=-guard.policy.edit.strength)
+    "random": lambda guard: _editing(guard, random_seed=_SEED),
+    "flipped": lambda guard: _editing(
+        guard, edit=replace(guard.policy.edit, strength=-guard.policy.edit.strength)
     ),
 }
 #: Those that the demo shows.
-SHOWN = ("default", "restore", "project", "random", "flipped")
+SHOWN = ("default", "refuse", "project", "random", "flipped")
+
+
+def _editing(guard: Guard, **changes: Any) -> Guard:
+    """A variant that edits open requests beside their images, as VLM-Guard does."""
+    return guard.variant(response=Response.EDIT, **changes)
 
 
 def variants(guard: Guard, names: Sequence[str] = SHOWN) -> dict[str, Guard]:

@@ -46,6 +46,7 @@ from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.soundness import check_layers
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def fit_policy(
     *,
     edit: Edit,
     gate: str,
+    response: Response,
     layers: Sequence[int] | None,
     batch_size: int,
 ) -> tuple[Policy, dict[str, torch.Tensor]]:
@@ -123,6 +125,7 @@ def fit_policy(
         text_view=view,
         generation_prompt=prompt,
         refusal_prefix=() if own is None else own.prefix,
+        response=response,
         discriminant=None if further is None else further.shrunk.discriminant,
     )
     return policy, scores

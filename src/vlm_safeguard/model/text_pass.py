@@ -34,21 +34,12 @@ class TextPass:
         """Whether all of these can be gone on in."""
         return self.cache is not None and all(text in self.rows for text in texts)
 
-    def cache_of(self, texts: Sequence[tuple[int, ...]], *, without_last: bool = False) -> Any:
-        """A cache of these texts' own, in this order; None where there can be none.
-
-        Args:
-            without_last: leave out their last token, which is then to be run again.
-        """
+    def cache_of(self, texts: Sequence[tuple[int, ...]]) -> Any:
+        """A cache of these texts' own, in this order; None where there can be none."""
         if not self.holds(texts):
             return None
-        cache: Any = copy(self.cache)
-        cache.layers = [copy(layer) for layer in cache.layers]
+        cache = _copied(self.cache)
         cache.batch_select_indices(self.places(texts))
-        if without_last:
-            if any(_is_full(layer) for layer in cache.layers):
-                return None
-            cache.crop(-1)
         return cache
 
     def places(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
@@ -60,6 +51,22 @@ def plain_cache(cache: Any) -> Cache | None:
     """A cache that can be gone on in; None where it is of another kind."""
     layers = getattr(cache, "layers", ())
     return cache if layers and all(type(layer) in _PLAIN for layer in layers) else None
+
+
+def without_last(cache: Any) -> Any:
+    """The same without the texts' last tokens; None where they cannot be taken back."""
+    if any(_is_full(layer) for layer in cache.layers):
+        return None
+    shorter = _copied(cache)
+    shorter.crop(-1)
+    return shorter
+
+
+def _copied(cache: Any) -> Any:
+    """One whose layers change by themselves; it shares what they hold."""
+    other = copy(cache)
+    other.layers = [copy(layer) for layer in cache.layers]
+    return other
 
 
 def _is_full(layer: Any) -> bool:

@@ -87,6 +87,11 @@ class OwnRefusal(Criterion):
         """The layers of its harm score."""
         return self.layers
 
+    def awaits_words(self, reading: Reading) -> torch.Tensor:
+        """(n,) bool: where a refusal's first token leads and the text's score leaves it open."""
+        assert reading.margin is not None
+        return (reading.margin > 0) & (reading.harm(self.layers).cpu() <= self.score_above)
+
     def score(self, reading: Reading) -> torch.Tensor:
         """Both margins, in logits, and the harm score."""
         assert reading.margin is not None
@@ -112,9 +117,10 @@ class OwnRefusal(Criterion):
         return None
 
     def shown(self, score: Sequence[float]) -> dict[str, float]:
-        """The margins; the prefix's where it was read, behind a first token that leads."""
-        margin, prefix, _ = score
-        return {"own_refusal": margin} | ({"own_opening": prefix} if margin > 0 else {})
+        """The margins; the prefix's where it was asked for."""
+        margin, prefix, harm = score
+        read = margin > 0 and harm <= self.score_above
+        return {"own_refusal": margin} | ({"own_opening": prefix} if read else {})
 
 
 class Thresholded(Criterion, ABC):

@@ -24,7 +24,7 @@ C = TypeVar("C", bound=Criterion)
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """Which requests are edited, how, and where.
+    """Which requests open the gate, and how these are answered.
 
     Attributes:
         directions: of every layer, at least `rank` of them.
@@ -34,13 +34,13 @@ class Policy:
         edit: what is done to the states of a request whose gate is open, if `response` is that.
         gate: criteria, any of which opens it.
         text_view: how a request loses its images.
+        response: how a request whose gate is open is answered.
         generation_prompt: where it ends and the answer begins; None where that is not known (guards
             of format 3), and every request ends with its prompt.
         refusal_prefix: token ids that most of the model's own refusals start with. By them a
             refusal is told from "I can't see an image"; and behind an open gate an answer that
             starts so is edited there as well (`Span.OPENING`), or it turns to the image in its
             middle ("I'm … looking at").
-        response: how a request whose gate is open is answered.
         random_seed: where set, a random subspace takes the directions' place in the edit (a
             control); the gate keeps the true ones.
         discriminant: of every layer, for criteria that ask for it; None where none does.
@@ -53,9 +53,9 @@ class Policy:
     edit: Edit
     gate: tuple[AnyCriterion, ...]
     text_view: TextView
+    response: Response
     generation_prompt: GenerationPrompt | None = None
     refusal_prefix: tuple[int, ...] = ()
-    response: Response = Response.EDIT
     random_seed: int | None = None
     discriminant: Discriminant | None = None
 

@@ -22,7 +22,7 @@ class Reading:
         margin: (n,) lead of a refusal's first token, as `refusal.first_token_margin` gives it, on
             the CPU; None where no criterion asks for it.
         prefix_margin: (n,) the least lead of the refusal prefix's tokens (`refusal.token_margin`);
-            where the first token does not lead, that is `margin`.
+            `margin` where no criterion asks for it.
         discriminant: on the states' device; None where no criterion asks for it.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.discriminant import Discriminant
+from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.subspace import Subspace
@@ -68,7 +69,7 @@ class TextReader:
         """Decide on a batch by its texts, and take the coordinates that its edits aim at.
 
         Each different text of an editable request is read once; and behind it the words of a
-        refusal, where its first token refuses or its answer may be edited there.
+        refusal, where the model's decision hangs on them or its answer may be edited there.
 
         Raises:
             SafeguardError: a state or a score is not finite, or a hook did not fire.
@@ -83,13 +84,15 @@ class TextReader:
             for layer in self.policy.watched
         }
         check_finite([final, *states.values()], "The text-only pass gave states that are")
-        margin = words = None
-        if tokens := self.policy.refusal_tokens:
-            margin = refusal_margins(self.backbone, final[:, 0], tokens)
-            words = self._words(list(place), margin, readings, first)
         reading = Reading(
-            states, self.directions, self.policy.layers, margin, words, self.discriminant
+            states, self.directions, self.policy.layers, discriminant=self.discriminant
         )
+        if (own := self.policy.criterion(OwnRefusal)) is not None:
+            margin = refusal_margins(self.backbone, final[:, 0], own.tokens)
+            reading = replace(reading, margin=margin, prefix_margin=margin)
+            declined = own.awaits_words(reading).nonzero()[:, 0].tolist()
+            words = self._words(list(place), declined, margin, readings, first)
+            reading = replace(reading, prefix_margin=words)
         rows = [
             place[text] if editable else None
             for text, editable in zip(batch.texts, batch.editable.tolist(), strict=True)
@@ -103,13 +106,13 @@ class TextReader:
     def _words(
         self,
         texts: list[Text],
+        declined: list[int],
         margin: torch.Tensor,
         readings: TextReadings,
         first: TextPass | None,
     ) -> torch.Tensor:
-        """`prefix_margins`, read behind those texts alone whose first token refuses."""
+        """`prefix_margins`, read behind the `declined` of the texts alone; `margin` elsewhere."""
         prefix, words = self.policy.refusal_prefix, margin.clone()
-        declined = (margin > 0).nonzero()[:, 0].tolist()
         if not prefix or not declined:
             return words
         self._read_behind([texts[i] for i in declined], prefix, readings, first)

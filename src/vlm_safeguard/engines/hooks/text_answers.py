@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import Cache, LogitsProcessorList, StoppingCriteriaList
 
+from vlm_safeguard.engines.hooks.first_pass import FirstPass
 from vlm_safeguard.engines.hooks.options import ALLOWED, setting
 from vlm_safeguard.engines.hooks.own_functions import (
     ShownCriterion,
@@ -20,7 +21,7 @@ from vlm_safeguard.engines.hooks.own_functions import (
 )
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.model.text_pass import TextPass
+from vlm_safeguard.model.text_pass import TextPass, without_last
 
 _DEFAULT_NEW_TOKENS = 20  # as generate has it where no length is asked for
 #: What of an output has a row for each answer, or for each beam.
@@ -111,9 +112,9 @@ class TextAnswers:
             if name in lengths:
                 lengths[name] = max(lengths[name] - len(begun), 0)
         rows = [[*text, *begun] for text in texts]
-        cache = self._cache(texts, begun, read)
+        cache, first = self._read_before(texts, begun, read)
         width = max(map(len, rows))
-        if cache is not None:  # the last token is run again where the answer begins with nothing
+        if cache is not None:
             width = cache.get_seq_length() + max(len(begun), 1)
         device = self._ids.device
         left = [width - len(row) for row in rows]
@@ -127,15 +128,16 @@ class TextAnswers:
         if self._backbone.bidirectional:  # 0 where a token is the prompt's, which attend both ways
             inputs["token_type_ids"] = torch.zeros_like(ids)
             inputs["token_type_ids"][:, width - len(begun) :] = 1
-        output = self._generate(
-            **{name: values.to(device) for name, values in inputs.items()},
-            **{
-                **self._options,
-                **lengths,
-                **({} if cache is None else {"past_key_values": cache}),
-                **seeing,
-            },
-        )
+        with nullcontext() if first is None else first.known_to(self._model):
+            output = self._generate(
+                **{name: values.to(device) for name, values in inputs.items()},
+                **{
+                    **self._options,
+                    **lengths,
+                    **({} if cache is None else {"past_key_values": cache}),
+                    **seeing,
+                },
+            )
         return Answers(tuple(requests), output, width, begun)
 
     def merged(self, answers: Sequence[Answers]) -> Any:
@@ -195,22 +197,30 @@ class TextAnswers:
             merged.append(scores)
         return tuple(merged)
 
-    def _cache(
+    def _read_before(
         self, texts: Sequence[tuple[int, ...]], begun: tuple[int, ...], read: TextPass | None
-    ) -> Any:
-        """Of a pass that read the texts; None where the answers are to read them anew."""
+    ) -> tuple[Cache | None, FirstPass | None]:
+        """The cache that the answers go on in, and their first pass where they begin with nothing.
+
+        None where they are to read the texts anew.
+        """
         # PaliGemma's generate counts positions from 1, its decoder from 0
         fresh = [self._backbone.bidirectional, *(self._setting(name) for name in _OWN_CACHE)]
         copies = [self._setting(name) or 1 for name in ("num_beams", "num_return_sequences")]
         if read is None or any(fresh) or max(copies) > 1 or self._setting("use_cache") is False:
-            return None
-        cache = read.cache_of(texts, without_last=not begun)
-        if cache is not None:
-            zero = torch.zeros(1, 1, dtype=torch.long, device=self._ids.device)
-            for module in self._model.modules():
-                if hasattr(module, "rope_deltas"):  # by how much an image shifts what follows it
-                    module.rope_deltas = zero
-        return cache
+            return None, None
+        whole = read.cache_of(texts)
+        cache = whole if begun or whole is None else without_last(whole)
+        if cache is None:
+            return None, None
+        zero = torch.zeros(1, 1, dtype=torch.long, device=self._ids.device)
+        for module in self._model.modules():
+            if hasattr(module, "rope_deltas"):  # by how much an image shifts what follows it
+                module.rope_deltas = zero
+        if begun:
+            return cache, None
+        logits = self._backbone.next_token_logits(read.final[read.places(texts)])
+        return cache, FirstPass(whole, logits)
 
     # --- options ---
 

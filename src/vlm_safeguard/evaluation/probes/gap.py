@@ -14,6 +14,7 @@ from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.activations import image_states, text_states
 from vlm_safeguard.model.conversation import encode_chat
 from vlm_safeguard.policy.directions import auroc as auroc_of
+from vlm_safeguard.policy.response import Response
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
@@ -34,7 +35,7 @@ class Gap:
 
 @torch.inference_mode()
 def gap_states(vlm: VLM, guard: Guard, harmful: Sequence[str], harmless: Sequence[str]) -> Gap:
-    """States at the last edited layer: text only, with a blank image, and guarded with it."""
+    """States at the last edited layer: text only, with a blank image, and edited beside it."""
     backbone, processor = vlm.backbone, vlm.processor
     layer = guard.policy.layers[-1]
     requests = [*harmful, *harmless]
@@ -45,7 +46,7 @@ def gap_states(vlm: VLM, guard: Guard, harmful: Sequence[str], harmless: Sequenc
 
     text = split(text_states(backbone, [encode_chat(processor, each) for each in requests])[0])
     unguarded = split(image_states(backbone, processor, requests, blanks))
-    with guard.attach(vlm.model):
+    with guard.variant(response=Response.EDIT).attach(vlm.model):
         guarded = split(image_states(backbone, processor, requests, blanks, label="guarded"))
     return Gap(layer, text, unguarded, guarded)
 
