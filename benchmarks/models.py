@@ -208,8 +208,8 @@ def requests_with(model: Any, processor: Any, guard: Guard, gate: str, count: in
     for start in range(0, len(texts), _AT_ONCE):
         asked = texts[start : start + _AT_ONCE]
         inputs = model_inputs(model, processor, asked, [blank_image()] * len(asked))
-        with torch.no_grad(), guard.attach(model):
-            model(**inputs, use_cache=False, logits_to_keep=1)
+        with guard.attach(model):
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
         found += [
             text
             for text, receipt in zip(asked, guard.receipts, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -19,7 +18,7 @@ from vlm_safeguard import Guard
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.backbone import model_inputs
-from vlm_safeguard.policy.span import Span
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.timing import Ratio, now
 
 BATCHES = (1, 8)
@@ -40,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             texts = requests_with(model, processor, guard, gate, size)
             inputs = model_inputs(model, processor, texts, [blank_image()] * size)
             measure(sheet, model, inputs, guard, gate, asked.rounds)
+            if gate == "open":
+                alone = model_inputs(model, processor, texts, [None] * size)
+                measure_beside_text(sheet, model, inputs, alone, guard, asked.rounds)
     sheet.show()
 
 
@@ -50,7 +52,7 @@ def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, roun
         "unguarded": None,
         AGAIN: None,
         "default": guard,
-        "answer": guard.variant(edit=replace(guard.policy.edit, span=Span.ANSWER)),
+        "edit": guard.variant(response=Response.EDIT),
     }
     others = list(guards)[1:]
 
@@ -80,7 +82,7 @@ def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, roun
         keep(
             "prefill",
             {name: [times[0] for times in all_times] for name, all_times in found.items()},
-            1 + share + 0.03,
+            1 + share + 0.03 if gate == "closed" else None,
             f"text is {share:.0%} of the prompt",
         )
     if sheet.lacks(named(f"{longest} tokens", name) for name in others):
@@ -94,6 +96,32 @@ def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, roun
             whole = {name: [times[tokens - 1] for times in some] for name, some in found.items()}
             slower = 1.03 if model.device.type == "cuda" else 1.05
             keep(f"{tokens} tokens", whole, slower if tokens == 128 else None)
+
+
+def measure_beside_text(
+    sheet: Sheet, model: Any, inputs: Any, alone: Any, guard: Guard, rounds: int
+) -> None:
+    """The default's prefill over that of the same requests, asked unguarded without their images.
+
+    Args:
+        inputs: requests beside images, whose gates are open.
+        alone: the same without.
+    """
+    size = len(inputs["input_ids"])
+    name = f"prefill over text alone, open gate, batch {size}, default"
+    if not sheet.lacks([name]):
+        return
+    found = in_turns(
+        f"prefill beside text alone, batch {size}",
+        {
+            "text": partial(stamps, model, alone, None, "open", 1),
+            "default": partial(stamps, model, inputs, guard, "open", 1),
+        },
+        _MORE * rounds,
+    )
+    text, default = ([times[0] for times in found[each]] for each in ("text", "default"))
+    took = f"text alone {1e3 * median(text):.1f} ms"
+    sheet.add(Cell.ratio(name, Ratio.of(default, text), 1.10, took))
 
 
 class Clock(StoppingCriteria):
@@ -131,8 +159,8 @@ def stamps(model: Any, inputs: Any, guard: Guard | None, gate: str, tokens: int)
 
 def text_share(model: Any, inputs: Any, guard: Guard) -> float:
     """Tokens of the text-only views over tokens of the prompts: what a second pass must cost."""
-    with torch.no_grad(), guard.attach(model):
-        model(**inputs, use_cache=False, logits_to_keep=1)
+    with guard.attach(model):
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
     return sum(r.text_tokens for r in guard.receipts) / int(inputs["attention_mask"].sum())
 
 

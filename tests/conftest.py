@@ -32,7 +32,8 @@ def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
     """Fitted with the shipped anchors, on fewer of the calibration requests, for speed.
 
-    It edits open requests, as most tests are of that. Its gate looks at the multimodal pass, too, whether or not harm is legible there.
+    It edits open requests, as most tests are of that. Its gate looks at the multimodal pass, too,
+    whether or not harm is legible there.
     """
     fitted = Guard.fit(
         model,

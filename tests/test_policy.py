@@ -155,7 +155,7 @@ def test_a_guard_of_format_3_decides_and_answers_as_it_did(
 ) -> None:
     """What the version that wrote it gave for the same requests is stored beside it.
 
-    It read a refusal's words where the text's score said enough, too; today they are not read there.
+    It read a refusal's words where the text's score said enough, too.
     """
     with pytest.warns(UserWarning, match="where this model's answers begin"):
         guard = Guard.from_pretrained(FORMAT_3)

@@ -19,6 +19,7 @@ from vlm_safeguard.evaluation.probes.speed import TimeRatio, time_ratio
 from vlm_safeguard.evaluation.results.gap import GapRecord
 from vlm_safeguard.evaluation.results.rows import DEFAULT, Row
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.policy.response import Response
 
 if TYPE_CHECKING:
     from vlm_safeguard.evaluation.answers.progress import Report
@@ -86,6 +87,9 @@ class Measurements:
 
     def _divergence(self, cell: Sequence[Ask]) -> Divergence:
         tokens, ids = self._plan.max_new_tokens, [ask.sample.id for ask in cell]
+        guard = self._guard
+        if guard.policy.response is Response.REFUSAL:  # whose answers begin as the model's do not
+            guard = guard.variant(response=Response.TEXT)
         return self._journal.kept(
             ["kl", *self._model.weights, cell[0].benchmark, cell[0].condition, tokens, ids],
             Divergence,
@@ -93,7 +97,7 @@ class Measurements:
                 divergences(
                     loaded_vlm(self._model),
                     [ask.chat() for ask in cell],
-                    self._guard.attach,
+                    guard.attach,
                     max_new_tokens=tokens,
                     batch_size=self._plan.batch_size,
                 )
