@@ -17,7 +17,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 import vlm_safeguard
 from vlm_safeguard.defences.guarded import Guarded, sharing_readings
 from vlm_safeguard.defences.prompts import NONE
-from vlm_safeguard.defences.variants import variants
+from vlm_safeguard.defences.variants import VARIANTS, variants
 from vlm_safeguard.evaluation import demo
 from vlm_safeguard.evaluation.answers.direct import direct_answers
 from vlm_safeguard.evaluation.asks.ask import Ask
@@ -193,7 +193,10 @@ def test_guards_that_share_a_reading_make_one_text_only_pass(
 
 
 def test_demo_gives_every_cell_once_and_its_json_reads_back(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, guard: Guard
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    guard: Guard,
+    tmp_path: Path,
 ) -> None:
     seen: list[tuple[int, int]] = []
     results = demo.run(
@@ -202,9 +205,18 @@ def test_demo_gives_every_cell_once_and_its_json_reads_back(
         prompts=4,
         questions=3,
         batch_size=4,
+        out=tmp_path,
         report=lambda what, done, total: seen.append((done, total)),
     )
-    assert seen[-1][0] == seen[-1][1]
+    assert (total := seen[0][1]) in [done for done, _ in seen]  # all answers, then the attack
+    assert total == 4 * 3 * 2 * 4 + 3 * 3
+    attacked = [row for row in results.attacks if row.metric == "attack_success"]
+    assert Counter((row.attack, row.defence, row.through) for row in attacked) == Counter(
+        (attack, defence, through)
+        for attack, through in (("none", None), ("pgd", "refuse"))
+        for defence in ("none", "refuse", "default")
+    )
+    assert len(list((tmp_path / "images").iterdir())) == demo.ATTACK.requests == attacked[0].n
     shares = [row for row in results.rows if row.metric in ("refusal", "accuracy")]
     defences = ["none", *variants(guard)]
     assert Counter((row.benchmark, row.defence, row.condition) for row in shares) == Counter(
@@ -249,10 +261,11 @@ def test_row_counts() -> None:
 
 def test_controls_differ_from_the_default_as_they_should(guard: Guard) -> None:
     assert variants(guard)["default"] is guard
-    made = {name: each.policy for name, each in variants(guard).items()}
+    made = {name: VARIANTS[name](guard).policy for name in VARIANTS}
     assert made["refuse"].edit.name == "refuse"
     assert made["refuse"].gate == guard.policy.gate
-    assert all(policy.edits for name, policy in made.items() if name != "default")
+    text = {"default", "text", "refusal", "text-always"}
+    assert all(policy.edits for name, policy in made.items() if name not in text)
     assert (made["project"].edit.name, made["project"].gate) == (
         "project",
         GATES["open"],

@@ -21,9 +21,9 @@ def demo(
     ),
     prompts: Annotated[
         int, typer.Option(min=1, max=219, help="Held-out prompts of each kind.")
-    ] = 100,
-    questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 120,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 100,
+    ] = 40,
+    questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 40,
     dtype: Dtype = "auto",
     device: Device = "auto",
     as_json: AsJson = False,
@@ -51,7 +51,7 @@ def demo(
     fit_seconds = time.monotonic() - fit_started
     guard.save_pretrained(out / "guard")
     guard_figure(guard, out / "guard.png")
-    screen.print("[bold]3/4[/bold] Held-out prompts, every image condition, every defence")
+    screen.print("[bold]3/4[/bold] Held-out prompts beside images, then images made to attack")
     with progress_bar(screen) as report:
         results = measurement.run(
             vlm,
@@ -59,6 +59,7 @@ def demo(
             prompts=prompts,
             questions=questions,
             batch_size=batch_size,
+            out=out,
             report=report,
         )
     screen.print("[bold]4/4[/bold] Figures")
@@ -90,6 +91,14 @@ def demo(
         results_table([r for r in refusal if r.prompts == "harmful"], "Harmful: refused"),
         results_table([r for r in refusal if r.prompts == "harmless"], "Harmless: refused"),
         results_table(utility, "Image questions: answered right ('text' is without the image)"),
+        results_table(
+            [
+                row.model_copy(update={"condition": "noise" if row.attack == "none" else "made"})
+                for row in results.attacks
+                if row.metric == "attack_success"
+            ],
+            "Harmful: followed beside noise, and beside images made to undo the edit (white box)",
+        ),
         facts_table(
             {
                 "guarded / unguarded time": f"{results.time_ratio:.2f}×",

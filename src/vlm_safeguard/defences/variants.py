@@ -49,7 +49,7 @@ VARIANTS: dict[str, Callable[[Guard], Guard]] = {
     ),
 }
 #: Those that the demo shows.
-SHOWN = ("default", "refuse", "project", "random", "flipped")
+SHOWN = ("default", "refuse", "project")
 
 
 def _editing(guard: Guard, **changes: Any) -> Guard:

@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_safeguard.defences.guarded import sharing_readings
 from vlm_safeguard.defences.prompts import NONE
 from vlm_safeguard.defences.variants import variants
 from vlm_safeguard.evaluation.answers.direct import direct_answers
-from vlm_safeguard.evaluation.asks.ask import Ask, asks_of
+from vlm_safeguard.evaluation.asks.ask import Ask, AttackedAsk, asks_of
+from vlm_safeguard.evaluation.asks.attempt import NO_ATTACK, UNBOUNDED, Attempt
 from vlm_safeguard.evaluation.asks.benchmarks.own import scene_questions
+from vlm_safeguard.evaluation.attack_plan import AttackPlan
+from vlm_safeguard.evaluation.attacks.checkpoints import Checkpoints
+from vlm_safeguard.evaluation.attacks.pgd import PGD
+from vlm_safeguard.evaluation.attacks.target import Target
 from vlm_safeguard.evaluation.probes.speed import time_ratio
+from vlm_safeguard.evaluation.results.attacks import attack_shares
 from vlm_safeguard.evaluation.results.counting import closed_gates, refusal_judge, rows
 from vlm_safeguard.evaluation.results.results import Results
 from vlm_safeguard.evaluation.results.rows import BASELINE, DEFAULT
@@ -27,9 +34,16 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.model.vlm import VLM
 
-CONDITIONS = ("text", "blank", "noise", "image")
+CONDITIONS = ("text", "blank", "image")
 REFUSAL_TOKENS = 5  # enough to read an opening such as "I'm sorry, but I can't"
 ANSWER_TOKENS = 14  # enough for the longest right answer to an image question
+
+
+#: Images made to undo the edit, one for each of a few requests.
+ATTACK = AttackPlan(
+    attacks=("pgd",), requests=3, epsilon=(UNBOUNDED,), steps=40, restarts=1, confidence=2
+)
+EDIT = "refuse"
 
 
 def run(
@@ -39,11 +53,13 @@ def run(
     prompts: int,
     questions: int,
     batch_size: int,
+    out: Path,
     report: Callable[[str, int, int], None],
 ) -> Results:
-    """Every variant on every image condition; then image questions, and time.
+    """Every variant on every image condition; then image questions, an attack, and time.
 
     Args:
+        out: a folder for the images of the attack.
         prompts: held-out requests of each kind.
         questions: about images.
         report: called with (what is running, answers done, answers in all).
@@ -85,6 +101,7 @@ def run(
     ):
         asks = [Ask("scenes", condition, number, each) for number, each in enumerate(samples)]
         scenes += answers(f"image questions, {condition}", asks, compared, ANSWER_TOKENS)
+    attacked = attacked_lines(vlm, guard, out, report)
     ratio = time_ratio(vlm, guard)
     return Results(
         model=guard.provenance.model_name,
@@ -92,12 +109,44 @@ def run(
         time_ratio=ratio.median,
         time_ratio_range=(ratio.low, ratio.high),
         closed_gates=closed_gates(requests),
+        attacks=attack_shares(attacked),
         refusal_judge=refusal_judge(requests),
         other={
             "utility_majority_accuracy": majority_accuracy(samples),
             "max_new_tokens": REFUSAL_TOKENS,
         },
     )
+
+
+def attacked_lines(
+    vlm: VLM, guard: Guard, out: Path, report: Callable[[str, int, int], None]
+) -> list[Line]:
+    """Harmful requests beside noise, and beside images that are made to undo the edit.
+
+    Answered without a guard, by the edit and by the guard as it is.
+
+    Args:
+        out: a folder for the images.
+        report: called with (what is running, steps done, steps in all).
+    """
+    asks = asks_of(ATTACK.benchmark, "noise")[: ATTACK.requests]
+    kept = Checkpoints(out, [guard.policy.sha256()], report)
+    attack = PGD(UNBOUNDED)
+    made = attack(Target.of(vlm, guard, EDIT), asks, ATTACK, kept)
+    lines: list[Line] = []
+    for attempts in ([Attempt(attack=NO_ATTACK)] * len(asks), made):
+        pairs = zip(asks, attempts, strict=True)
+        lines += direct_answers(
+            vlm,
+            [AttackedAsk.of(ask, attempt, out) for ask, attempt in pairs],
+            lambda: {
+                BASELINE: NONE,
+                **sharing_readings(variants(guard, (EDIT, DEFAULT))),
+            },
+            max_new_tokens=REFUSAL_TOKENS,
+            batch_size=len(asks),
+        )
+    return lines
 
 
 def majority_accuracy(samples: Sequence[Sample]) -> float:

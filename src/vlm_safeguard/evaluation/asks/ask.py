@@ -84,6 +84,12 @@ class AttackedAsk(Ask):
     attempt: Attempt
     folder: Path
 
+    @classmethod
+    def of(cls, ask: Ask, attempt: Attempt, folder: Path) -> Self:
+        """An ask under an attack."""
+        fields = {name: getattr(ask, name) for name in Ask.__dataclass_fields__}
+        return cls(**fields, attempt=attempt, folder=folder)
+
     def chat(self) -> Chat:
         """The conversation as the attack has it."""
         return self.attempt.chat(super().chat(), self.folder)

@@ -118,8 +118,7 @@ class Campaign:
         attacked = []
         for ask, attempt in zip(asks, attempts, strict=True):
             digest.update(f"{ask.sample.id} {attempt.model_dump_json()}".encode())
-            fields = {name: getattr(ask, name) for name in Ask.__dataclass_fields__}
-            attacked.append(AttackedAsk(**fields, attempt=attempt, folder=self._out))
+            attacked.append(AttackedAsk.of(ask, attempt, self._out))
         first = attempts[0]
         epsilon = "" if first.epsilon is None else f"-{first.epsilon}"
         shown = asks[0].condition.partition(":")[0]
