@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 from warnings import warn
 
 import torch
-from pydantic import ValidationError
 
 from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_calibration
 from vlm_safeguard.engines.hooks.attachment import Attachment
@@ -106,7 +105,7 @@ class Guard:
         model = unwrapped(model)
         if model.training:
             raise SafeguardError("The model is in training mode; call model.eval() first.")
-        chosen = _fit_options(options)
+        chosen = FitOptions.of(options)
         backbone = Backbone.of(model)
         data = FitData(
             list(shipped_anchors() if anchors is None else anchors),
@@ -305,17 +304,6 @@ def _discriminant(tensors: dict[str, torch.Tensor]) -> Discriminant | None:
     if not any(name in tensors for name in names):
         return None
     return Discriminant(*(tensors.pop(name) for name in names))
-
-
-def _fit_options(fields: dict[str, Any]) -> FitOptions:
-    try:
-        return FitOptions(**fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise SafeguardError(
-            f"The fit option {name} cannot be {first['input']!r}: {first['msg'].lower()}."
-        ) from error
 
 
 def _provenance(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlm_safeguard.errors import SafeguardError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -62,3 +64,19 @@ class FitOptions(BaseModel):
     shrinkages: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.03, 0.1, 0.3, 0.6, 0.9)
     prefix_tokens: int = Field(default=12, ge=0)
     prefix_fence: float = Field(default=3.0, ge=0)
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """Options by name, the others as they are by default.
+
+        Raises:
+            SafeguardError: which cannot be, and why.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise SafeguardError(
+                f"The fit option {name} cannot be {first['input']!r}: {first['msg'].lower()}."
+            ) from error
