@@ -93,7 +93,7 @@ class Guard:
             gate: `calibrated` to the budget; `discriminant`, the same with a discriminant fitted on
                 wrapped, translated and follow-up anchors, too, in the place of the text's harm
                 score; `paper`, its uncentred one for each layer by itself; or `open`, always.
-            response: how an open request is answered: `Response.REFUSAL`, or the edit if one is given.
+            response: to an open request: `Response.REFUSAL`, or the edit where one is given.
             layers: layers to edit; `choose_layers` decides by default.
             batch_size: requests in one forward pass.
             options: fields of `FitOptions` that are not to be the default, e.g. `rank` or `budget`.
@@ -129,7 +129,7 @@ class Guard:
         )
 
     def variant(self, **changes: Any) -> Guard:
-        """The same with parts of it or of its policy changed; with an edit, that is the response."""
+        """The same with parts of it or its policy changed; an edit, if given, is the response."""
         if "edit" in changes:
             changes = {"response": Response.EDIT, **changes}
         names = {each.name for each in fields(Policy)}
