@@ -40,8 +40,8 @@ ANSWER_TOKENS = 14  # enough for the longest right answer to an image question
 
 
 #: Images made to undo the edit, one for each of a few requests.
-ATTACK = AttackPlan(
-    attacks=("pgd",), requests=3, epsilon=(UNBOUNDED,), steps=40, restarts=1, confidence=2
+ATTACK = AttackPlan.model_validate(
+    {"attacks": ("pgd",), "requests": 3, "steps": 40, "restarts": 1, "confidence": 2}
 )
 EDIT = "refuse"
 

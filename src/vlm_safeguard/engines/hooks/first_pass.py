@@ -9,7 +9,6 @@ from functools import wraps
 from typing import Any
 
 import torch
-from transformers import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlm_safeguard.model.cache import cache_in
@@ -24,7 +23,7 @@ class FirstPass:
         logits: (rows, vocabulary) of the answers' first tokens.
     """
 
-    cache: Cache
+    cache: Any
     logits: torch.Tensor
 
     @contextmanager
