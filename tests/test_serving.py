@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -363,6 +364,112 @@ def test_a_request_has_its_time(free: VLM, halved: Guard, steps: Steps, stream: 
             assert late.json()["error"]["code"] == "timeout"
         steps.go_on.set()
         until(lambda: engine.waiting == 0)
+
+
+class Order:
+    """The answers' jobs in the order of their tokens, held at the first one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.jobs: list[Any] = []
+        self.go_on = threading.Event()
+        add = Answer.add
+
+        def noted(answer: Answer, token: int, ends: bool) -> None:
+            self.jobs.append(answer.job)
+            assert self.go_on.wait(60)
+            add(answer, token, ends)
+
+        monkeypatch.setattr(Answer, "add", noted)
+
+
+@pytest.mark.parametrize("response", [Response.EDIT, Response.TEXT])
+def test_a_long_answer_holds_a_short_one_up_for_its_turn_at_most(
+    free: VLM,
+    halved: Guard,
+    expected: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    response: Response,
+) -> None:
+    """Of a turn, and one more for each batch that begins before it."""
+    turn, new, guard = 5, 60, halved.variant(response=response)
+    order = Order(monkeypatch)
+    limits: dict[str, Any] = {"max_batch": 1, "max_choices": 1, "max_begun": 3, "batch_wait": 0}
+    with (
+        served(free, guard, turn=turn, **limits) as (client, engine),
+        ThreadPoolExecutor(3) as pool,
+    ):
+
+        def ask_for(question: str, tokens: int) -> Any:
+            given = body(question, image_of(question), max_tokens=tokens)
+            return pool.submit(client.post, "/v1/chat/completions", json=given)
+
+        long = ask_for(QUESTIONS[0], new)
+        until(lambda: len(order.jobs) == 1)
+        second = ask_for(QUESTIONS[1], new)
+        until(lambda: engine.waiting == 1)
+        short = ask_for(QUESTIONS[2], 3)
+        until(lambda: engine.waiting == 2)
+        order.go_on.set()
+        answers = [each.result().json() for each in (long, second, short)]
+    first, other, last = list(dict.fromkeys(order.jobs))
+    begun = order.jobs.index(last)
+    # what runs has its turn; then each that came before, and one that is begun between them
+    assert order.jobs[:begun].count(first) <= 2 * turn
+    assert order.jobs[:begun].count(other) <= turn
+    assert order.jobs[begun : begun + 3] == [last] * 3
+    counted = [answer["usage"]["completion_tokens"] for answer in answers]
+    assert counted == [new, new, 3]
+    for question, answer in zip(QUESTIONS, answers, strict=False):
+        text, receipt = expected(question, guard)
+        content = answer["choices"][0]["message"]["content"]
+        assert content.startswith(text) or text.startswith(content)
+        assert answer["guard"]["open"] == receipt.guarded
+
+
+def test_no_more_batches_are_begun_than_may_be(
+    free: VLM, halved: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = Order(monkeypatch)
+    limits: dict[str, Any] = {"max_batch": 1, "max_choices": 1, "batch_wait": 0, "turn": 2}
+    with (
+        served(free, halved, max_begun=1, **limits) as (client, engine),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        given = body("Which colour?", max_tokens=12)
+        first = pool.submit(client.post, "/v1/chat/completions", json=given)
+        until(lambda: len(order.jobs) == 1)
+        second = pool.submit(client.post, "/v1/chat/completions", json=given)
+        until(lambda: engine.waiting == 1)
+        order.go_on.set()
+        assert [first.result().status_code, second.result().status_code] == [200, 200]
+    assert [job is order.jobs[0] for job in order.jobs] == [True] * 12 + [False] * 12
+
+
+def test_a_seed_gives_the_same_answer_however_often_it_is_interrupted(
+    free: VLM, halved: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = body("Which colour?", temperature=1.5, seed=7, n=2, max_tokens=30)
+    plain = {**given, "seed": None}
+    limits: dict[str, Any] = {"max_batch": 2, "max_choices": 2, "batch_wait": 0, "turn": 3}
+    with served(free, halved, **limits) as (client, engine):
+
+        def texts(asked: Any) -> list[str]:
+            answer = client.post("/v1/chat/completions", json=asked).json()
+            return [choice["message"]["content"] for choice in answer["choices"]]
+
+        expected = texts(given)
+        order = Order(monkeypatch)
+        with ThreadPoolExecutor(3) as pool:
+            seeded = pool.submit(texts, given)
+            until(lambda: len(order.jobs) == 1)
+            others = [pool.submit(texts, plain) for _ in range(2)]
+            until(lambda: engine.waiting == 2)
+            order.go_on.set()
+            assert seeded.result() == expected
+            free_ones = [text for other in others for text in other.result()]
+    assert len({*expected, *free_ones}) == 6, "no two draw the same numbers"
+    switches = sum(before is not job for before, job in pairwise(order.jobs))
+    assert switches > 6
 
 
 def test_answers_that_are_begun_end_before_the_server_does(

@@ -101,15 +101,17 @@ class Answers(ByPrompt):
         width: int,
         ends: frozenset[int],
         receipts: Callable[[], Sequence[Receipt]],
+        step: Callable[[], None],
     ) -> None:
         """Of jobs whose prompts have `width` tokens with their padding.
 
         Args:
             ends: tokens that end an answer.
             receipts: of the batch's rows, once the gate has decided.
+            step: called after every token; others may run the model until it returns.
         """
         self.rows = [Answer(job, n, tokenizer) for job in jobs for n in range(job.count)]
-        self._width, self._ends, self._receipts = width, ends, receipts
+        self._width, self._ends, self._receipts, self._step = width, ends, receipts, step
         self._decided = False
 
     def ends(self, ids: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
@@ -122,6 +124,7 @@ class Answers(ByPrompt):
                 if answer.over or answer.job.cancelled:
                     break
                 answer.add(token, token in self._ends)
+        self._step()
         over = [self.rows[n].over or self.rows[n].job.cancelled for n in prompts]
         return torch.tensor(over, device=ids.device)
 

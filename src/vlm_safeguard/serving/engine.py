@@ -1,16 +1,18 @@
-"""The generating thread: it owns the model, attaches the guard once, and answers in batches.
+"""The generating thread: it owns the model, attaches the guard once, and gives batches their turns.
 
-Nothing outside this thread touches the model, and nothing in a request reaches the guard.
+Nothing runs the model but this thread and the run that has its turn, and nothing in a request
+reaches the guard.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,12 +24,13 @@ from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.backbone import input_device
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.serving.answers import Answers
-from vlm_safeguard.serving.errors import going_down, guard_fault
+from vlm_safeguard.serving.errors import ApiError, going_down, guard_fault
 from vlm_safeguard.serving.jobs import Job, Waiting
 from vlm_safeguard.serving.logs import place_of
 from vlm_safeguard.serving.messages import Conversation
 from vlm_safeguard.serving.metrics import Metrics
 from vlm_safeguard.serving.prompts import Writer
+from vlm_safeguard.serving.runs import Run
 from vlm_safeguard.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -72,6 +75,7 @@ class Engine:
         self._when_over = when_over
         self._waiting = Waiting(settings.max_batch, settings.batch_wait)
         self._thread = threading.Thread(target=self._work, name="generating", daemon=True)
+        self._begun: deque[Run] = deque()  # which stand still
         self._seconds = 1.0  # of a batch, lately
         self.writer: Writer | None = None
         self.guard: Guard | None = None
@@ -112,7 +116,7 @@ class Engine:
     @property
     def wait(self) -> int:
         """Seconds after which there will be room, about."""
-        batches = 1 + self.waiting / self._settings.max_batch
+        batches = 1 + len(self._begun) + self.waiting / self._settings.max_batch
         return max(1, min(60, round(batches * self._seconds)))
 
     # --- in the thread ---
@@ -126,65 +130,65 @@ class Engine:
                 self._check(vlm, attachment, self.writer)
                 self.ready = True
                 _log.info("ready", extra={"policy": guard.policy.sha256()})
-                while jobs := self._waiting.batch():
-                    self._answer(vlm, attachment, self.writer, jobs)
+                self._take_turns(vlm, attachment, self.writer)
         except SafeguardError as error:
             self.failure = str(error)
         except Exception as error:  # whatever it is, nothing is generated after it
             self.failure = f"{type(error).__name__} at {place_of(error)}"
         finally:
             self.close()
-            while jobs := self._waiting.batch():
-                for job in jobs:
-                    job.tell(going_down())
+            for run in self._begun:
+                _fail(run.jobs, going_down())
+            while jobs := self._waiting.batch(wait=True):
+                _fail(jobs, going_down())
             self._when_over()
 
-    def _answer(
-        self, vlm: VLM, attachment: Attachment, writer: Writer, jobs: Sequence[Job]
-    ) -> None:
-        """Answer a batch; where that fails, each job by itself, so that one harms no other."""
-        if self._is_done(vlm, attachment, writer, jobs):
-            return
-        for job in jobs:
-            alone = len(jobs) > 1 and not job.begun and not job.cancelled
-            if job.left and not (alone and self._is_done(vlm, attachment, writer, [job])):
-                job.tell(guard_fault())
-        try:
-            self._check(vlm, attachment, writer)
-        except Exception as error:  # every request will fail so, until the process is restarted
-            self.healthy = False
-            _log.error("unguarded", extra=_facts(error))
+    def _take_turns(self, vlm: VLM, attachment: Attachment, writer: Writer) -> None:
+        """Until nothing more comes: a new batch and the one that waits longest, in turns."""
 
-    def _is_done(
-        self, vlm: VLM, attachment: Attachment, writer: Writer, jobs: Sequence[Job]
-    ) -> bool:
-        """Answer a batch; whether nothing went wrong."""
-        started = monotonic()
-        try:
-            self._run(vlm, attachment, writer, jobs)
-        except Exception as error:  # of the guard, of the model or of the machine
-            self.faults += 1
-            self._metrics.faults.inc()
-            _log.error("fault", extra=_facts(error))
-        else:
-            self.healthy = True
-            return True
-        finally:
-            self._seconds += (monotonic() - started - self._seconds) / _LATELY
-            self._metrics.batch_answers.observe(sum(job.count for job in jobs))
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # it may have been out of memory
-        return False
+        def have(run: Run) -> None:
+            run.go_on()
+            if not run.is_over:
+                self._begun.append(run)
+            elif not self._is_well(run):
+                self._begun.extend(Run([job], run.generate) for job in _again(run))
+                self._check_or_fail(vlm, attachment, writer)
 
-    def _run(self, vlm: VLM, attachment: Attachment, writer: Writer, jobs: Sequence[Job]) -> None:
-        """One `generate` under the guard."""
+        def generate(run: Run) -> None:
+            self._generate(run, vlm, attachment, writer)
+
+        while True:
+            new = None
+            if len(self._begun) < self._settings.max_begun:
+                if jobs := self._waiting.batch(wait=not self._begun):
+                    have(new := Run(jobs, generate))
+                elif not self._begun:
+                    return
+            if self._begun and self._begun[0] is not new:
+                have(self._begun.popleft())
+
+    def _generate(self, run: Run, vlm: VLM, attachment: Attachment, writer: Writer) -> None:
+        """One `generate` under the guard, in the run's thread."""
+        jobs, device = run.jobs, input_device(vlm.model)
         inputs = writer.encode([job.prompt for job in jobs for _ in range(job.count)])
-        width = inputs["input_ids"].shape[1]
-        ends = _end_tokens(vlm.model)
-        answers = Answers(jobs, vlm.tokenizer, width, ends, lambda: attachment.receipts)
+
+        def step() -> None:
+            run.steps += 1
+            if run.steps >= self._settings.turn and self._others_wait:
+                with attachment.paused(), _own_dice(device):
+                    run.stand_still()
+
+        answers = Answers(
+            jobs,
+            vlm.tokenizer,
+            inputs["input_ids"].shape[1],
+            _end_tokens(vlm.model),
+            lambda: attachment.receipts,
+            step,
+        )
         sampling = jobs[0].sampling
-        with _seeded(sampling.seed, input_device(vlm.model)):
+        with _own_dice(device):
+            torch.manual_seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
             attachment.generate(
                 **inputs,
                 **sampling.options,
@@ -193,6 +197,34 @@ class Engine:
             )
         for answer in answers.rows:
             answer.cut()
+
+    @property
+    def _others_wait(self) -> bool:
+        """Whether another batch than the one that runs can have a turn."""
+        return bool(self._begun or (self.waiting and self._settings.max_begun > 1))
+
+    def _is_well(self, run: Run) -> bool:
+        """Whether a run that is over ended well; if not, it is seen."""
+        self._seconds += (run.seconds - self._seconds) / _LATELY
+        self._metrics.batch_answers.observe(sum(job.count for job in run.jobs))
+        if run.error is None:
+            self.healthy = True
+            return True
+        self.faults += 1
+        self._metrics.faults.inc()
+        _log.error("fault", extra=_facts(run.error))
+        run.error = None  # with its frames, which hold the batch
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # it may have been out of memory
+        return False
+
+    def _check_or_fail(self, vlm: VLM, attachment: Attachment, writer: Writer) -> None:
+        try:
+            self._check(vlm, attachment, writer)
+        except Exception as error:  # every request will fail so, until the process is restarted
+            self.healthy = False
+            _log.error("unguarded", extra=_facts(error))
 
     def _check(self, vlm: VLM, attachment: Attachment, writer: Writer) -> None:
         """Show that a request with an image is judged.
@@ -207,13 +239,28 @@ class Engine:
         self.healthy = True
 
 
+def _again(run: Run) -> list[Job]:
+    """Jobs of a batch that failed which are tried by themselves, so that one harms no other.
+
+    The others, of which something may have been sent, have failed.
+    """
+    again = [job for job in run.jobs if not job.begun and not job.cancelled]
+    if len(run.jobs) == 1:
+        again = []
+    _fail([job for job in run.jobs if job not in again], guard_fault())
+    return again
+
+
+def _fail(jobs: Sequence[Job], error: ApiError) -> None:
+    for job in jobs:
+        if job.left:
+            job.tell(error)
+
+
 @contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Random numbers from a seed, if there is one; other batches draw on as if nothing were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+def _own_dice(device: torch.device) -> Iterator[None]:
+    """Random numbers from here on have no part in those that others draw."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 
 

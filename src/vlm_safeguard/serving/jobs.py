@@ -120,12 +120,15 @@ class Waiting:
             self._closed = True
             self._changed.notify()
 
-    def batch(self) -> list[Job]:
-        """The oldest job with those of its group that came next; waits for one.
+    def batch(self, *, wait: bool) -> list[Job]:
+        """The oldest job with those of its group that came next; none where none waits.
 
-        Empty once nothing waits and nothing more is taken.
+        Args:
+            wait: for one, and for others to join it; then none is the end: no more are taken.
         """
         with self._changed:
+            if not wait:
+                return self._take()
             while True:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
                 if self._jobs:

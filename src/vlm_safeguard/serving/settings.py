@@ -72,6 +72,12 @@ class ServeSettings(BaseModel):
     batch_wait: float = Field(
         0.02, ge=0, le=10, description="Seconds that a batch waits for others to join it."
     )
+    turn: int = Field(
+        128, ge=1, description="Tokens of its answers that a batch generates before others' turn."
+    )
+    max_begun: int = Field(
+        4, ge=1, description="Batches that are begun and not over at most; others wait for an end."
+    )
     max_queue: int = Field(
         64, ge=0, description="Requests that may wait beside a batch; more are told to come back."
     )

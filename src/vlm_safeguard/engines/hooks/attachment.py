@@ -13,8 +13,8 @@ Layers carry hooks only during passes that need them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -42,6 +42,7 @@ from vlm_safeguard.engines.hooks.text_answers import Answers, Dice, Left, TextAn
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.cache import cache_in
+from vlm_safeguard.model.run_state import run_state_aside
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.soundness import check_sound
@@ -117,6 +118,35 @@ class Attachment:
         """
         output = self._generate(*args, **options)
         return GuardedOutput(output, self.receipts)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let other threads run the model between two tokens of this thread's `generate`.
+
+        For functions of the caller's that `generate` calls, a stopping criterion say. The run goes
+        on under its own decisions, as if nothing had been.
+
+        Raises:
+            SafeguardError: this thread is in no `generate`, or the guard came off meanwhile.
+        """
+        hooks = self._hooks
+        if hooks is None or hooks.prompt is None or not hooks.turns.mine:
+            raise SafeguardError("There is no guarded generate of this thread to be paused.")
+        prompt, hooks.prompt = hooks.prompt, None
+        try:
+            with run_state_aside(self._model):
+                hooks.turns.give()
+                try:
+                    yield
+                finally:
+                    hooks.turns.take()
+        finally:
+            hooks.prompt = prompt
+        if not hooks.are_on:
+            raise SafeguardError(
+                "The guard came off while this run was paused (its block was left), so nothing "
+                "more is generated."
+            )
 
     # --- on and off ---
 
