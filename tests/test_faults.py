@@ -787,7 +787,8 @@ def wrapped_layer(model: Model) -> None:
 @pytest.mark.parametrize(
     ("spoil", "ran_before"),
     [
-        (compiled_decoder, True),  # its graph was traced without hooks
+        # its graph was traced without hooks
+        pytest.param(compiled_decoder, True, marks=pytest.mark.thorough),
         (compiled_layer, True),
         (wrapped_layer, False),
     ],

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("fuzz")
 
 
 @settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,

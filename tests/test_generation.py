@@ -210,7 +210,14 @@ def test_a_chat_that_keeps_its_cache_equals_plain_hooks(
     same(found, expected, free)
 
 
-@pytest.mark.parametrize("after", ["nothing", "the opening", "everything"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param("nothing", marks=pytest.mark.thorough),
+        "the opening",
+        pytest.param("everything", marks=pytest.mark.thorough),
+    ],
+)
 def test_compiled_decoding_equals_plain_hooks(
     processor: LlavaProcessor, open_guard: Guard, after: str
 ) -> None:

@@ -139,7 +139,7 @@ messages_of = st.lists(
 
 
 @pytest.mark.parametrize(
-    "model_type", [name for name, family in FAMILIES.items() if len(family.media) > 1]
+    "model_type", [family_param(name) for name, family in FAMILIES.items() if len(family.media) > 1]
 )
 def test_any_interleaving_leaves_the_template_s_own_text_or_is_refused(model_type: str) -> None:
     """But for white space, which templates trim and tokenizers fuse with what is around it."""

@@ -161,7 +161,13 @@ def _shortened(plan: Plan, *, whole: bool) -> Plan:
     )
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "smolvlm" else pytest.mark.thorough)
+        for name in ARCHITECTURES
+    ],
+)
 def test_a_recipe_runs_to_its_report(
     name: str, data: None, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,6 +194,7 @@ def test_what_is_done_is_not_done_again(
     assert again.time_ratio == results.time_ratio
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_killed_goes_on_and_gives_the_same_table(tiny: Path, tmp_path: Path) -> None:
     """A process of its own, killed while it answers; then the same command, then a whole run."""
     facts = a_plan(tiny, judges=["refusal"], grader=None).model_dump(mode="json")
