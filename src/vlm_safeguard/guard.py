@@ -33,7 +33,7 @@ from vlm_safeguard.policy.edits import Edit, Refuse, edit_from_config
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
-from vlm_safeguard.policy.response import Response
+from vlm_safeguard.policy.response import DEFAULT_RESPONSE, Response
 from vlm_safeguard.policy.soundness import check_sound
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Guard:
             chosen,
             edit=Refuse() if edit is None else edit,
             gate=gate,
-            response=response or (Response.REFUSAL if edit is None else Response.EDIT),
+            response=response or (DEFAULT_RESPONSE if edit is None else Response.EDIT),
             layers=layers,
             batch_size=batch_size,
         )

@@ -85,7 +85,7 @@ def kept_guard(name: str, model: PreTrainedModel, processor: ProcessorMixin) -> 
 
 
 def _kept_folder(name: str, model: PreTrainedModel) -> Path:
-    """In the cache, for a model's name, weights and dtype, and this release."""
+    """In the cache, for a model's name, weights and dtype, and what guards are fitted from."""
     from vlm_safeguard import __version__
     from vlm_safeguard.pocket import FAMILY
     from vlm_safeguard.pocket.base import cache_folder
@@ -100,4 +100,19 @@ def _kept_folder(name: str, model: PreTrainedModel) -> Path:
         short = Path(name).name
         weights = hashlib.sha256(f"{place}@{commit}".encode()).hexdigest()
     kind = f"{weights[:12]}-{str(model.dtype).removeprefix('torch.')}"
-    return cache_folder() / f"{short}-guard-{__version__}-format{FORMAT}-{kind}"
+    return cache_folder() / f"{short}-guard-{__version__}-format{FORMAT}-{_defaults()[:12]}-{kind}"
+
+
+def _defaults() -> str:
+    """SHA-256, in hex, of what a guard is fitted from where nothing else is asked for."""
+    from vlm_safeguard.anchors import fingerprint, shipped_anchors, shipped_calibration
+    from vlm_safeguard.policy.options import FitOptions
+    from vlm_safeguard.policy.response import DEFAULT_RESPONSE
+
+    parts = [
+        FitOptions.of({}).model_dump_json(),
+        DEFAULT_RESPONSE,
+        fingerprint(shipped_anchors()),
+        fingerprint(shipped_calibration()),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -27,3 +27,7 @@ class Response(StrEnum):
         if name not in names:
             raise ValueError(f"there is no response '{name}'; there are {', '.join(names)}")
         return cls(name)
+
+
+#: Of a guard that is fitted without a word about it.
+DEFAULT_RESPONSE = Response.REFUSAL
