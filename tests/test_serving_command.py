@@ -20,6 +20,7 @@ from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.loading import kept_guard
+from vlm_safeguard.policy import response
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.serving import server
 from vlm_safeguard.serving.settings import KEY_VARIABLE, ServeSettings
@@ -127,6 +128,9 @@ def test_a_guard_is_fitted_once_and_kept_for_these_weights(
     assert fits == [model]
     kept_guard("folder/tiny", other, processor)
     assert fits == [model, other], "a guard of other weights is not taken"
+    monkeypatch.setattr(response, "DEFAULT_RESPONSE", Response.EDIT)
+    kept_guard("folder/tiny", model, processor)
+    assert fits == [model, other, model], "a guard of other defaults is not taken"
 
 
 @pytest.fixture(scope="session")
