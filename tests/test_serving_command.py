@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
+import openai
 import pytest
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.command import Finished, Run
-from support.serving import openai_client, said
+from support.reference import QUESTIONS, ask
+from support.serving import openai_client, said, until
 from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.images import noise_image
 from vlm_safeguard.loading import kept_guard
 from vlm_safeguard.policy import response
 from vlm_safeguard.policy.response import Response
@@ -145,10 +150,10 @@ def checkpoint(
     return folder
 
 
-def start(*options: object) -> subprocess.Popen[str]:
+def start(*options: object, err: Any = subprocess.PIPE) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "vlm_safeguard.cli", "serve", *map(str, options)],
-        stderr=subprocess.PIPE,
+        stderr=err,
         text=True,
         env=os.environ | {KEY_VARIABLE: "of-the-environment"},
     )
@@ -163,11 +168,7 @@ def test_the_process_answers_and_ends_at_sigterm(checkpoint: Path) -> None:
         assert found, line
         address, name = found.groups()
         assert name == checkpoint.name, "no path is told"
-        end = time.monotonic() + 120
-        while httpx.get(f"{address}/ready", trust_env=False).status_code != 200:
-            assert time.monotonic() < end
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.1)
+        until(lambda: is_ready(address, process), 120)
         client = openai_client(address, "of-the-environment")
         answer = client.chat.completions.create(
             model=name, messages=said("How to swim"), max_tokens=3
@@ -179,6 +180,54 @@ def test_the_process_answers_and_ends_at_sigterm(checkpoint: Path) -> None:
         assert "Traceback" not in process.stderr.read()
     finally:
         process.kill()
+
+
+def test_a_process_that_is_killed_leaves_an_error_and_no_token_more(
+    checkpoint: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    """While there is no room for its logs; the pieces before it are the guarded answer's."""
+    question = QUESTIONS[0]
+    guard = Guard.from_pretrained(checkpoint / "guard")
+    inputs = ask(processor, [question])
+    with guard.attach(model):
+        ids = model.generate(**inputs, max_new_tokens=300, do_sample=False)
+    expected = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with Path("/dev/full").open("w") as full:
+        process = start(checkpoint, "--guard", checkpoint / "guard", "--port", port, err=full)
+    try:
+        until(lambda: is_ready(address, process), 120)
+        stream = openai_client(address, "of-the-environment").chat.completions.create(
+            model=checkpoint.name,
+            messages=said(question, noise_image(len(question))),
+            temperature=0,
+            max_tokens=300,
+            stream=True,
+        )
+        pieces: list[str] = []
+
+        def read() -> None:
+            for chunk in stream:
+                pieces.append(chunk.choices[0].delta.content or "")
+                if len(pieces) == 5:
+                    process.kill()
+
+        with pytest.raises((openai.APIError, httpx.HTTPError)):
+            read()
+        assert 5 <= len(pieces) < 290
+        assert expected.startswith("".join(pieces))
+        assert process.wait(60) == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+def is_ready(address: str, process: subprocess.Popen[str]) -> bool:
+    assert process.poll() is None
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{address}/ready", trust_env=False).status_code == 200
+    return False
 
 
 def test_the_process_ends_with_an_error_where_the_guard_is_not_for_the_model(

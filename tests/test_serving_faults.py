@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +21,13 @@ from support.serving import body, served, settings, until
 from tiny.pocket import make_model
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.edits import Refuse
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.serving.answers import Answer
 from vlm_safeguard.serving.app import make_app
-from vlm_safeguard.serving.logs import JsonFormatter, request_id
+from vlm_safeguard.serving.logs import JsonFormatter, log_to_stderr, request_id
 from vlm_safeguard.serving.prompts import Writer
 
 CHAT = "/v1/chat/completions"
@@ -80,8 +84,7 @@ def test_a_hook_torn_off_while_it_answers_is_an_error_and_no_token_more(
             *pieces, last = chunks_of(answer.text)
             assert last["error"]["code"] == "guard_fault"
             assert "[DONE]" not in answer.text
-            said = "".join(p["choices"][0]["delta"].get("content", "") for p in pieces)
-            assert vlm.processor.decode(expected[:3]).startswith(said)
+            assert vlm.processor.decode(expected[:3]).startswith(text_of(pieces))
         else:
             assert answer.status_code == 500
             assert answer.json()["error"]["code"] == "guard_fault"
@@ -130,18 +133,65 @@ def test_one_bad_request_harms_no_other_of_its_batch(
         assert f"vlm_safeguard_faults_total {float(engine.faults)}" in client.get("/metrics").text
 
 
+@pytest.mark.parametrize("passes", [0, 1, 3])
+def test_out_of_memory_in_a_pass_is_an_error_and_no_token_more(
+    vlm: VLM, open_guard: Guard, monkeypatch: pytest.MonkeyPatch, passes: int
+) -> None:
+    """In the text's, in the prompt's or while it answers; the next request is answered again."""
+    layer: Any = Backbone.of(vlm.model).layers[3]
+    forward, made = layer.forward, [0]
+
+    def scarce(*args: Any, **options: Any) -> Any:
+        made[0] += 1
+        if made[0] > passes:
+            raise torch.OutOfMemoryError("CUDA out of memory: /srv/models")
+        return forward(*args, **options)
+
+    given = body(QUESTION, IMAGE, max_tokens=8, stream=True)
+    with served(vlm, open_guard) as (client, engine):
+        whole = client.post(CHAT, json=given)
+        monkeypatch.setattr(layer, "forward", scarce)
+        cut = client.post(CHAT, json=given)
+        until(lambda: engine.faults >= 1)
+        monkeypatch.setattr(layer, "forward", forward)
+        again = client.post(CHAT, json=given)
+        assert client.get("/health").status_code == 200
+    assert "[DONE]" not in cut.text
+    assert "memory" not in cut.text
+    told = chunks_of(cut.text)
+    assert (told[-1] if passes > 2 else cut.json())["error"]["code"] == "guard_fault"
+    assert len(text_of(told)) < len(text_of(chunks_of(whole.text)))
+    assert text_of(chunks_of(whole.text)).startswith(text_of(told))
+    assert text_of(chunks_of(again.text)) == text_of(chunks_of(whole.text))
+
+
+def text_of(chunks: list[Any]) -> str:
+    """What chunks of a stream say together."""
+    return "".join(
+        choice["delta"].get("content") or ""
+        for chunk in chunks
+        for choice in chunk.get("choices", [])
+    )
+
+
 def test_a_mistake_of_ours_is_one_sentence(
     vlm: VLM, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any) -> None:
-        raise RuntimeError("secret /srv/models")
-
     with served(vlm, guard) as (client, _):
-        monkeypatch.setattr("vlm_safeguard.serving.answering._check", broken)
+        monkeypatch.setattr("vlm_safeguard.serving.answering._check", broken_by("secret /srv"))
         answer = client.post(CHAT, json=body(QUESTION))
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "internal"
         assert "secret" not in answer.text
+
+
+def broken_by(words: str) -> Any:
+    """A function that raises an error of these words."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError(words)
+
+    return broken
 
 
 @pytest.mark.parametrize("where", ["load", "attach", "verify"])
@@ -175,10 +225,15 @@ def test_nothing_is_served_where_the_guard_is_not_on(
 
 
 def test_neither_metrics_nor_logs_hold_a_prompt(
-    vlm: VLM, guard: Guard, caplog: pytest.LogCaptureFixture
+    vlm: VLM, guard: Guard, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not of requests that are wrong either, nor of errors whose messages quote them."""
     marker = "zanzibar"
     caplog.set_level(logging.DEBUG)
+
+    def quoting(writer: Writer, prompts: Any) -> Any:
+        raise RuntimeError(f"cannot encode {prompts[0].text}")
+
     with served(vlm, guard) as (client, _):
         for given in (
             body(f"{marker} bake", IMAGE),
@@ -189,8 +244,17 @@ def test_neither_metrics_nor_logs_hold_a_prompt(
         ):
             client.post(CHAT, json=given, headers={"x-request-id": "mine-1"})
         client.post("/v1/moderations", json={"input": marker})
+        client.post("/v1/responses", json={"model": "tiny", "input": marker, "tools": marker})
         client.get(f"/{marker}")
         metrics = client.get("/metrics").text
+        with monkeypatch.context() as patch:
+            patch.setattr(Writer, "encode", quoting)
+            failed = client.post(CHAT, json=body(f"{marker} bake", IMAGE))
+        with monkeypatch.context() as patch:
+            patch.setattr("vlm_safeguard.serving.answering._check", broken_by(marker))
+            wrong = client.post(CHAT, json=body(f"{marker} bake", IMAGE))
+    assert (failed.status_code, wrong.status_code) == (500, 500)
+    assert marker not in failed.text + wrong.text
     assert 'vlm_safeguard_gate_total{criterion="",decision="closed"}' in metrics
     assert 'vlm_safeguard_tokens_total{kind="completion"} 8.0' in metrics
     assert marker not in metrics
@@ -199,9 +263,31 @@ def test_neither_metrics_nor_logs_hold_a_prompt(
         for record in caplog.records
         if record.name.startswith("vlm_safeguard")
     ]
-    assert any('"event": "answered"' in line for line in lines)
+    for event in ("answered", "fault", "failed"):
+        assert any(f'"event": "{event}"' in line for line in lines)
     assert not any(marker in line for line in lines)
     assert not any("base64" in line for line in lines)
+
+
+def test_a_full_disk_for_logs_harms_no_answer(
+    vlm: VLM, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("vlm_safeguard.serving")
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(log, name, getattr(log, name))
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        log_to_stderr()
+        print("x" * 100_000, file=sys.stderr, flush=True)
+        with served(vlm, guard) as (client, engine):
+            for stream in (False, True):
+                answer = client.post(CHAT, json=body(QUESTION, IMAGE, stream=stream))
+                assert answer.status_code == 200
+                assert '"guard"' in answer.text
+            assert engine.faults == 0
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
 
 
 def test_an_error_in_a_log_is_its_kind_and_place() -> None:

@@ -17,8 +17,13 @@ def require(extra: str, *modules: str) -> None:
     Raises:
         MissingExtraError: one cannot be found; the message is the command that installs it.
     """
-    missing = [module for module in modules if find_spec(module) is None]
+    missing = [module for module in modules if not _is_there(module)]
     if missing:
         raise MissingExtraError(
             f"This needs {' and '.join(missing)}: pip install 'vlm-safeguard[{extra}]'."
         )
+
+
+def _is_there(module: str) -> bool:
+    parent, _, _ = module.rpartition(".")  # which `find_spec` imports
+    return (not parent or _is_there(parent)) and find_spec(module) is not None

@@ -22,6 +22,7 @@ from vlm_safeguard.serving.exchange import LeftError
 from vlm_safeguard.serving.logs import place_of, request_id
 from vlm_safeguard.serving.metrics import Metrics
 from vlm_safeguard.serving.settings import ServeSettings
+from vlm_safeguard.serving.tracing import Tracing
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -46,6 +47,7 @@ class Admission:
         app: App,
         settings: ServeSettings,
         metrics: Metrics,
+        tracing: Tracing,
         endpoints: frozenset[str],
         wait: Callable[[], int],
     ) -> None:
@@ -55,7 +57,7 @@ class Admission:
             endpoints: its paths; others are not named in metrics.
             wait: seconds after which there will be room.
         """
-        self._app, self._settings, self._metrics = app, settings, metrics
+        self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
         self._endpoints, self._wait = endpoints, wait
         self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
         self.asking = 0
@@ -66,6 +68,23 @@ class Admission:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
+        if scope["path"] in OPEN:
+            await self._answer(scope, headers, receive, send)
+            return
+        method, endpoint = scope["method"], self._endpoint(scope["path"])
+        with self._tracing.request(f"{method} {endpoint}", headers) as span:
+            status, name = await self._answer(scope, headers, receive, send)
+            span.note(
+                http__request__method=method,
+                http__route=endpoint,
+                http__response__status_code=status,
+                vlm_safeguard__request_id=name,
+            )
+
+    async def _answer(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> tuple[int, str]:
+        """The answer's status, 499 where its client left, and the request's id."""
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         name = given if _ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         token, started = request_id.set(name), monotonic()
@@ -83,6 +102,7 @@ class Admission:
         finally:
             self._count(scope["path"], answer.status or 499, monotonic() - started)
             request_id.reset(token)
+        return answer.status or 499, name
 
     async def _let_in(
         self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
@@ -153,8 +173,11 @@ class Admission:
             code="request_too_large",
         )
 
+    def _endpoint(self, path: str) -> str:
+        return path if path in self._endpoints else "other"
+
     def _count(self, path: str, status: int, seconds: float) -> None:
-        endpoint = path if path in self._endpoints else "other"
+        endpoint = self._endpoint(path)
         self._metrics.requests.labels(endpoint, str(status)).inc()
         self._metrics.seconds.labels(endpoint).observe(seconds)
         if path not in OPEN:

@@ -53,15 +53,24 @@ class Answering:
             ApiError: one of them cannot go on.
         """
         left = self.job.count
-        while left:
-            event = await self.exchange.next()
-            if isinstance(event, Piece):
-                self.texts[event.choice] += event.text
-            elif isinstance(event, Over):
-                left -= 1
-                self.tokens += len(event.ids)
-                self.service.metrics.refusals.inc(is_refusal(self.texts[event.choice]))
-            yield event
+        with self.service.tracing.part("answer") as span:
+            span.note(
+                gen_ai__request__model=self.service.settings.served_name,
+                gen_ai__usage__input_tokens=self.prompt_tokens,
+                vlm_safeguard__images=len(self.job.prompt.images),
+                vlm_safeguard__gate=decision(self.receipt),
+                vlm_safeguard__criterion=opened_by(self.receipt),
+            )
+            while left:
+                event = await self.exchange.next()
+                if isinstance(event, Piece):
+                    self.texts[event.choice] += event.text
+                elif isinstance(event, Over):
+                    left -= 1
+                    self.tokens += len(event.ids)
+                    self.service.metrics.refusals.inc(is_refusal(self.texts[event.choice]))
+                yield event
+            span.note(gen_ai__usage__output_tokens=self.tokens)
         self._note()
 
     def reply(self, over: Over) -> Reply:
@@ -118,8 +127,9 @@ async def answer(
     """
     _check(service, asked)
     deadline, started = service.deadline(), asyncio.get_running_loop().time()
-    images = await unless_left(http, service.read_images(asked, deadline))
-    prompt = await unless_left(http, service.write(asked, images, deadline, asked.shown_tools))
+    with service.tracing.part("read"):
+        images = await unless_left(http, service.read_images(asked, deadline))
+        prompt = await unless_left(http, service.write(asked, images, deadline, asked.shown_tools))
     job, exchange = service.begin(
         prompt,
         deadline,
@@ -129,7 +139,8 @@ async def answer(
         stops=asked.stops,
     )
     try:
-        decided = await unless_left(http, exchange.next())
+        with service.tracing.part("decide"):
+            decided = await unless_left(http, exchange.next())
         assert isinstance(decided, Decided), "it comes first"
         service.metrics.decided(decided.receipt)
         service.metrics.first_token_seconds.observe(asyncio.get_running_loop().time() - started)

@@ -33,6 +33,7 @@ from vlm_safeguard.serving.requests import (
 from vlm_safeguard.serving.responses import ResponseForm
 from vlm_safeguard.serving.service import Service
 from vlm_safeguard.serving.settings import ServeSettings
+from vlm_safeguard.serving.tracing import Tracing
 
 
 def make_app(
@@ -40,6 +41,7 @@ def make_app(
     load: Callable[[], tuple[VLM, Guard]],
     when_over: Callable[[], None] = lambda: None,
     images: ImageReader | None = None,
+    tracing: Tracing | None = None,
 ) -> tuple[Admission, Engine]:
     """The application, and the engine that starts with it.
 
@@ -47,10 +49,12 @@ def make_app(
         load: gives the model and its guard.
         when_over: called as the generating thread ends.
         images: reads requests' images.
+        tracing: takes spans.
     """
     metrics = Metrics()
     engine = Engine(settings, load, metrics, when_over)
-    service = Service(settings, engine, images or ImageReader(settings), metrics)
+    tracing = tracing or Tracing()
+    service = Service(settings, engine, images or ImageReader(settings), metrics, tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,7 +72,7 @@ def make_app(
     app.add_exception_handler(ValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)
     endpoints = frozenset(getattr(route, "path", "") for route in app.routes)
-    admission = Admission(app, settings, metrics, endpoints, lambda: engine.wait)
+    admission = Admission(app, settings, metrics, tracing, endpoints, lambda: engine.wait)
     metrics.watch(lambda: engine.waiting, lambda: admission.asking)
     return admission, engine
 

@@ -6,8 +6,10 @@ import json
 import logging
 import sys
 import traceback
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any, TextIO
 
 FIELDS = (
     *("endpoint", "status", "seconds", "images", "prompt_tokens", "completion_tokens"),
@@ -32,8 +34,34 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({name: value for name, value in facts.items() if value is not None})
 
 
+class Unfailing:
+    """A stream that takes what it can: where a disk is full, what is written is lost, and no more.
+
+    Attributes that it has not are the stream's own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As many characters as were given, written or not."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits, if it can be written."""
+        with suppress(OSError):
+            self._stream.flush()
+
+
 def log_to_stderr() -> None:
-    """Write what the server logs to standard error."""
+    """Write what the server logs to standard error, which ends no process where it is full."""
+    if not isinstance(sys.stderr, Unfailing):
+        sys.stderr = Unfailing(sys.stderr)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     log = logging.getLogger("vlm_safeguard.serving")

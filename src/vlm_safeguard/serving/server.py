@@ -18,6 +18,7 @@ from vlm_safeguard.policy.response import Response
 from vlm_safeguard.serving.app import make_app
 from vlm_safeguard.serving.logs import log_to_stderr
 from vlm_safeguard.serving.settings import KEY_VARIABLE, ServeSettings
+from vlm_safeguard.serving.tracing import tracing_to
 
 
 def serve(settings: ServeSettings) -> None:
@@ -34,7 +35,8 @@ def serve(settings: ServeSettings) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    app, engine = make_app(settings, lambda: guarded_model(settings), stop)
+    tracing = tracing_to(settings.otlp_endpoint)
+    app, engine = make_app(settings, lambda: guarded_model(settings), stop, tracing=tracing)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -50,6 +52,7 @@ def serve(settings: ServeSettings) -> None:
         server.run(sockets=[listening])
     finally:
         signal.signal(signal.SIGTERM, before)
+        tracing.close()
     if engine.failure is not None:
         raise SafeguardError(engine.failure)
 

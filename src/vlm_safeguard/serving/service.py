@@ -21,6 +21,7 @@ from vlm_safeguard.serving.metrics import Metrics
 from vlm_safeguard.serving.prompts import Prompt, Writer
 from vlm_safeguard.serving.requests import Sampling
 from vlm_safeguard.serving.settings import ServeSettings
+from vlm_safeguard.serving.tracing import Tracing
 
 T = TypeVar("T")
 
@@ -33,6 +34,7 @@ class Service:
     engine: Engine
     images: ImageReader
     metrics: Metrics
+    tracing: Tracing
 
     @property
     def policy(self) -> Policy:

@@ -91,6 +91,12 @@ class ServeSettings(BaseModel):
     max_image_pixels: int = Field(
         4096 * 4096, ge=1, description="Pixels of an image at most, width × height."
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="Where OpenTelemetry spans go, by OTLP over HTTP, e.g. http://127.0.0.1:4318; "
+        "or in $OTEL_EXPORTER_OTLP_ENDPOINT.",
+    )
     fetch_timeout: float = Field(10.0, gt=0, description="Seconds to fetch an image in.")
     drain: float = Field(
         60.0, ge=0, description="Seconds that answers get to end in after SIGTERM."
