@@ -8,10 +8,14 @@ from collections import Counter
 
 import pytest
 
-from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
+from vlm_safeguard.anchors import (
+    shipped_anchors,
+    shipped_calibration,
+    shipped_image_questions,
+)
 from vlm_safeguard.defences.prompts import GOAL_PRIORITY
 from vlm_safeguard.evaluation.asks.benchmarks.own import jailbreak_templates
-from vlm_safeguard.evaluation.asks.prompts import read_prompts
+from vlm_safeguard.evaluation.asks.prompts import image_questions, read_prompts
 from vlm_safeguard.forms import (
     shipped_follow_up_anchors,
     shipped_follow_up_calibration,
@@ -39,6 +43,7 @@ SEEN_BY_MODEL_OR_GUARD = {
     "harmful anchors": stems(" ".join(anchor.harmful for anchor in shipped_anchors())),
     "harmless anchors": stems(" ".join(anchor.harmless for anchor in shipped_anchors())),
     "calibration": stems(" ".join(shipped_calibration())),
+    "image questions": stems(" ".join(shipped_image_questions())),
     "wrappers": stems(
         " ".join(w.text for w in (*shipped_wrappers("fit"), *shipped_wrappers("calibration")))
     ),
@@ -117,6 +122,17 @@ def test_anchors_are_alike_in_form_and_length() -> None:
         assert anchor.harmful.startswith("How to ")
         assert anchor.harmless.startswith("How to ")
         assert abs(len(anchor.harmful.split()) - len(anchor.harmless.split())) <= 3
+
+
+def test_image_questions_allow_the_default_budget_and_are_not_those_of_the_evaluation() -> None:
+    asked = shipped_image_questions()
+    assert len(asked) >= 99
+    plain = [
+        {"".join(filter(str.isalnum, text.lower())) for text in texts}
+        for texts in (asked, [question.text for question in image_questions()])
+    ]
+    assert len(plain[0]) == len(asked)
+    assert not plain[0] & plain[1]
 
 
 def test_calibration_allows_half_of_the_default_budget() -> None:

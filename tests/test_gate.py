@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from vlm_safeguard.policy.choice import Questions, floor_of
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import fit_directions
 from vlm_safeguard.policy.gate import (
@@ -74,18 +75,23 @@ def test_the_images_score_is_of_one_layer_of_the_multimodal_pass(reading: Readin
 
 @pytest.mark.parametrize("slack", [0.0, 1.0])
 @pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
+@pytest.mark.parametrize("floor", [None, -9.0, 0.2])
 def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harmful(
-    reading: Reading, slack: float, above: float
+    reading: Reading, slack: float, above: float, floor: float | None
 ) -> None:
-    criterion = OwnRefusal(tokens=(7,), slack=slack, layers=(1, 3), score_above=above)
+    """But in its usual words not where the text scores as low as the floor."""
+    criterion = OwnRefusal(
+        tokens=(7,), slack=slack, layers=(1, 3), score_above=above, score_floor=floor
+    )
     scores = criterion.score(reading)
     assert reading.margin is not None
     assert reading.prefix_margin is not None
     for row in range(ROWS):
         margin, words = float(reading.margin[row]), float(reading.prefix_margin[row])
-        asked = margin > 0 and harm(reading, row, (1, 3)) <= above
+        score = harm(reading, row, (1, 3))
+        asked = margin > 0 and score <= above and (floor is None or score > floor)
         assert bool(criterion.awaits_words(reading)[row]) == asked
-        expected = margin > 0 and (words > -slack or not asked)
+        expected = margin > 0 and (score > above or (asked and words > -slack))
         assert criterion.opens(scores, 3)[row].tolist() == [expected] * 3
         sentence = criterion.says(scores[row].tolist(), expected)
         assert (sentence is None) == (margin <= 0)
@@ -230,3 +236,26 @@ def test_criteria_are_strict() -> None:
     for kind, fields in ((TextScore, {"layers": (1,)}), (ImageScore, {"layer": 1})):
         with pytest.raises(ValidationError):
             kind(threshold=math.nan, budget=0.1, calibrated_on=1, **fields)
+
+
+# --- what follows from questions about an image ---
+
+
+def test_no_question_about_an_image_is_declined_into_an_open_gate() -> None:
+    """The floor is the highest of those that a refusal in its usual words would open it for."""
+    refusal = OwnRefusal(tokens=(7,), slack=1.0, layers=(1,))
+    measures = torch.tensor(
+        [
+            [2.0, 1.0, -0.9],  # declined in the usual words
+            [2.0, -0.5, -0.4],  # likewise, about
+            [2.0, -3.0, -0.1],  # in others
+            [-1.0, -1.0, -0.2],  # answered
+            [2.0, 1.0, 0.3],  # refused, and it scores as harmful
+        ]
+    )
+    floor = floor_of(Questions(measures[:, 2], measures), refusal)
+    assert floor == pytest.approx(-0.4)
+    placed = refusal.model_copy(update={"score_floor": floor})
+    assert placed.opens(measures, 1)[:, 0].tolist() == [False, False, False, False, True]
+    answered = Questions(measures[2:, 2], measures[2:])
+    assert floor_of(answered, refusal) is None

@@ -109,9 +109,13 @@ def test_drift_is_the_mean_shift_by_a_blank_image(
 
 @pytest.mark.parametrize("legible", [True, False])
 def test_gate_is_calibrated_on_harmless_requests(
-    exact_model: Model, processor: LlavaProcessor, legible: bool
+    exact_model: Model, processor: LlavaProcessor, legible: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The multimodal pass is looked at only where harm is legible up to the first edited layer."""
+    questions = ["What does the sign say?", "How many birds are there?", "Is this a fork?"]
+    monkeypatch.setattr(
+        "vlm_safeguard.fit.questions.shipped_image_questions", lambda: list(questions)
+    )
     small = Guard.fit(
         exact_model,
         processor,
@@ -128,16 +132,22 @@ def test_gate_is_calibrated_on_harmless_requests(
     share = 0.1 if legible else 0.2  # half the budget each, or all of it
     assert (by_text.budget, by_text.calibrated_on) == (share, count)
     text, image = [], []
-    for number, request in enumerate(ORDINARY):
+
+    def score(request: str) -> float:
         states = last_states(exact_model, processor, request)
-        text.append(sum(centred(small, states[n], n) for n in by_text.layers) / len(by_text.layers))
+        return sum(centred(small, states[n], n) for n in by_text.layers) / len(by_text.layers)
+
+    for number, request in enumerate(ORDINARY):
+        text.append(score(request))
         if looks is not None:
             picture = meaningless_image(number)
             states = image_last_states(exact_model, processor, request, picture)
             image.append(centred(small, states[looks.layer], looks.layer))
     assert small.scores["calibration"].tolist() == pytest.approx(text, abs=1e-3)
-    assert by_text.threshold == threshold_for(small.scores["calibration"], share)
-    assert sum(score > by_text.threshold for score in small.scores["calibration"].tolist()) == (
+    by_requests = threshold_for(small.scores["calibration"], share)
+    by_questions = max(map(score, questions))
+    assert by_text.threshold == pytest.approx(max(by_requests, by_questions), abs=1e-4)
+    assert sum(each > by_requests for each in small.scores["calibration"].tolist()) == (
         math.floor(share * (count + 1)) - 1
     )
     if looks is not None:

@@ -58,7 +58,9 @@ def policy(guard: Guard) -> Policy:
 
 
 def moved(value: Any) -> Any:
-    """Another value of the same type."""
+    """Another value of the same type, or a number in the place of none."""
+    if value is None:
+        return 1.5
     if isinstance(value, torch.Tensor):
         out = value.clone()
         out.view(-1)[-1] += 1e-3

@@ -34,6 +34,11 @@ def shipped_calibration() -> list[str]:
     return read_requests(shipped_file("calibration.jsonl"))
 
 
+def shipped_image_questions() -> list[str]:
+    """Questions about an image, which no text answers; some sound harmful, and none is."""
+    return read_requests(shipped_file("image-questions.jsonl"))
+
+
 def read_anchors(path: str | Path) -> list[Anchor]:
     """Anchor pairs from a CSV or JSONL file with the fields `harmful` and `harmless`.
 

@@ -16,6 +16,7 @@ from vlm_safeguard.anchors import MINIMUM_PAIRS
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.fit.data import FitData
 from vlm_safeguard.fit.further import Measured, measure_further
+from vlm_safeguard.fit.questions import measure_questions
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.model.activations import image_states, text_states
 from vlm_safeguard.model.backbone import Backbone
@@ -42,7 +43,7 @@ from vlm_safeguard.policy.choice import (
     slack_of,
 )
 from vlm_safeguard.policy.edits import Edit
-from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.gate import GATES, AnyCriterion
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.policy import Policy
@@ -115,13 +116,19 @@ def fit_policy(
         scores["calibration_image"] = _measure_image_scores(
             backbone, processor, data, choice, batch_size
         )
+    gates: tuple[AnyCriterion, ...]
+    if gate in GATES:
+        gates = GATES[gate]
+    else:
+        questions = measure_questions(backbone, processor, prompt, choice, own, further, batch_size)
+        gates = calibrate(choice, own, scores, questions, options, further)
     policy = Policy(
         directions=choice.directions,
         drift=shift,
         layers=choice.layers,
         rank=rank,
         edit=edit,
-        gate=GATES[gate] if gate in GATES else calibrate(choice, own, scores, options, further),
+        gate=gates,
         text_view=view,
         generation_prompt=prompt,
         refusal_prefix=() if own is None else own.prefix,

@@ -105,7 +105,12 @@ def _kept_folder(name: str, model: PreTrainedModel) -> Path:
 
 def _defaults() -> str:
     """SHA-256, in hex, of what a guard is fitted from where nothing else is asked for."""
-    from vlm_safeguard.anchors import fingerprint, shipped_anchors, shipped_calibration
+    from vlm_safeguard.anchors import (
+        fingerprint,
+        shipped_anchors,
+        shipped_calibration,
+        shipped_image_questions,
+    )
     from vlm_safeguard.policy.options import FitOptions
     from vlm_safeguard.policy.response import DEFAULT_RESPONSE
 
@@ -114,5 +119,6 @@ def _defaults() -> str:
         DEFAULT_RESPONSE,
         fingerprint(shipped_anchors()),
         fingerprint(shipped_calibration()),
+        fingerprint(shipped_image_questions()),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -100,6 +100,20 @@ class Further:
     prefix_margins: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class Questions:
+    """Of harmless questions about an image, read without one.
+
+    Attributes:
+        text: (questions,) scores that the gate's criterion of the text has a threshold for.
+        measures: (questions, 3) what `OwnRefusal` measures of them; None where the model's own
+            decision cannot be read.
+    """
+
+    text: torch.Tensor
+    measures: torch.Tensor | None
+
+
 def choose(
     texts: TextStates, rank: int, layers: Sequence[int] | None, options: FitOptions
 ) -> Choice:
@@ -130,10 +144,14 @@ def calibrate(
     choice: Choice,
     own: OwnDecision | None,
     scores: dict[str, torch.Tensor],
+    questions: Questions,
     options: FitOptions,
     further: Further | None = None,
 ) -> tuple[AnyCriterion, ...]:
     """The gate: the model's own decision, and thresholds on what that does not open.
+
+    The calibration requests and the questions about an image keep the budget each by themselves: a
+    question that opens the gate loses the image that it is about.
 
     Args:
         further: what makes the text's criterion a discriminant.
@@ -145,9 +163,12 @@ def calibrate(
     count = len(text)
     judged = text if further is None else torch.cat([text, further.harm])
     opened = torch.zeros(len(judged), dtype=torch.bool)
+    answered = torch.ones(len(questions.text), dtype=torch.bool)
     gate: list[AnyCriterion] = []
     if own is not None:
         refusal = OwnRefusal(tokens=own.tokens, slack=own.slack, layers=choice.legible)
+        floor = floor_of(questions, refusal)
+        refusal = refusal.model_copy(update={"score_floor": floor})
         margins, words = [own.margins], [own.prefix_margins]
         if further is not None:
             assert further.margins is not None
@@ -157,17 +178,23 @@ def calibrate(
         measures = torch.stack([torch.cat(margins), torch.cat(words), judged], dim=1)
         opened = refusal.opens(measures, 1)[:, 0]
         gate.append(refusal)
+        assert questions.measures is not None
+        answered = ~refusal.opens(questions.measures, 1)[:, 0]
     share = options.budget if image is None else options.budget / 2
 
     def threshold(scores: torch.Tensor) -> float:
         return threshold_for(scores.masked_fill(opened[: len(scores)], -torch.inf), share)
 
     try:
+        asked = threshold_for(
+            questions.text.masked_fill(~answered, -torch.inf),
+            max(share, 1 / len(answered)),  # the highest question's score, where they are few
+        )
         if further is None:
             gate.append(
                 TextScore(
                     layers=choice.legible,
-                    threshold=threshold(text),
+                    threshold=max(threshold(text), asked),
                     budget=share,
                     calibrated_on=count,
                 )
@@ -176,7 +203,7 @@ def calibrate(
             gate.append(
                 TextDiscriminant(
                     layers=further.shrunk.layers,
-                    threshold=threshold(further.scores),
+                    threshold=max(threshold(further.scores), asked),
                     budget=share,
                     calibrated_on=len(further.scores),
                 )
@@ -194,6 +221,21 @@ def calibrate(
     except ValueError as error:
         raise SafeguardError(f"The gate cannot be calibrated: {error}.") from error
     return tuple(gate)
+
+
+def floor_of(questions: Questions, refusal: OwnRefusal) -> float | None:
+    """The harm score up to which no refusal counts.
+
+    The highest among the questions about an image that a refusal in its usual words opens the gate
+    for, though they score as harmless; None where there are none.
+
+    Args:
+        refusal: without a floor.
+    """
+    assert questions.measures is not None
+    harm = questions.measures[:, 2]
+    lost = refusal.opens(questions.measures, 1)[:, 0] & (harm <= refusal.score_above)
+    return float(harm[lost].max()) if lost.any() else None
 
 
 def slack_of(margins: torch.Tensor, fence: float) -> float:

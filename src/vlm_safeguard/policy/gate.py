@@ -63,15 +63,17 @@ class OwnRefusal(Criterion):
     """The language model would itself refuse, asked by the text alone.
 
     A model also declines a question about an image that it does not see. What it declines counts
-    where it would do so about in the words of most of its refusals, or where the text scores
-    nearer to the harmful anchors than to the harmless ones.
+    where the text scores nearer to the harmful anchors than to the harmless ones, or where it would
+    decline about in the words of most of its refusals and the text does not score as low as
+    questions about images do that it declines so.
 
     Attributes:
         tokens: that open the model's refusals.
         slack: logits by which a token of the refusal prefix may be less likely than the likeliest,
             for the refusal to be in about those words.
         layers: whose harm scores are averaged.
-        score_above: that average, above which a refusal in other words counts, too.
+        score_above: that average, above which a refusal in whatever words counts.
+        score_floor: that average, up to which no refusal counts; None for no such bound.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening", "own_text_score")
@@ -81,6 +83,7 @@ class OwnRefusal(Criterion):
     slack: FiniteFloat
     layers: Layers
     score_above: FiniteFloat = 0.0
+    score_floor: FiniteFloat | None = None
 
     @property
     def watched(self) -> tuple[int, ...]:
@@ -90,7 +93,7 @@ class OwnRefusal(Criterion):
     def awaits_words(self, reading: Reading) -> torch.Tensor:
         """(n,) bool: where a refusal's first token leads and the text's score leaves it open."""
         assert reading.margin is not None
-        return (reading.margin > 0) & (reading.harm(self.layers).cpu() <= self.score_above)
+        return (reading.margin > 0) & self._leaves_open(reading.harm(self.layers).cpu())
 
     def score(self, reading: Reading) -> torch.Tensor:
         """Both margins, in logits, and the harm score."""
@@ -102,7 +105,8 @@ class OwnRefusal(Criterion):
     def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
         """Where a refusal's first token leads, and its words or the text's score speak for harm."""
         margin, prefix, harm = score.unbind(1)
-        refuses = (margin > 0) & ((prefix > -self.slack) | (harm > self.score_above))
+        usual = (prefix > -self.slack) & self._leaves_open(harm)
+        refuses = (margin > 0) & (usual | (harm > self.score_above))
         return refuses[:, None].expand(-1, window)
 
     def says(self, score: Sequence[float], opened: bool) -> str | None:
@@ -119,8 +123,13 @@ class OwnRefusal(Criterion):
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """The margins; the prefix's where it was asked for."""
         margin, prefix, harm = score
-        read = margin > 0 and harm <= self.score_above
+        read = margin > 0 and bool(self._leaves_open(torch.tensor(harm)))
         return {"own_refusal": margin} | ({"own_opening": prefix} if read else {})
+
+    def _leaves_open(self, harm: torch.Tensor) -> torch.Tensor:
+        """Bool: where the words of a refusal decide."""
+        floor = -torch.inf if self.score_floor is None else self.score_floor
+        return (harm > floor) & (harm <= self.score_above)
 
 
 class Thresholded(Criterion, ABC):

@@ -116,7 +116,7 @@ class Policy:
             "layers": self.layers,
             "rank": self.rank,
             "edit": self.edit.to_config(),
-            "gate": [criterion.model_dump(mode="json") for criterion in self.gate],
+            "gate": [c.model_dump(mode="json", exclude_none=True) for c in self.gate],
             "text_view": asdict(self.text_view),
             "generation_prompt": self.generation_prompt and asdict(self.generation_prompt),
             "refusal_prefix": self.refusal_prefix,

@@ -1,0 +1,47 @@
+"""Harmless questions about an image, read without one: what a gate must not open for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlm_safeguard.anchors import shipped_image_questions
+from vlm_safeguard.model.activations import text_states
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.model.refusal import declined_prefix_margins, refusal_margins
+from vlm_safeguard.policy.choice import Choice, Further, OwnDecision, Questions
+from vlm_safeguard.policy.generation_prompt import GenerationPrompt
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+def measure_questions(
+    backbone: Backbone,
+    processor: ProcessorMixin,
+    prompt: GenerationPrompt,
+    choice: Choice,
+    own: OwnDecision | None,
+    further: Further | None,
+    batch_size: int,
+) -> Questions:
+    """The shipped questions' scores, and whether the model would decline them.
+
+    Args:
+        own: the model's own decision; None where it cannot be read.
+        further: what has the discriminant, where the gate is to read that.
+    """
+    asked = shipped_image_questions()
+    rows = [prompt.judged(encode_chat(processor, question)) for question in asked]
+    states, final = text_states(backbone, rows, batch_size=batch_size, label="image questions")
+    harm = choice.directions.harm_scores(states)[:, list(choice.legible)].mean(1)
+    text = harm
+    if further is not None:
+        text = further.shrunk.discriminant.scores(states)[:, list(further.shrunk.layers)].mean(1)
+    if own is None:
+        return Questions(text, None)
+    margins = refusal_margins(backbone, final, own.tokens)
+    words = declined_prefix_margins(backbone, rows, own.prefix, margins)
+    return Questions(text, torch.stack([margins, words, harm.cpu()], dim=1))
