@@ -277,6 +277,7 @@ PARTS: dict[str, Part] = {
     "demo": partial(results, DEMO, "refusals", "over-refusal", "utility"),
     "pocket": partial(results, POCKET, *_SECTIONS),
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
+    "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
     "defences": defences,
     "speed-pocket": partial(
         timings, "speed-pocket", "python benchmarks/speed.py pocket", (0, 3), (2, 1)
