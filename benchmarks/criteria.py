@@ -37,8 +37,8 @@ from vlm_safeguard.model.activations import hidden_states
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.directions import auroc, choose_layers, fit_directions, legible_layers
 from vlm_safeguard.policy.discriminant import Discriminant, choose_discriminant
-from vlm_safeguard.policy.gate import threshold_for
 from vlm_safeguard.policy.options import FitOptions
+from vlm_safeguard.policy.threshold import threshold_for
 from vlm_safeguard.report.figures.style import BLUE, GREEN
 
 Request = str | FollowUp

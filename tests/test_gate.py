@@ -20,11 +20,12 @@ from vlm_safeguard.policy.gate import (
     ImageScore,
     OwnRefusal,
     PaperSign,
+    RefusalWords,
     TextDiscriminant,
     TextScore,
-    threshold_for,
 )
 from vlm_safeguard.policy.reading import Reading
+from vlm_safeguard.policy.threshold import threshold_for
 
 LAYERS, HIDDEN, ROWS = 5, 8, 6
 WINDOW = (2, 3, 4)
@@ -201,6 +202,7 @@ def test_threshold_of_ties_and_small_samples() -> None:
 
 KEPT: list[Criterion] = [
     *GATES["open"],
+    RefusalWords(tokens=(3, 4), slack=0.5),
     *GATES["paper"],
     OwnRefusal(tokens=(3, 4), slack=0.5, layers=(1, 2), score_above=0.25),
     TextScore(layers=(1, 2), threshold=0.25, budget=0.01, calibrated_on=200),

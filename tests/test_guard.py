@@ -42,7 +42,8 @@ from vlm_safeguard.policy.directions import (
     random_basis,
 )
 from vlm_safeguard.policy.edits import Project, Refuse, Restore
-from vlm_safeguard.policy.gate import GATES, ImageScore, TextScore, threshold_for
+from vlm_safeguard.policy.gate import GATES, ImageScore, TextScore
+from vlm_safeguard.policy.threshold import threshold_for
 
 pytestmark = pytest.mark.versions
 

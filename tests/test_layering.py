@@ -98,12 +98,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=named)
 def test_the_core_imports_little(path: Path) -> None:
+    known = ALLOWED | {"vllm"} if "vllm" in path.parts else ALLOWED
     foreign = {
         top
         for _, module in imported_by(path)
         if (top := module.split(".")[0]) not in sys.stdlib_module_names
     }
-    assert foreign <= ALLOWED | {"vlm_safeguard"}
+    assert foreign <= known | {"vlm_safeguard"}
 
 
 def test_no_test_module_imports_another() -> None:

@@ -33,11 +33,11 @@ from vlm_safeguard.policy.gate import (
     ImageScore,
     OwnRefusal,
     TextScore,
-    threshold_for,
 )
 from vlm_safeguard.policy.media import Media
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.text_view import TextView
+from vlm_safeguard.policy.threshold import threshold_for
 
 IMAGE = [4] * (IMAGE_SIDE // PATCH) ** 2  # "<image>" as the processor expands it
 PAD = 1

@@ -144,12 +144,24 @@ class Fingerprint:
 
     def behaviour_errors(self, backbone: Backbone, policy: Policy) -> tuple[float, float]:
         """Relative errors of the anchors' harm scores, and of their next token's logits."""
-        prompts = [[token for token in row if token >= 0] for row in self.prompts.tolist()]
-        states, logits = _pass(backbone, prompts)
+        states, logits = _pass(backbone, self.texts)
         return (
             _relative(_coordinates(policy, states), _coordinates(policy, self.states)),
-            _relative(_centred(logits[:, self.tokens]), _centred(self.logits)),
+            self.logits_error(logits[:, self.tokens]),
         )
+
+    @property
+    def texts(self) -> list[tuple[int, ...]]:
+        """The prompts without padding."""
+        return [tuple(token for token in row if token >= 0) for row in self.prompts.tolist()]
+
+    def logits_error(self, logits: torch.Tensor) -> float:
+        """Relative error of logits, or of log-probabilities: each row's mean does not count.
+
+        Args:
+            logits: (anchors, k) of `tokens` after each prompt.
+        """
+        return _relative(_centred(logits), _centred(self.logits))
 
     # --- keeping ---
 

@@ -85,4 +85,22 @@ def export(folder: Path, *, name: str = POCKET.name) -> None:
         raise SafeguardError(f"{folder} is not empty; name a new folder.")
     model, processor = load(name=name)
     model.save_pretrained(folder)
+    _name_as_published(folder / "model.safetensors")
     processor.save_pretrained(folder)
+
+
+def _name_as_published(file: Path) -> None:
+    """Name the vision tower's weights as LLaVA's published checkpoints do, for other engines.
+
+    transformers reads both names, and since 5.19 writes shorter ones that vLLM does not know.
+    """
+    from safetensors.torch import load_file, save_file
+
+    short, published = "vision_tower.", "vision_tower.vision_model."
+    tensors = {
+        name.replace(short, published, 1)
+        if name.startswith(short) and not name.startswith(published)
+        else name: tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})

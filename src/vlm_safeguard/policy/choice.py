@@ -23,9 +23,9 @@ from vlm_safeguard.policy.gate import (
     OwnRefusal,
     TextDiscriminant,
     TextScore,
-    threshold_for,
 )
 from vlm_safeguard.policy.options import FitOptions
+from vlm_safeguard.policy.threshold import threshold_for
 
 
 @dataclass(frozen=True)

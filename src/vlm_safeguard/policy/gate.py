@@ -9,7 +9,6 @@ To add a criterion, write its class here and name it in `AnyCriterion`.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
@@ -130,6 +129,56 @@ class OwnRefusal(Criterion):
         """Bool: where the words of a refusal decide."""
         floor = -torch.inf if self.score_floor is None else self.score_floor
         return (harm > floor) & (harm <= self.score_above)
+
+
+class RefusalWords(Criterion):
+    """The language model would itself refuse, in about the words of most of its refusals.
+
+    It is what of `OwnRefusal` can be read off log-probabilities, for engines that show no states. A
+    refusal in other words does not open.
+
+    Attributes:
+        tokens: as `OwnRefusal` has them; `slack` likewise.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening")
+
+    name: Literal["refusal_words"] = "refusal_words"
+    tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    slack: FiniteFloat
+
+    def awaits_words(self, reading: Reading) -> torch.Tensor:
+        """(n,) bool: where a refusal's first token leads."""
+        assert reading.margin is not None
+        return reading.margin > 0
+
+    def score(self, reading: Reading) -> torch.Tensor:
+        """Both margins, in logits."""
+        assert reading.margin is not None
+        assert reading.prefix_margin is not None
+        return torch.stack([reading.margin, reading.prefix_margin], dim=1)
+
+    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Where a refusal's first token leads, and its words follow."""
+        margin, prefix = score.unbind(1)
+        refuses = (margin > 0) & (prefix > -self.slack)
+        return refuses[:, None].expand(-1, window)
+
+    def says(self, score: Sequence[float], opened: bool) -> str:
+        """What the language model would do."""
+        if opened:
+            return "asked by its text alone, the language model would itself refuse"
+        if score[0] > 0:
+            return (
+                "asked by its text alone, the language model would begin as it refuses, and go on "
+                "in other words"
+            )
+        return "asked by its text alone, the language model would answer"
+
+    def shown(self, score: Sequence[float]) -> dict[str, float]:
+        """The margins; the prefix's where it was read, behind a first token that leads."""
+        margin, prefix = score
+        return {"own_refusal": margin} | ({"own_opening": prefix} if margin > 0 else {})
 
 
 class Thresholded(Criterion, ABC):
@@ -296,31 +345,10 @@ class Always(Criterion):
 
 
 AnyCriterion = Annotated[
-    OwnRefusal | TextScore | TextDiscriminant | ImageScore | PaperSign | Always,
+    OwnRefusal | RefusalWords | TextScore | TextDiscriminant | ImageScore | PaperSign | Always,
     Field(discriminator="name"),
 ]
 Gate = Annotated[tuple[AnyCriterion, ...], Field(min_length=1)]
 
 #: Gates that need no calibration, by name.
 GATES: dict[str, tuple[PaperSign | Always]] = {"paper": (PaperSign(),), "open": (Always(),)}
-
-
-def threshold_for(harmless: torch.Tensor, budget: float) -> float:
-    """The lowest threshold that keeps false positives within `budget`, by split conformal rank.
-
-    A new harmless request, exchangeable with the calibration ones, scores above it with
-    probability at most `budget`: it is the k-th largest score, k = ⌊budget · (n + 1)⌋.
-
-    Args:
-        harmless: (n,) scores of held-out harmless requests.
-
-    Raises:
-        ValueError: too few requests for the budget to mean anything (k = 0).
-    """
-    k = math.floor(budget * (len(harmless) + 1))
-    if k < 1:
-        raise ValueError(
-            f"a false-positive budget of {budget:.2%} needs at least "
-            f"{math.ceil(1 / budget) - 1} harmless requests; there are {len(harmless)}"
-        )
-    return float(harmless.sort(descending=True).values[k - 1])

@@ -12,7 +12,7 @@ import torch
 from vlm_safeguard.policy.directions import Directions, random_basis
 from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.edits import Edit
-from vlm_safeguard.policy.gate import AnyCriterion, Criterion, OwnRefusal
+from vlm_safeguard.policy.gate import AnyCriterion, Criterion, OwnRefusal, RefusalWords
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
@@ -94,10 +94,14 @@ class Policy:
         return replace(self, gate=tuple(kept))
 
     @property
+    def own_refusal(self) -> OwnRefusal | RefusalWords | None:
+        """The gate's criterion of the model's own refusal, if it has one."""
+        return next((c for c in self.gate if isinstance(c, OwnRefusal | RefusalWords)), None)
+
+    @property
     def refusal_tokens(self) -> tuple[int, ...]:
         """Tokens that open the model's refusals; none where its own decision is not asked for."""
-        own = self.criterion(OwnRefusal)
-        return () if own is None else own.tokens
+        return () if self.own_refusal is None else self.own_refusal.tokens
 
     @property
     def follows_refusals(self) -> bool:

@@ -13,10 +13,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.receipt_object import HEADER, decision, header, opened_by, receipt_object
 from vlm_safeguard.serving.errors import ApiError
 from vlm_safeguard.serving.exchange import Exchange, unless_left
 from vlm_safeguard.serving.jobs import Decided, Event, Job, Over, Piece
-from vlm_safeguard.serving.receipts import HEADER, decision, header, opened_by, receipt_object
 from vlm_safeguard.serving.requests import ChatRequest
 from vlm_safeguard.serving.service import Service
 from vlm_safeguard.serving.tools import Reply, read_reply

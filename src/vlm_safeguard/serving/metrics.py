@@ -14,7 +14,7 @@ from prometheus_client import (
 )
 
 from vlm_safeguard.policy.receipt import Receipt
-from vlm_safeguard.serving.receipts import decision, opened_by
+from vlm_safeguard.policy.receipt_object import decision, opened_by
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

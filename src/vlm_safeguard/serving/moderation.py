@@ -10,12 +10,12 @@ from fastapi import Request
 
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.receipt_object import receipt_object
 from vlm_safeguard.serving.errors import ApiError
 from vlm_safeguard.serving.exchange import unless_left
 from vlm_safeguard.serving.jobs import Decided
 from vlm_safeguard.serving.messages import Conversation
 from vlm_safeguard.serving.prompts import Prompt
-from vlm_safeguard.serving.receipts import receipt_object
 from vlm_safeguard.serving.requests import GuardrailRequest, ModerationRequest, Sampling
 from vlm_safeguard.serving.service import Service
 

@@ -147,8 +147,8 @@ class Batch:
         """
         if self.policy.response is not Response.REFUSAL:
             return ()
-        own = (f for f in self.decision.findings[request] if f.criterion == "own_refusal")
-        refuses = any(finding.measures["own_refusal"] > 0 for finding in own)
+        findings = self.decision.findings[request]
+        refuses = any(finding.measures.get("own_refusal", 0) > 0 for finding in findings)
         return () if refuses else self.policy.refusal_prefix
 
     def receipts(self, policy_sha256: str) -> list[Receipt]:

@@ -17,7 +17,6 @@ from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.discriminant import Discriminant
-from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.subspace import Subspace
@@ -87,7 +86,7 @@ class TextReader:
         reading = Reading(
             states, self.directions, self.policy.layers, discriminant=self.discriminant
         )
-        if (own := self.policy.criterion(OwnRefusal)) is not None:
+        if (own := self.policy.own_refusal) is not None:
             margin = refusal_margins(self.backbone, final[:, 0], own.tokens)
             reading = replace(reading, margin=margin, prefix_margin=margin)
             declined = own.awaits_words(reading).nonzero()[:, 0].tolist()

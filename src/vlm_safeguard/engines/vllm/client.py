@@ -1,0 +1,133 @@
+"""vLLM's engine client, wrapped: no request with media is answered before its verdict.
+
+The text-only view of a request goes in as a request of its own. A closed gate is answered by the
+request as it came; an open one by the text-only view, with the same sampling parameters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Any
+
+from vlm_safeguard.engines.vllm import question
+from vlm_safeguard.engines.vllm.ledger import note
+from vlm_safeguard.engines.vllm.order import Order
+from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.request import Request
+
+#: What vLLM's server asks of an engine beside answers. All else is refused: it may answer, or
+#: change the model.
+PASSED = frozenset(
+    {
+        *("vllm_config", "model_config", "renderer", "input_processor", "tokenizer"),
+        *("is_running", "is_stopped", "errored", "dead_error", "check_health", "do_log_stats"),
+        *("is_tracing_enabled", "check_admission", "shutdown"),
+        *("reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache", "log_stats"),
+    }
+)
+#: Options of a request that its question shares.
+_SHARED = ("trace_headers", "priority", "data_parallel_rank")
+
+
+class GuardedClient:
+    """In the place of an engine client of vLLM."""
+
+    def __init__(self, engine: Any, judge: Judge, order: Order) -> None:
+        """Around `engine`, whose configuration was checked."""
+        self._engine, self._judge, self._order = engine, judge, order
+
+    def __getattr__(self, name: str) -> Any:
+        """What does not answer is the engine's own."""
+        if name in PASSED:
+            return getattr(self._engine, name)
+        raise AttributeError(f"'{name}' of vLLM's engine is not guarded, so it cannot be used")
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        """Answers, of all that the engine can do: the rest would not be guarded."""
+        tasks = await self._engine.get_supported_tasks()
+        return tuple(task for task in tasks if task == "generate")
+
+    async def abort(self, request_id: str | Iterable[str], **options: Any) -> None:
+        """Abort requests, and their questions."""
+        ids = [request_id] if isinstance(request_id, str) else list(request_id)
+        await self._engine.abort([*ids, *map(_question_id, ids)], **options)
+
+    async def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        """Answer a rendered request.
+
+        Raises:
+            ValueError: it cannot be guarded.
+            NotReadError: the engine did not read its text.
+        """
+        place, first = note(self._judge.policy), None
+        answer = self._engine.generate(prompt, sampling_params, request_id, **options)
+        multimodal = isinstance(prompt, dict) and prompt.get("type") == "multimodal"
+        try:
+            if multimodal and self._order is Order.TOGETHER:
+                first = asyncio.ensure_future(anext(answer))
+            request = await self._read(prompt, options, first)
+            if multimodal:
+                place.receipt = await self._verdict(request, prompt, request_id, options)
+            else:
+                place.receipt = self._judge.receipt(request, None)
+            if place.receipt.guarded:
+                await _end(answer, first)
+                options.pop("prompt_text", None)
+                text, first = question.tokens(list(request.text), prompt), None
+                answer = self._engine.generate(text, sampling_params, request_id, **options)
+            elif first is not None:
+                yield await first
+            async for output in answer:
+                yield output
+        finally:
+            await _end(answer, first)
+
+    async def _read(
+        self, prompt: Any, options: dict[str, Any], first: asyncio.Future[Any] | None
+    ) -> Request:
+        """The request; one that is refused is first read by the engine, where it was given to it.
+
+        By rendering, vLLM's front has noted that the engine has the request's images: were they
+        dropped on the way, the next request with one of them would fail.
+        """
+        try:
+            if options.get("lora_request") is not None:
+                raise ValueError("the guard was fitted without adapters; requests for one fail")
+            return question.read(self._judge, prompt)
+        except ValueError:
+            if first is not None:
+                await asyncio.wait({first})
+            raise
+
+    async def _verdict(
+        self, request: Request, prompt: Any, request_id: str, options: dict[str, Any]
+    ) -> Receipt:
+        """The gate's, by the request's text."""
+        last: Any = None
+        asked = self._engine.generate(
+            question.tokens(self._judge.question(request), prompt),
+            question.params(self._judge),
+            _question_id(request_id),
+            **{name: x for name, x in options.items() if name in _SHARED},
+        )
+        async with aclosing(asked):
+            async for output in asked:
+                last = output
+        return question.receipt_of(self._judge, request, last)
+
+
+def _question_id(request_id: str) -> str:
+    return f"{request_id}-guard"
+
+
+async def _end(answer: AsyncGenerator[Any, None], first: asyncio.Future[Any] | None) -> None:
+    """End a request, wherever it is; the engine aborts what it was given."""
+    if first is not None and not first.done():
+        first.cancel()
+        await asyncio.wait({first})
+    await answer.aclose()

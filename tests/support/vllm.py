@@ -1,0 +1,89 @@
+"""vLLM as its guard sees it: an engine that answers by rule, and writes down what it was given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+Entries = list[dict[int, Any] | None]
+
+
+@dataclass
+class SamplingParams:
+    """Those of vLLM's that are used."""
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+
+
+def entries_of(logits: torch.Tensor, ids: Sequence[int], likeliest: int) -> Entries:
+    """vLLM's `prompt_logprobs` of a prompt with these (tokens, vocabulary) logits."""
+    logprobs = logits.log_softmax(-1)
+    entries: Entries = [None]
+    for place, token in enumerate(ids[1:]):
+        top = logprobs[place].topk(likeliest).indices.tolist()
+        entries.append(
+            {t: SimpleNamespace(logprob=float(logprobs[place, t])) for t in (token, *top)}
+        )
+    return entries
+
+
+@dataclass
+class Engine:
+    """An engine that answers with three outputs.
+
+    Attributes:
+        entries: gives the `prompt_logprobs` of a question, by its token ids.
+        ends: how questions end.
+        failure: raised for questions, if any.
+        delay: seconds before a question's output.
+        given: (request id, kind of its prompt) of all that it was given.
+        aborted: ids of those that were not read to their end.
+    """
+
+    entries: Callable[[list[int]], Entries | None]
+    ends: str = "length"
+    failure: Exception | None = None
+    delay: float = 0.0
+    given: list[tuple[str, str]] = field(default_factory=list)
+    prompts: list[Any] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    is_running: bool = True
+
+    async def generate(
+        self, prompt: Any, params: SamplingParams, request_id: str, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        """As `AsyncLLM.generate`."""
+        self.given.append((request_id, prompt["type"]))
+        self.prompts.append(prompt)
+        try:
+            if params.prompt_logprobs is not None:
+                await asyncio.sleep(self.delay)
+                if self.failure is not None:
+                    raise self.failure
+                yield SimpleNamespace(
+                    outputs=[SimpleNamespace(finish_reason=self.ends, token_ids=[0])],
+                    prompt_logprobs=self.entries(prompt["prompt_token_ids"]),
+                )
+                return
+            for number in range(3):
+                await asyncio.sleep(0)
+                yield SimpleNamespace(kind=prompt["type"], number=number)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.aborted.append(request_id)
+            raise
+
+    async def encode(self) -> None:
+        """What the guard does not let through."""
+        raise AssertionError
+
+    async def get_supported_tasks(self) -> tuple[str, ...]:
+        """As `AsyncLLM` has it."""
+        return ("generate", "transcription")

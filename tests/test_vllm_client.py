@@ -1,0 +1,213 @@
+"""The wrapped engine client: what the engine is given, and what leaves it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from support.vllm import Engine, SamplingParams, entries_of
+from vlm_safeguard.engines.vllm.client import GuardedClient
+from vlm_safeguard.engines.vllm.ledger import Ledger, ledger
+from vlm_safeguard.engines.vllm.order import Order
+from vlm_safeguard.engines.vllm.question import NotReadError
+from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.policy.gate import RefusalWords
+from vlm_safeguard.policy.response import Response
+
+REFUSES, WIDTH = 30, 8  # a text with this token is refused
+ORDERS = pytest.mark.parametrize("order", list(Order))
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("vllm")
+    module.SamplingParams = SamplingParams  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+
+
+@pytest.fixture(scope="module")
+def judge(guard: Guard) -> Judge:
+    gate = (RefusalWords(tokens=(7,), slack=0.5),)
+    known = replace(guard.policy, gate=gate, refusal_prefix=(7, 11), response=Response.TEXT)
+    return Judge(known)
+
+
+def entries(ids: list[int]) -> list[dict[int, Any] | None]:
+    """The logits of a model that says the refusal prefix, or what is not in it."""
+    logits = torch.zeros(len(ids), 600)
+    for place, token in enumerate(ids[1:]):
+        logits[place, token if REFUSES in ids else 1] = 5.0
+    return entries_of(logits, ids, 2)
+
+
+@pytest.fixture
+def render(judge: Judge) -> Callable[..., dict[str, Any]]:
+    """A rendered request with an image, harmful or not."""
+    (image,) = judge.policy.text_view.placeholder_ids
+    assert judge.policy.generation_prompt is not None
+    end = list(judge.policy.generation_prompt.direct)
+
+    def make(*, harmful: bool, text: tuple[int, ...] = (20, 21), **more: Any) -> dict[str, Any]:
+        return {
+            "type": "multimodal",
+            "prompt_token_ids": [*[image] * 4, *text, REFUSES if harmful else 31, *end],
+            "mm_placeholders": {"image": [SimpleNamespace(offset=0, length=4)]},
+            **more,
+        }
+
+    return make
+
+
+async def collect(client: GuardedClient, prompt: Any, **options: Any) -> list[Any]:
+    given = client.generate(prompt, SamplingParams(), "r", **options)
+    return [output async for output in given]
+
+
+def ask(client: GuardedClient, prompt: Any, **options: Any) -> tuple[list[Any], Ledger]:
+    """Outputs, and what was noted."""
+    noted = Ledger()
+
+    async def within() -> list[Any]:
+        ledger.set(noted)
+        return await collect(client, prompt, **options)
+
+    return asyncio.run(within()), noted
+
+
+@ORDERS
+def test_a_closed_gate_is_answered_by_the_request_as_it_came(
+    judge: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    engine, prompt = Engine(entries), render(harmful=False)
+    outputs, noted = ask(GuardedClient(engine, judge, order), prompt)
+    assert [(each.kind, each.number) for each in outputs] == [("multimodal", n) for n in range(3)]
+    assert any(each is prompt for each in engine.prompts)
+    assert engine.aborted == []
+    (receipt,) = noted.receipts
+    assert not receipt.guarded
+    assert receipt.images == 1
+
+
+@ORDERS
+def test_an_open_one_is_answered_from_its_text(
+    judge: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    engine = Engine(entries)
+    prompt = render(harmful=True, cache_salt="theirs")
+    outputs, noted = ask(GuardedClient(engine, judge, order), prompt)
+    assert [(each.kind, each.number) for each in outputs] == [("token", n) for n in range(3)]
+    assert engine.prompts[-1]["prompt_token_ids"] == prompt["prompt_token_ids"][4:]
+    assert all(each.get("cache_salt") == "theirs" for each in engine.prompts)
+    assert [receipt.guarded for receipt in noted.receipts] == [True]
+    together = order is Order.TOGETHER
+    assert [kind for _, kind in engine.given].count("multimodal") == together
+    assert engine.aborted == (["r"] if together else [])
+
+
+@ORDERS
+def test_a_request_without_media_goes_through(judge: Judge, order: Order) -> None:
+    engine = Engine(entries)
+    prompt = {"type": "token", "prompt_token_ids": [20, REFUSES]}
+    outputs, noted = ask(GuardedClient(engine, judge, order), prompt)
+    assert len(outputs) == 3
+    assert engine.given == [("r", "token")]
+    assert not noted.receipts[0].findings
+
+
+@ORDERS
+@pytest.mark.parametrize("ends", ["abort", "error", None])
+def test_a_text_that_was_not_read_is_no_verdict(
+    judge: Judge, render: Callable[..., Any], order: Order, ends: str
+) -> None:
+    engine = Engine(entries, ends=ends)
+    noted = Ledger()
+    with pytest.raises(NotReadError, match="neither open nor closed"):
+        asyncio.run(collect(GuardedClient(engine, judge, order), render(harmful=False)))
+    assert noted.receipts == []
+
+
+@ORDERS
+def test_log_probabilities_that_are_missing_are_no_verdict(
+    judge: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    for engine in (Engine(lambda ids: entries(ids)[:-1]), Engine(lambda ids: None)):
+        client = GuardedClient(engine, judge, order)
+        with pytest.raises(NotReadError, match="did not read"):
+            asyncio.run(collect(client, render(harmful=False)))
+
+
+@ORDERS
+def test_an_engine_that_fails_gives_no_answer(
+    judge: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    engine = Engine(entries, failure=RuntimeError("dead"))
+    with pytest.raises(RuntimeError, match="dead"):
+        asyncio.run(collect(GuardedClient(engine, judge, order), render(harmful=False)))
+
+
+@ORDERS
+def test_a_client_that_leaves_before_the_verdict_leaves_nothing_behind(
+    judge: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    engine = Engine(entries, delay=60)
+
+    async def leave() -> None:
+        client = GuardedClient(engine, judge, order)
+        task = asyncio.create_task(collect(client, render(harmful=False)))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    assert "r-guard" in engine.aborted
+    assert sorted(engine.aborted) == sorted(name for name, _ in engine.given)
+
+
+@ORDERS
+@pytest.mark.parametrize(
+    ("prompt", "options"),
+    [
+        ("a text", {}),
+        ({"type": "embeds", "prompt_embeds": None}, {}),
+        ({"type": "enc_dec"}, {}),
+        ({"type": "token", "prompt_token_ids": []}, {}),
+        ({"type": "token", "prompt_token_ids": [1]}, {"lora_request": object()}),
+    ],
+)
+def test_what_cannot_be_guarded_is_refused(
+    judge: Judge, order: Order, prompt: Any, options: dict[str, Any]
+) -> None:
+    engine = Engine(entries)
+    with pytest.raises(ValueError, match=r"guard|no text"):
+        asyncio.run(collect(GuardedClient(engine, judge, order), prompt, **options))
+    assert engine.given == []
+
+
+@ORDERS
+def test_media_that_are_placed_elsewhere_are_refused_after_the_engine_has_their_images(
+    judge: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    engine, prompt = Engine(entries), render(harmful=False)
+    prompt["mm_placeholders"] = {"image": [SimpleNamespace(offset=1, length=4)]}
+    with pytest.raises(ValueError, match="medium"):
+        asyncio.run(collect(GuardedClient(engine, judge, order), prompt))
+    given = [("r", "multimodal")] if order is Order.TOGETHER else []
+    assert engine.given == given
+
+
+def test_what_is_not_known_of_the_engine_is_not_there(judge: Judge) -> None:
+    client = GuardedClient(Engine(entries), judge, Order.FIRST)
+    assert client.is_running
+    for name in ("encode", "add_lora", "update_weights", "collective_rpc", "add_request"):
+        with pytest.raises(AttributeError, match="not guarded"):
+            getattr(client, name)
+    assert asyncio.run(client.get_supported_tasks()) == ("generate",)

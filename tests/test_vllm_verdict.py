@@ -1,0 +1,191 @@
+"""Inside vLLM: what is read of a request, and what is decided from log-probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from support.vllm import entries_of
+from vlm_safeguard.engines.vllm.gate import runnable
+from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.engines.vllm.view import read_rendered
+from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.guard import Guard
+from vlm_safeguard.images import noise_image
+from vlm_safeguard.model.backbone import chat_inputs
+from vlm_safeguard.model.conversation import chat_of, encode_messages, noise_media, user_message
+from vlm_safeguard.policy.gate import GATES, OwnRefusal, RefusalWords, TextScore
+from vlm_safeguard.policy.policy import Policy
+from vlm_safeguard.policy.refusal import first_token_margin, token_margin
+from vlm_safeguard.policy.request import read_request
+from vlm_safeguard.policy.response import Response
+
+TOKENS, PREFIX = (7, 9), (7, 11, 12)
+
+
+@pytest.fixture(scope="module")
+def policy(guard: Guard) -> Policy:
+    words = RefusalWords(tokens=TOKENS, slack=0.5)
+    return replace(guard.policy, gate=(words,), refusal_prefix=PREFIX, response=Response.TEXT)
+
+
+@pytest.fixture(scope="module")
+def prompt(processor: LlavaProcessor) -> list[int]:
+    """Two images, a text between them."""
+    messages = [user_message("image", "What is this?", "image", "And this?")]
+    return encode_messages(processor, messages, noise_media(processor, messages))
+
+
+def ranges_in(prompt: list[int], image: int) -> list[tuple[int, int]]:
+    """By hand: maximal runs of the image token."""
+    starts = [i for i, t in enumerate(prompt) if t == image and prompt[i - 1] != image]
+    stops = [i + 1 for i, t in enumerate(prompt) if t == image and prompt[i + 1] != image]
+    return list(zip(starts, stops, strict=True))
+
+
+# --- the policy ---
+
+
+def test_an_edit_is_refused(policy: Policy) -> None:
+    with pytest.raises(SafeguardError, match="--response"):
+        runnable(replace(policy, response=Response.EDIT), refusal_alone=True)
+
+
+def test_a_gate_that_reads_states_needs_leave(guard: Guard, policy: Policy) -> None:
+    own = OwnRefusal(tokens=TOKENS, slack=0.25, layers=(1, 2))
+    text = TextScore(layers=(1,), threshold=0.0, budget=0.1, calibrated_on=20)
+    asked = replace(policy, gate=(own, text))
+    with pytest.raises(SafeguardError, match=r"own_refusal, text_score.*--refusal-alone"):
+        runnable(asked, refusal_alone=False)
+    made = runnable(asked, refusal_alone=True)
+    assert made.gate == (RefusalWords(tokens=TOKENS, slack=0.25),)
+    assert made.sha256() != asked.sha256()
+
+
+def test_a_gate_of_words_runs_as_it_is(policy: Policy) -> None:
+    assert runnable(policy, refusal_alone=False) is policy
+
+
+@pytest.mark.parametrize("name", sorted(GATES))
+def test_a_gate_without_the_models_own_refusal_is_refused(policy: Policy, name: str) -> None:
+    with pytest.raises(SafeguardError, match="does not ask for the model's own refusal"):
+        runnable(replace(policy, gate=GATES[name]), refusal_alone=True)
+
+
+def test_a_guard_that_does_not_know_where_answers_begin_is_refused(policy: Policy) -> None:
+    with pytest.raises(SafeguardError, match="Fit it again"):
+        runnable(replace(policy, generation_prompt=None), refusal_alone=True)
+
+
+# --- the request ---
+
+
+def test_a_rendered_request_is_read_as_transformers_is(
+    policy: Policy, prompt: list[int], processor: LlavaProcessor
+) -> None:
+    placed = ranges_in(prompt, processor.image_token_id)
+    assert len(placed) == 2
+    request = read_rendered(policy, prompt, placed)
+    assert request == read_request(policy, prompt)
+    assert request.media.images == 2
+    messages = [user_message("What is this?", "And this?")]
+    assert list(request.text) == encode_messages(processor, messages)
+
+
+def test_what_only_one_side_takes_for_a_medium_is_refused(
+    policy: Policy, prompt: list[int], processor: LlavaProcessor
+) -> None:
+    first, second = ranges_in(prompt, processor.image_token_id)
+    with pytest.raises(ValueError, match=f"token {second[0]} .* no medium was placed"):
+        read_rendered(policy, prompt, [first])
+    with pytest.raises(ValueError, match="where the guard reads none"):
+        read_rendered(policy, prompt, [first, second, (second[1], second[1] + 2)])
+    with pytest.raises(ValueError, match="where the guard reads none"):
+        read_rendered(policy, prompt, [(first[0], second[1])])
+    with pytest.raises(ValueError, match="no medium was placed"):
+        read_rendered(policy, prompt, [])
+
+
+def test_a_text_needs_no_generation_prompt(policy: Policy) -> None:
+    assert read_rendered(policy, [20, 21, 22], []).text == (20, 21, 22)
+
+
+# --- the verdict ---
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_margins_are_those_of_logits(policy: Policy, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    text = (20, 21, 22, 23)
+    request = read_request(policy, text)
+    judge = Judge(policy)
+    ids = judge.question(request)
+    assert ids == [*text, *PREFIX]
+    logits = torch.randn(len(ids), 40, generator=generator)
+    logits[len(text) - 1, list(TOKENS)] += 4.0 * (seed % 2)
+    first = first_token_margin(logits[len(text) - 1 : len(text)], TOKENS)
+    each = token_margin(logits[len(text) - 1 : -1], torch.tensor(PREFIX))
+    entries = entries_of(logits, ids, judge.likeliest)
+    margin, words = judge.margins(request, entries)
+    assert (margin > 0) == bool(first > 0)
+    assert margin <= float(first) + 1e-4
+    if margin > 0:
+        assert margin == pytest.approx(float(first), abs=1e-4)
+        assert words == pytest.approx(float(each.min()), abs=1e-4)
+    else:
+        assert words == margin
+
+
+def test_missing_log_probabilities_are_no_verdict(policy: Policy) -> None:
+    request = read_request(policy, (20, 21, 22))
+    judge = Judge(policy)
+    ids = judge.question(request)
+    entries = entries_of(torch.randn(len(ids), 40), ids, judge.likeliest)
+    with pytest.raises(ValueError, match="have log-probabilities"):
+        judge.receipt(request, entries[:-1])
+    entries[3] = {PREFIX[0]: SimpleNamespace(logprob=-1.0)}
+    with pytest.raises(ValueError, match="lack those"):
+        judge.receipt(request, entries)
+    entries[3] = {PREFIX[0]: SimpleNamespace(logprob=-torch.inf), 1: SimpleNamespace(logprob=-1.0)}
+    with pytest.raises(SafeguardError, match="not a number"):
+        judge.receipt(request, entries)
+
+
+@torch.no_grad()
+def test_the_verdict_is_that_of_transformers(
+    policy: Policy, guard: Guard, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    """The model's most common next tokens stand for its refusals, so that some gates open."""
+    texts = [f"{a} {b}?" for a in ("What", "Who", "How", "Why") for b in ("is", "are", "was")]
+    read = [read_request(policy, encode_messages(processor, [user_message(t)])) for t in texts]
+    following = [model(input_ids=torch.tensor([r.text])).logits[0, -1].argmax() for r in read]
+    opening = int(following[0])
+    behind = model(input_ids=torch.tensor([[*read[0].text, opening]])).logits[0, -1].argmax()
+    mine = replace(
+        policy,
+        gate=(RefusalWords(tokens=(opening,), slack=0.5),),
+        refusal_prefix=(opening, int(behind)),
+    )
+    judge, verdicts = Judge(mine), []
+    for request in read:
+        ids = judge.question(request)
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        verdicts.append(judge.receipt(request, entries_of(logits, ids, judge.likeliest)))
+    assert {receipt.guarded for receipt in verdicts} == {True, False}
+    attached = guard.variant(
+        gate=mine.gate, refusal_prefix=mine.refusal_prefix, response=Response.TEXT
+    )
+    with attached.attach(model):
+        for text, verdict in zip(texts, verdicts, strict=True):
+            inputs = chat_inputs(model, processor, [chat_of(text, noise_image(0))])
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            (receipt,) = attached.receipts
+            assert receipt.guarded == verdict.guarded
+            assert receipt.reason == verdict.reason
+            assert receipt.policy == verdict.policy
+            for name, value in receipt.scores.items():
+                assert verdict.scores[name] == pytest.approx(value, abs=1e-3)
