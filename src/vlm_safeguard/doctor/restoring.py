@@ -11,6 +11,7 @@ from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 
 _REFUSAL = "I'm sorry"  # an answer's opening that is edited, whatever the model would answer
+_CLEAR = 3  # by how many times rounding the edit has to move the logits
 
 
 def restore_equals_two_passes(subject: Subject) -> str:
@@ -32,5 +33,8 @@ def restore_equals_two_passes(subject: Subject) -> str:
     error = float((guarded - expected).abs().max()) / spread
     moved = float((free - expected).abs().amax((1, 2)).min()) / spread
     require(error <= subject.tolerance, f"logits differ by {error:.1e} of their spread")
-    require(moved > 10 * error, "the edit changes nothing, so nothing is shown")
+    require(
+        moved > _CLEAR * error,
+        f"the edit moves the logits by {moved:.0e} of their spread, too little beside {error:.0e}",
+    )
     return f"logits within {error:.0e} of their spread; the edit moves them by {moved:.0e}"
