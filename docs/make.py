@@ -210,6 +210,27 @@ def amounts(name: str, command: str) -> Iterator[str]:
     )
 
 
+def gates(name: str) -> Iterator[str]:
+    """What each gate opens for: kinds of requests down, gates across."""
+    document = _document(name)
+    machine, rows = document["machine"], document["rows"]
+    yield (
+        f"`python benchmarks/gates.py {name.removeprefix('gates-')}`, {machine['dtype']}; in brackets "
+        "95 % intervals, and for how many of the requests the model's own refusal opens it.\n"
+    )
+    names = list(dict.fromkeys(row["gate"] for row in rows))
+    shown: dict[str, dict[str, str]] = {}
+    for row in rows:
+        opened, kind = row["opened"], f"{row['kind']}, n = {row['opened']['n']}"
+        low, high = (f"{100 * opened[side]:.1f}" for side in ("low", "high"))
+        cell = f"{100 * opened['value']:.1f} % ({low}–{high}; {row['own']})"
+        shown.setdefault(kind, {})[row["gate"]] = cell
+    yield from _grid(
+        ["opened", *names],
+        [(kind, *(cells[name] for name in names)) for kind, cells in shown.items()],
+    )
+
+
 def _document(name: str) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
     return read
