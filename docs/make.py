@@ -299,6 +299,7 @@ PARTS: dict[str, Part] = {
     "pocket": partial(results, POCKET, *_SECTIONS),
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
+    "gates-pocket": partial(gates, "gates-pocket"),
     "defences": defences,
     "speed-pocket": partial(
         timings, "speed-pocket", "python benchmarks/speed.py pocket", (0, 3), (2, 1)
