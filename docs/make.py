@@ -215,8 +215,8 @@ def gates(name: str) -> Iterator[str]:
     document = _document(name)
     machine, rows = document["machine"], document["rows"]
     yield (
-        f"`python benchmarks/gates.py {name.removeprefix('gates-')}`, {machine['dtype']}; in brackets "
-        "95 % intervals, and for how many of the requests the model's own refusal opens it.\n"
+        f"`python benchmarks/gates.py {name.removeprefix('gates-')}`, {machine['dtype']}; in "
+        "brackets 95 % intervals, and for how many requests the model's own refusal opens it.\n"
     )
     names = list(dict.fromkeys(row["gate"] for row in rows))
     shown: dict[str, dict[str, str]] = {}
