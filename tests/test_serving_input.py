@@ -167,6 +167,13 @@ def test_nulls_and_what_does_nothing_are_taken(client: TestClient) -> None:
     assert client.post(CHAT, json=body("", messages=history)).status_code == 200
 
 
+@pytest.mark.parametrize("cold", [{"temperature": 5e-324}, {"top_p": 5e-324}])
+def test_numbers_next_to_nought_are_taken(client: TestClient, cold: dict[str, float]) -> None:
+    expected = client.post(CHAT, json=body("Which colour?")).json()["choices"]
+    answer = client.post(CHAT, json={**body("Which colour?"), "temperature": 1, **cold})
+    assert answer.json()["choices"] == expected
+
+
 @pytest.mark.parametrize(
     ("sent", "kind"),
     [

@@ -19,7 +19,7 @@ from vlm_safeguard.serving.admission import Admission
 from vlm_safeguard.serving.answering import answer
 from vlm_safeguard.serving.chat import Completion
 from vlm_safeguard.serving.engine import Engine
-from vlm_safeguard.serving.errors import ApiError, internal, invalid
+from vlm_safeguard.serving.errors import ApiError, ErrorAnswer, internal, invalid
 from vlm_safeguard.serving.images import ImageReader
 from vlm_safeguard.serving.items import ResponseRequest
 from vlm_safeguard.serving.metrics import CONTENT_TYPE, Metrics
@@ -62,7 +62,13 @@ def make_app(
         yield
         await asyncio.to_thread(engine.drain, settings.drain)
 
-    app = FastAPI(title="vlm-safeguard", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="vlm-safeguard",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
+    )
     _add_routes(app, service)
     _add_state(app, service)
     app.add_exception_handler(ApiError, _told)

@@ -6,6 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, as OpenAI's API has it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorBody
 
 
 class ApiError(Exception):
@@ -36,14 +52,8 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """As JSON."""
-        return {
-            "error": {
-                "message": str(self),
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        told = ErrorBody(message=str(self), type=self.kind, param=self.param, code=self.code)
+        return ErrorAnswer(error=told).model_dump()
 
     def response(self) -> JSONResponse:
         """As an answer of HTTP."""

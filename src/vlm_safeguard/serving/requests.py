@@ -14,6 +14,8 @@ _GRAMMAR = "an answer that is held to a form cannot be a refusal"
 _NOT_KEPT = "nothing is kept of a request; send the whole conversation"
 _NOT_WRITTEN = "it would change what the model reads after it was written by its own template"
 
+_COLD = 0.01  # logits over less than this can be infinite
+
 #: Fields of other servers and of OpenAI's that are refused, and why.
 REFUSED = {
     "prompt": "a prompt without turns has no request to judge",
@@ -137,7 +139,8 @@ class ChatRequest(Conversation):
         temperature = 1.0 if self.temperature is None else self.temperature
         if temperature == 0:
             return Sampling(temperature=0.0)
-        return Sampling(temperature, 1.0 if self.top_p is None else self.top_p, self.seed)
+        top_p = 1.0 if self.top_p is None else self.top_p
+        return Sampling(max(temperature, _COLD), top_p, self.seed)
 
 
 @dataclass(frozen=True)
