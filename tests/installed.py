@@ -17,8 +17,11 @@ from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.extras import MissingExtraError
 
 EXTRAS = ("fastapi", "gguf", "inspect_ai", "matplotlib", "peft", "pyarrow")
-ROOMS_OF_EXTRAS = ("cli", "evaluation", "report", "serving")
-DATA = ("py.typed", "pocket/weights/pocket.safetensors", "report/templates/report.css")
+ROOMS_OF_EXTRAS = ("cli", "evaluation", "playground", "report", "serving")
+DATA = (
+    *("py.typed", "pocket/weights/pocket.safetensors"),
+    *("report/templates/report.css", "playground/page/index.html"),
+)
 
 
 def command(*arguments: str) -> tuple[int, str]:
@@ -56,6 +59,7 @@ def main() -> None:
         (("eval",), "inspect_ai", "eval"),
         (("report", "."), "matplotlib", "report"),
         (("serve", "pocket"), "fastapi and prometheus_client and uvicorn", "serve"),
+        (("playground",), "fastapi and uvicorn", "playground"),
     ):
         message = f"vlm-safeguard: {sentence.format(missing, extra)}\n"
         assert command(*arguments) == (1, message), command(*arguments)

@@ -20,7 +20,7 @@ ORDER = (
     *("errors", "extras", "images", "anchors", "forms"),
     *("policy", "model", "engines", "fit", "guard"),
     *("timing", "doctor", "pocket", "loading", "defences", "evaluation", "report", "serving"),
-    "cli",
+    *("playground", "cli"),
 )
 CORE = ORDER[: ORDER.index("guard") + 1]
 ALLOWED = {

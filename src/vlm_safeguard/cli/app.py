@@ -12,6 +12,7 @@ from vlm_safeguard.cli import (
     families,
     fit,
     inspect,
+    playground,
     pocket,
     report,
     serve,
@@ -28,6 +29,7 @@ app.command("fit")(fit.fit)
 app.command("eval")(evaluate.evaluate)
 app.command("ask")(ask.ask)
 app.command("serve", context_settings={"allow_extra_args": True})(serve.serve)
+app.command("playground")(playground.playground)
 app.command("inspect")(inspect.inspect)
 app.command("families")(families.families)
 app.command("doctor")(doctor.doctor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 
 import uvicorn
@@ -16,6 +15,7 @@ from vlm_safeguard.loading import kept_guard, load_model, read_guard
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.serving.app import make_app
+from vlm_safeguard.serving.listening import listen
 from vlm_safeguard.serving.logs import log_to_stderr
 from vlm_safeguard.serving.settings import KEY_VARIABLE, ServeSettings
 from vlm_safeguard.serving.tracing import tracing_to
@@ -30,7 +30,7 @@ def serve(settings: ServeSettings) -> None:
     """
     settings = _with_key_of_environment(settings)
     log_to_stderr()
-    listening = _listen(settings)
+    listening = listen(settings.host, settings.port)
 
     def stop() -> None:
         server.should_exit = True
@@ -78,17 +78,3 @@ def _with_key_of_environment(settings: ServeSettings) -> ServeSettings:
     if not key:
         return settings
     return settings.model_copy(update={"api_keys": (*settings.api_keys, SecretStr(key))})
-
-
-def _listen(settings: ServeSettings) -> socket.socket:
-    try:
-        return socket.create_server(
-            (settings.host, settings.port),
-            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-            backlog=2048,
-        )
-    except OSError as error:
-        raise SafeguardError(
-            f"The server cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
-            "name another --host or --port."
-        ) from error
