@@ -20,6 +20,7 @@ from support.command import Run
 from support.serving import data_url
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.typography import INSTRUCTION, typeset
+from vlm_safeguard.evaluation.attacks.descent import Budget
 from vlm_safeguard.evaluation.attacks.target import Target
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
@@ -324,7 +325,7 @@ def test_presets() -> None:
 def test_an_attack_lowers_what_it_says(
     vlm: VLM, guard: Guard, monkeypatch: pytest.MonkeyPatch, against: Any, defence: str
 ) -> None:
-    budget = adversarial.Budget(epsilon=16, steps=3, step=8, confidence=1e6)
+    budget = Budget(epsilon=16, steps=3, step=8, confidence=1e6)
     monkeypatch.setattr(adversarial, "BUDGET", budget)
     own = OwnRefusal(tokens=(40,), slack=0.5, layers=(2,))
     guard = guard.variant(gate=(own, *GATES["open"]), response=Response.TEXT)

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -62,7 +63,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
-    scheme, size = getattr(request, "param", SHOWN[0])
+    shown: Any = getattr(request, "param", SHOWN[0])
+    scheme, size = shown
     with browser.new_context(color_scheme=scheme, viewport=size) as context:
         page = context.new_page()
         asked: list[str] = []
