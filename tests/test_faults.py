@@ -39,8 +39,9 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.fingerprint import EmbeddingSample
+from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.edits import Project, Refuse, Restore
-from vlm_safeguard.policy.gate import GATES, Criterion, ImageScore, TextScore
+from vlm_safeguard.policy.gate import GATES, ImageScore, TextScore
 from vlm_safeguard.policy.span import Span
 
 Spoil = Callable[[Model, ExitStack], Any]

@@ -10,12 +10,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from vlm_safeguard.policy.choice import Questions, floor_of
+from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import fit_directions
 from vlm_safeguard.policy.gate import (
     GATES,
     AnyCriterion,
-    Criterion,
     Gate,
     ImageScore,
     OwnRefusal,

@@ -12,7 +12,7 @@ from vlm_safeguard.cli.loading import AsJson, console
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
-    from vlm_safeguard.policy.gate import Criterion
+    from vlm_safeguard.policy.criterion import Criterion
     from vlm_safeguard.policy.policy import Policy
 
 

@@ -83,7 +83,11 @@ def export(folder: Path, *, name: str = POCKET.name) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         raise SafeguardError(f"{folder} is not empty; name a new folder.")
-    model, processor = load(name=name)
+    save(*load(name=name), folder)
+
+
+def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """Write a LLaVA and its processor into a folder, its weights named as they are published."""
     model.save_pretrained(folder)
     _name_as_published(folder / "model.safetensors")
     processor.save_pretrained(folder)

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.policy.gate import Criterion
+from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.reading import Reading
 
 _PASSES = {"text": "text-only pass", "image": "multimodal pass"}

@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import torch
 
+from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.directions import Directions, random_basis
 from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.edits import Edit
-from vlm_safeguard.policy.gate import AnyCriterion, Criterion, OwnRefusal, RefusalWords
+from vlm_safeguard.policy.gate import AnyCriterion, OwnRefusal, RefusalWords
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span

@@ -8,7 +8,8 @@ from math import isfinite
 import torch
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.policy.gate import Criterion, TextDiscriminant
+from vlm_safeguard.policy.criterion import Criterion
+from vlm_safeguard.policy.gate import TextDiscriminant
 from vlm_safeguard.policy.policy import Policy
 
 _NAMES = {

@@ -45,6 +45,6 @@ def runnable(policy: Policy, *, refusal_alone: bool) -> Policy:
         raise SafeguardError(
             f"This guard's gate ({names}) reads the model's states, which vLLM does not show. With "
             "--refusal-alone the model's own refusal, asked by the text alone and in the words "
-            "that most of its refusals have, decides instead, and opens for fewer requests."
+            "that most of its refusals have, decides alone, and on some requests otherwise."
         )
     return replace(policy, gate=(RefusalWords(tokens=own.tokens, slack=own.slack),))
