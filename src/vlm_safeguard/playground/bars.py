@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.gate import (
-    Criterion,
     OwnRefusal,
     PaperSign,
     RefusalWords,
