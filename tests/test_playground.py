@@ -6,12 +6,16 @@ import asyncio
 import base64
 import io
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
+import httpx
 import pytest
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -26,7 +30,7 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.conversation import chat_of, encode_chat
 from vlm_safeguard.model.vlm import VLM
-from vlm_safeguard.playground import adversarial, server
+from vlm_safeguard.playground import adversarial, app, server
 from vlm_safeguard.playground.adversarial import attack, caption
 from vlm_safeguard.playground.app import make_app
 from vlm_safeguard.playground.bars import _WORDS, bars, limits
@@ -485,6 +489,40 @@ def test_other_sites_get_nothing(client: TestClient) -> None:
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "access-control-allow-origin" not in page.headers
     assert "://" not in page.text, "the page names no other place"
+
+
+def test_who_leaves_the_page_stops_the_work(
+    vlm: VLM, closed: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = threading.Event()
+
+    def endless(*of: Any) -> None:
+        *_, tell = of
+        try:
+            while True:
+                tell(Over())
+                time.sleep(0.001)
+        finally:
+            stopped.set()
+
+    monkeypatch.setattr(app, "compare", endless)
+    asking = uvicorn.Server(
+        uvicorn.Config(make_app(vlm, closed, "tiny", TOKENS, ["127.0.0.1"]), log_config=None)
+    )
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        thread = threading.Thread(target=asking.run, kwargs={"sockets": [port]}, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{port.getsockname()[1]}"
+        body = {"question": "Hello"}
+        with (
+            httpx.Client(trust_env=False, timeout=60) as client,
+            client.stream("POST", f"{address}/compare", json=body) as answer,
+        ):
+            assert next(answer.iter_lines()) == '{"kind": "over"}'
+            assert not stopped.is_set()
+        assert stopped.wait(60)
+        asking.should_exit = True
+        thread.join(60)
 
 
 # --- the command ---
