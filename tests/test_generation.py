@@ -35,6 +35,7 @@ from vlm_safeguard.model.conversation import encode_batch
 from vlm_safeguard.model.generation_prompt import learn_generation_prompt
 from vlm_safeguard.policy.edits import Project
 from vlm_safeguard.policy.gate import TextScore
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 
 pytestmark = pytest.mark.versions
@@ -142,7 +143,12 @@ def test_so_it_does_with_sliding_windows_many_positions_and_convolutions(
 ) -> None:
     model, processor = load_makers()[family]()
     guard = Guard.fit(
-        model, processor, rank=4, gate="open", calibration=[f"Count to {i}" for i in range(9)]
+        model,
+        processor,
+        rank=4,
+        gate="open",
+        response=Response.EDIT,
+        calibration=[f"Count to {i}" for i in range(9)],
     )
     pictures = [[noise_image(i).resize((96, 64))] for i in range(2)]
     inputs = encode_batch(processor, QUESTIONS[:2], pictures)

@@ -32,7 +32,7 @@ from vlm_safeguard.policy.receipt import Receipt
 
 pytestmark = pytest.mark.xdist_group("parallel")
 VARIANTS = (
-    "as fitted",
+    "by the text's score",
     "open",
     "by its own refusal",
     "whole answers",
@@ -101,7 +101,7 @@ def test_the_variants_open_some_gates_and_leave_others_closed(
     guard: Guard, seen: list[dict[str, Any]]
 ) -> None:
     assert set(VARIANTS) == set(variants(guard))
-    for name in ("as fitted", "by its own refusal"):
+    for name in ("by the text's score", "by its own refusal"):
         assert {receipt["guarded"] for receipt in seen[0][name][1]} == {True, False}
 
 

@@ -38,8 +38,9 @@ SAMPLED: dict[str, Any] = {"max_new_tokens": 8, "do_sample": True}
 def variants(guard: Guard) -> dict[str, tuple[Guard, dict[str, Any]]]:
     """Guards, and ways of decoding, under which both have to give what one process gives."""
     opened = opened_always(guard)
+    threshold = float(guard.scores["calibration"].quantile(0.95))
     return {
-        "as fitted": (guard, GREEDY),
+        "by the text's score": (with_thresholds(guard, threshold, image=100.0), GREEDY),
         "open": (opened, GREEDY),
         "by its own refusal": (with_thresholds(guard, 0.0, tokens=(7, 8, 9)), GREEDY),
         "whole answers": (spanning(opened, Span.ANSWER), GREEDY),
