@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.adapters import active_adapters
@@ -23,6 +23,21 @@ def check_structure(backbone: Backbone, provenance: Provenance, policy: Policy) 
         "num_layers": len(backbone.layers),
         "decoder_path": backbone.decoder_path,
     }
+    check_same(present, provenance)
+    view = policy.text_view
+    if backbone.placeholder_ids != view.placeholder_ids:
+        raise SafeguardError(
+            f"This guard knows image tokens {sorted(view.placeholder_ids)}, the "
+            f"model uses {sorted(backbone.placeholder_ids)}. Fit a guard for this model."
+        )
+
+
+def check_same(present: Mapping[str, object], provenance: Provenance) -> None:
+    """Refuse a model of which a fact is another than the provenance's field of the same name.
+
+    Raises:
+        SafeguardError: the first that differs.
+    """
     for name, value in present.items():
         fitted = getattr(provenance, name)
         if fitted != value:
@@ -30,12 +45,6 @@ def check_structure(backbone: Backbone, provenance: Provenance, policy: Policy) 
                 f"This guard was fitted on {provenance.model_name}, whose {name} is "
                 f"{fitted}; this model's is {value}. Fit a guard for this model."
             )
-    view = policy.text_view
-    if backbone.placeholder_ids != view.placeholder_ids:
-        raise SafeguardError(
-            f"This guard knows image tokens {sorted(view.placeholder_ids)}, the "
-            f"model uses {sorted(backbone.placeholder_ids)}. Fit a guard for this model."
-        )
 
 
 def check_adapters(backbone: Backbone, provenance: Provenance) -> None:

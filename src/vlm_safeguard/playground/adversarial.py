@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.attempt import with_image
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.evaluation.attacks.descent import Budget, Descent
 from vlm_safeguard.evaluation.attacks.pixels import Pixels, only_image
 from vlm_safeguard.evaluation.attacks.target import Target
 from vlm_safeguard.playground.events import Captioned, Step
-from vlm_safeguard.playground.presets import data_address
 from vlm_safeguard.policy.response import Response
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def attack(vlm: VLM, guard: Guard, chat: Chat, against: Against, tell: Tell) -> 
     first, loss, steps = float(descent.first), float(descent.loss), int(descent.taken)
     tell(
         Captioned(
-            data_address(pixels.image(descent.best[0])),
+            data_url(pixels.image(descent.best[0])),
             caption(against, BUDGET.epsilon, steps, first, loss),
         )
     )

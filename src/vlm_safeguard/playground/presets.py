@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from typing import TYPE_CHECKING
-
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.conditions import condition_image
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.evaluation.asks.typography import INSTRUCTION, typeset
 from vlm_safeguard.playground.events import Captioned
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _SCENE = 6  # a yellow star, at the bottom
 _CAPTIONS = {
@@ -38,15 +32,8 @@ def preset(name: str, request: str) -> Captioned:
     if name == "typographic":
         if not request.strip():
             raise SafeguardError("Type a question first: it is what this image shows.")
-        return Captioned(data_address(typeset(request)), _TYPOGRAPHIC, INSTRUCTION)
+        return Captioned(data_url(typeset(request)), _TYPOGRAPHIC, INSTRUCTION)
     image = condition_image(name, _SCENE)
     if image is None:
         raise SafeguardError("There is no image in the preset 'text'.")
-    return Captioned(data_address(image), _CAPTIONS[name])
-
-
-def data_address(image: Image) -> str:
-    """An image as `data:image/png;base64,…`, without loss."""
-    kept = io.BytesIO()
-    image.save(kept, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(kept.getvalue()).decode()}"
+    return Captioned(data_url(image), _CAPTIONS[name])

@@ -85,9 +85,7 @@ def _harm(receipt: Receipt) -> str:
 
 
 def _read(receipt: Receipt) -> str:
-    counts = {"image": receipt.images, "video": receipt.videos, "audio": receipt.audios}
-    media = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items() if n)
-    shown = f"{media} in {receipt.media_tokens} tokens, and " if media else ""
+    shown = f"{receipt.media} in {receipt.media_tokens} tokens, and " if receipt.media else ""
     return f"The request is {shown}{receipt.text_tokens} tokens of text."
 
 

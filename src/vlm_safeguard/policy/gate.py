@@ -20,6 +20,7 @@ from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.reading import Reading
 
 Layers = Annotated[tuple[int, ...], Field(min_length=1)]
+_REFUSES = "asked by its text alone, the language model would itself refuse"
 
 
 class OwnRefusal(Criterion):
@@ -75,7 +76,7 @@ class OwnRefusal(Criterion):
     def says(self, score: Sequence[float], opened: bool) -> str | None:
         """What the language model would do, where it would decline."""
         if opened:
-            return "asked by its text alone, the language model would itself refuse"
+            return _REFUSES
         if score[0] > 0:
             return (
                 "asked by its text alone, the language model would decline, but not for harm: the "
@@ -131,7 +132,7 @@ class RefusalWords(Criterion):
     def says(self, score: Sequence[float], opened: bool) -> str:
         """What the language model would do."""
         if opened:
-            return "asked by its text alone, the language model would itself refuse"
+            return _REFUSES
         if score[0] > 0:
             return (
                 "asked by its text alone, the language model would begin as it refuses, and go on "

@@ -60,6 +60,12 @@ class Receipt(BaseModel):
         """All criteria's measures, by name."""
         return {name: x for finding in self.findings for name, x in finding.measures.items()}
 
+    @property
+    def media(self) -> str:
+        """What the request shows, counted: "2 images, 1 audio"; empty where it shows nothing."""
+        counts = {"image": self.images, "video": self.videos, "audio": self.audios}
+        return ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items() if n)
+
     @classmethod
     def of(
         cls,

@@ -91,8 +91,6 @@ def receipt_table(receipt: Receipt) -> Table:
         facts["the model's own refusal"] = f"{scores['own_refusal']:+.2f} logits (text only)"
     if "image_score" in scores:
         facts["score with its media"] = f"{scores['image_score']:+.2f}"
-    numbers = {"image": receipt.images, "video": receipt.videos, "audio": receipt.audios}
-    media = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in numbers.items() if n)
-    shown = f"{media} in {receipt.media_tokens} tokens, " if media else ""
+    shown = f"{receipt.media} in {receipt.media_tokens} tokens, " if receipt.media else ""
     facts["request"] = f"{shown}{receipt.text_tokens} tokens of text"
     return facts_table(facts, "Receipt")

@@ -21,6 +21,7 @@ from vlm_safeguard.engines.hooks.own_functions import (
 )
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.run_state import shift_nothing
 from vlm_safeguard.model.text_pass import TextPass, without_last
 
 _DEFAULT_NEW_TOKENS = 20  # as generate has it where no length is asked for
@@ -213,10 +214,7 @@ class TextAnswers:
         cache = whole if begun or whole is None else without_last(whole)
         if cache is None:
             return None, None
-        zero = torch.zeros(1, 1, dtype=torch.long, device=self._ids.device)
-        for module in self._model.modules():
-            if hasattr(module, "rope_deltas"):  # by how much an image shifts what follows it
-                module.rope_deltas = zero
+        shift_nothing(self._model, self._ids.device)
         if begun:
             return cache, None
         logits = self._backbone.next_token_logits(read.final[read.places(texts)])

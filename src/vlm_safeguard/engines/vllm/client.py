@@ -96,8 +96,7 @@ class GuardedClient:
         dropped on the way, the next request with one of them would fail.
         """
         try:
-            if options.get("lora_request") is not None:
-                raise ValueError("the guard was fitted without adapters; requests for one fail")
+            question.check_options(options)
             return question.read(self._judge, prompt)
         except ValueError:
             if first is not None:

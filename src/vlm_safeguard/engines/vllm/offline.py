@@ -101,8 +101,7 @@ class GuardedLLM:
             shown: of each, whether it came with media.
             salts: of each, what salts the prefix cache for it.
         """
-        if options.get("lora_request") is not None:
-            raise ValueError("the guard was fitted without adapters; requests for one fail")
+        question.check_options(options)
         if sampling_params is None:
             sampling_params = self._llm.get_default_sampling_params()
         several = isinstance(sampling_params, Sequence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vlm_safeguard.engines.vllm.verdict import Judge
@@ -35,6 +36,16 @@ def read(judge: Judge, prompt: Any) -> Request:
         return judge.read(prompt["prompt_token_ids"], ranges)
     except SafeguardError as error:
         raise ValueError(str(error)) from error
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse a request for an adapter.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if options.get("lora_request") is not None:
+        raise ValueError("the guard was fitted without adapters; requests for one fail")
 
 
 def tokens(ids: list[int], prompt: Any) -> dict[str, Any]:

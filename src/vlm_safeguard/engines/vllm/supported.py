@@ -6,6 +6,7 @@ from typing import Any
 
 from vlm_safeguard.engines.vllm.verdict import Judge
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.identity import check_same
 from vlm_safeguard.policy.artifact import Provenance
 
 TESTED = ("0.32.0",)
@@ -64,10 +65,4 @@ def check_config(config: Any, judge: Judge, provenance: Provenance) -> None:
         "hidden_size": model.hf_text_config.hidden_size,
         "num_layers": model.hf_text_config.num_hidden_layers,
     }
-    for name, value in present.items():
-        fitted = getattr(provenance, name)
-        if fitted != value:
-            raise SafeguardError(
-                f"This guard was fitted on {provenance.model_name}, whose {name} is {fitted}; this "
-                f"model's is {value}. Fit a guard for this model."
-            )
+    check_same(present, provenance)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.batches import Position
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.loading import load_image
 from vlm_safeguard.model.conversation import Chat, Turn, request_text
 
@@ -41,7 +42,7 @@ def messages_of(chat: Chat, position: Position | None = None) -> list[ChatMessag
     written = []
     for turn in chat:
         content = [
-            ContentText(text=part) if isinstance(part, str) else ContentImage(image=_png(part))
+            ContentText(text=part) if isinstance(part, str) else ContentImage(image=data_url(part))
             for part in turn.content
         ]
         message: ChatMessage = _MESSAGES[turn.role](content=content)
@@ -91,10 +92,3 @@ def position_of(messages: Sequence[ChatMessage]) -> Position | None:
         if message.metadata and _POSITION in message.metadata:
             return Position(*message.metadata[_POSITION])
     return None
-
-
-def _png(image: Image.Image) -> str:
-    """An image as a data URI, without loss."""
-    kept = io.BytesIO()
-    image.save(kept, "png")
-    return "data:image/png;base64," + base64.b64encode(kept.getvalue()).decode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,3 +65,10 @@ def stored(content: bytes) -> Path:
         partial.write_bytes(content)
         partial.replace(path)
     return path
+
+
+def data_url(image: Image) -> str:
+    """An image as `data:image/png;base64,…`, without loss."""
+    kept = io.BytesIO()
+    image.save(kept, "png")
+    return f"data:image/png;base64,{base64.b64encode(kept.getvalue()).decode()}"
