@@ -217,10 +217,11 @@ def _gap_figures(gap: GapRecord | None) -> tuple[Figure, ...]:
         Figure(
             "gap",
             f"Two scatter plots of last-token states at layer {gap.layer}, unguarded and "
-            "guarded. Circles: requests as text; triangles: with an image; harmful and "
+            "edited. Circles: requests as text; triangles: with an image; harmful and "
             "harmless in two colours.",
             "The gap: where requests land with an image (triangles), against where they "
-            "belong as text (circles), in the text's first two principal components.",
+            "belong as text (circles), in the text's first two principal components; on the right "
+            "under VLM-Guard's edit.",
             partial(gap_figure, gap, title=f"Layer {gap.layer}: last-token states"),
         ),
     )

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 def gap_figure(gap: GapRecord, path: Path, title: str) -> None:
     """Last-token states in the text-only states' first two principal components.
 
-    Circles: as text; triangles: with an image, unguarded on the left, guarded on the right.
+    Circles: as text; triangles: with an image, unguarded on the left, edited on the right.
     """
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     image = condition_name(gap.condition)
     kinds = (("harmful", RED, "^"), ("harmless", BLUE, "v"))
     for axes, states, name in zip(
-        panels, (gap.unguarded, gap.guarded), ("unguarded", "guarded"), strict=True
+        panels, (gap.unguarded, gap.guarded), ("unguarded", "edited"), strict=True
     ):
         for kind, colour, _ in kinds:
             x, y = zip(*(point[:2] for point in getattr(gap.text, kind)), strict=True)
