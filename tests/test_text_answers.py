@@ -26,7 +26,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import model_inputs
-from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.gate import GATES, OwnRefusal
 from vlm_safeguard.policy.response import Response
 
 Model = LlavaForConditionalGeneration
@@ -217,6 +217,23 @@ def test_a_streamer_gets_the_prompt_and_then_the_answer(
         assert streamer.streamed == found
         assert tuple(found[: len(begun)]) == begun
         assert len(found) == NEW
+
+
+def test_the_tokens_that_answers_begin_with_are_weighed_once(
+    model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    """For the model's own decision and for the answer."""
+    own = OwnRefusal(tokens=(20,), slack=0.0, layers=guard.policy.layers[:1])
+    gate = (own, *with_thresholds(guard, -1e9).policy.gate)
+    opened = guard.variant(gate=gate, response=Response.TEXT)
+    rows: list[int] = []
+    with opened.attach(model):
+        head = model.get_output_embeddings()
+        hook = head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+        answers(model, ask(processor, QUESTIONS), max_new_tokens=1)
+        hook.remove()
+    assert rows == [len(QUESTIONS)]
+    assert all(receipt.guarded for receipt in opened.receipts)
 
 
 def test_a_refusal_begins_with_the_models_own_words_where_it_would_answer(

@@ -156,6 +156,7 @@ class Backbone:
             final=output.last_hidden_state[:, -1],
             mask=mask,
             cache=plain_cache(output.past_key_values),
+            head=self.next_token_logits,
         )
 
     def go_on(

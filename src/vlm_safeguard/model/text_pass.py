@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,12 +24,19 @@ class TextPass:
         final: (rows, hidden) final states of the last tokens.
         mask: (rows, width), 1 where a token stands.
         cache: keys and values of all tokens; None where the decoder's cannot be gone on in.
+        head: (rows, hidden) final states → (rows, vocabulary) float32 logits.
     """
 
     rows: dict[tuple[int, ...], int]
     final: torch.Tensor
     mask: torch.Tensor
     cache: Cache | None
+    head: Callable[[torch.Tensor], torch.Tensor]
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """(rows, vocabulary) float32 of the tokens that come next."""
+        return self.head(self.final)
 
     def holds(self, texts: Sequence[tuple[int, ...]]) -> bool:
         """Whether all of these can be gone on in."""

@@ -19,6 +19,7 @@ from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
+from vlm_safeguard.policy.refusal import first_token_margin
 from vlm_safeguard.policy.subspace import Subspace
 
 Text = tuple[int, ...]
@@ -87,7 +88,7 @@ class TextReader:
             states, self.directions, self.policy.layers, discriminant=self.discriminant
         )
         if (own := self.policy.own_refusal) is not None:
-            margin = refusal_margins(self.backbone, final[:, 0], own.tokens)
+            margin = self._margins(list(place), final[:, 0], own.tokens, first)
             reading = replace(reading, margin=margin, prefix_margin=margin)
             declined = own.awaits_words(reading).nonzero()[:, 0].tolist()
             words = self._words(list(place), declined, margin, readings, first)
@@ -101,6 +102,18 @@ class TextReader:
         self._take_coordinates(batch, readings, first)
         if not self.policy.edits:
             batch.read_texts = first  # which the answers go on from
+
+    def _margins(
+        self,
+        texts: list[Text],
+        final: torch.Tensor,
+        tokens: tuple[int, ...],
+        first: TextPass | None,
+    ) -> torch.Tensor:
+        """`refusal_margins`, off the logits that answers begin with where these will be needed."""
+        if self.policy.edits or first is None or not first.holds(texts):
+            return refusal_margins(self.backbone, final, tokens)
+        return first_token_margin(first.logits[first.places(texts)], tokens).cpu()
 
     def _words(
         self,

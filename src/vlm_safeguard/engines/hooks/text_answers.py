@@ -217,8 +217,7 @@ class TextAnswers:
         shift_nothing(self._model, self._ids.device)
         if begun:
             return cache, None
-        logits = self._backbone.next_token_logits(read.final[read.places(texts)])
-        return cache, FirstPass(whole, logits)
+        return cache, FirstPass(whole, read.logits[read.places(texts)])
 
     # --- options ---
 
