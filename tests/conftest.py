@@ -32,8 +32,9 @@ def model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Guard:
     """Fitted with the shipped anchors, on fewer of the calibration requests, for speed.
 
-    It edits open requests, as most tests are of that. Its gate looks at the multimodal pass, too,
-    whether or not harm is legible there.
+    It edits open requests, as most tests are of that. Its gate scores texts by their harm, from a
+    third of the texts that a discriminant takes, and looks at the multimodal pass, too, whether or
+    not harm is legible there.
     """
     fitted = Guard.fit(
         model,
@@ -42,6 +43,7 @@ def guard(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> Gu
         response=Response.EDIT,
         layers=(2, 3),
         rank=5,
+        gate="calibrated",
     )
     (text,) = (each for each in fitted.policy.gate if isinstance(each, TextScore))
     return with_thresholds(fitted, text.threshold, image=100.0)

@@ -93,6 +93,7 @@ def test_a_guard_is_fitted_for_the_adapter_that_acts_and_says_so(
         calibration=calibration,
         budget=0.2,
         rank=4,
+        gate="calibrated",
     )
     made.save_pretrained(tmp_path)
     assert "with the adapters default" in (tmp_path / "README.md").read_text("utf-8")

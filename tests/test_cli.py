@@ -20,6 +20,7 @@ from vlm_safeguard.cli import ask, doctor, fit
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation import suite
 from vlm_safeguard.evaluation.plan import Plan, plan_of
+from vlm_safeguard.fit import further
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.loading import Loading
 
@@ -60,8 +61,11 @@ def fails_with(result: Finished, *words: str) -> None:
 
 
 def test_fit_inspect_ask_in_a_row(
-    run: Run, checkpoint: Path, picture: Path, tmp_path: Path
+    run: Run, checkpoint: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("further_pairs", "further_calibration"):  # fewer of each form, for speed
+        every = getattr(further, name)
+        monkeypatch.setattr(further, name, lambda *of, every=every: every(*of)[::12])
     folder = tmp_path / "guard"
     fitted = run(
         "fit", checkpoint, folder, "--layers", "2-3", "--rank", "2", "--span", "answer", "--json"
@@ -70,6 +74,8 @@ def test_fit_inspect_ask_in_a_row(
     facts = json.loads(fitted.out)
     assert (facts["layers"], facts["rank"], facts["edit"]) == ("2–3", 2, "refuse")
     assert facts["edited tokens"] == "the request's, and the answer's"
+    assert "text_discriminant" in facts["gate opens by"]
+    assert facts["harmful anchors above text_discriminant, held out"].endswith("%")
     assert Image.open(folder / "guard.png").size[0] > 500
 
     shown = run("inspect", folder, "--json", "--figure", tmp_path / "again.png")

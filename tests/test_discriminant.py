@@ -92,11 +92,13 @@ def test_the_shrinkage_and_the_layers_are_those_that_tell_other_folds_best() -> 
         positive, negative = (side[index] for side in scores)
         each = auroc(positive, negative)
         layers = [layer for layer in range(3) if each[layer] >= each.max() - 0.02]
-        means = (side[:, layers].mean(1, keepdim=True) for side in (positive, negative))
-        tried[shrinkage] = (float(auroc(*means)[0]), tuple(layers))
+        means = [side[:, layers].mean(1) for side in (positive, negative)]
+        tried[shrinkage] = (float(auroc(*(mean[:, None] for mean in means))), layers, means)
     best = max(tried, key=lambda shrinkage: tried[shrinkage][0])
     assert chosen.shrinkage == best
-    assert (chosen.mean_auroc, chosen.layers) == tried[best]
+    _, layers, means = tried[best]
+    assert chosen.layers == tuple(layers)
+    assert all(map(torch.equal, (chosen.harmful, chosen.harmless), means))
     assert 1 not in chosen.layers
     whole = fit_discriminant(harmful, harmless, best)
     assert torch.equal(chosen.discriminant.weights, whole.weights)

@@ -106,7 +106,7 @@ def test_it_is_fitted_on_all_forms_and_calibrated_on_all(
             for text in asked
         ]
     ).mean(1)
-    torch.testing.assert_close(told.scores["calibration_discriminant"], scores, rtol=0, atol=1e-3)
+    torch.testing.assert_close(told.scores["calibration"], scores, rtol=0, atol=1e-3)
     assert chosen.calibrated_on == len(asked)
     opened = int((scores > chosen.threshold).sum())
     assert opened < math.floor(chosen.budget * (len(asked) + 1)) + 1

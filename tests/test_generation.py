@@ -295,7 +295,7 @@ def test_offloaded_weights_give_the_same_guard_and_answer(
     assert torch.equal(found.sequences, expected.sequences)
     assert all(map(torch.equal, found.logits, expected.logits))
     short = {"rank": 4, "budget": 0.2, "calibration": [f"How to count to {i}" for i in range(9)]}
-    here, there = (Guard.fit(m, processor, **short) for m in (model, elsewhere))  # type: ignore[arg-type]
+    here, there = (Guard.fit(m, processor, **short, gate="calibrated") for m in (model, elsewhere))  # type: ignore[arg-type]
     assert torch.equal(here.policy.directions.vectors, there.policy.directions.vectors)
     assert here.policy.gate == there.policy.gate
 
@@ -313,7 +313,12 @@ def test_weights_kept_packed_equal_plain_hooks(
         found = answer(model, inputs)
     same(found, expected, free)
     fitted = Guard.fit(
-        model, processor, rank=4, budget=0.2, calibration=[f"How to count to {i}" for i in range(9)]
+        model,
+        processor,
+        rank=4,
+        budget=0.2,
+        calibration=[f"How to count to {i}" for i in range(9)],
+        gate="calibrated",
     )
     assert fitted.policy.criterion(TextScore) is not None
 

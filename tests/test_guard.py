@@ -56,7 +56,13 @@ ORDINARY = shipped_calibration()[:21]
 def small(exact_model: Model, processor: LlavaProcessor) -> Guard:
     """Few anchors and requests, fitted in float64, to be computed again by hand."""
     return Guard.fit(
-        exact_model, processor, anchors=ANCHORS, calibration=ORDINARY, budget=0.2, batch_size=5
+        exact_model,
+        processor,
+        anchors=ANCHORS,
+        calibration=ORDINARY,
+        budget=0.2,
+        batch_size=5,
+        gate="calibrated",
     )
 
 
@@ -124,6 +130,7 @@ def test_gate_is_calibrated_on_harmless_requests(
         calibration=ORDINARY,
         budget=0.2,
         legible=0.0 if legible else 1.1,
+        gate="calibrated",
     )
     count = len(ORDINARY)
     by_text, looks = small.policy.criterion(TextScore), small.policy.criterion(ImageScore)
@@ -176,6 +183,7 @@ def test_what_is_asked_for_is_done(model: Model, processor: LlavaProcessor) -> N
         edit=Restore(0.5),
         layers=[1, 4],
         rank=10,
+        gate="calibrated",
     )
     assert (guard.policy.edit, guard.policy.layers, guard.policy.rank) == (Restore(0.5), (1, 4), 10)
     assert guard.policy.directions.rank == 10
@@ -202,7 +210,9 @@ def test_fitting_leaves_the_model_alone(processor: LlavaProcessor) -> None:
     model = make_model(processor)
     before = {name: len(m._forward_hooks) for name, m in model.model.language_model.named_modules()}
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    Guard.fit(model, processor, anchors=ANCHORS, calibration=ORDINARY, budget=0.2)
+    Guard.fit(
+        model, processor, anchors=ANCHORS, calibration=ORDINARY, budget=0.2, gate="calibrated"
+    )
     after = {name: len(m._forward_hooks) for name, m in model.model.language_model.named_modules()}
     assert after == before
     assert not model.training
@@ -229,6 +239,7 @@ def test_what_cannot_be_fitted_is_refused(
     model: Model, processor: LlavaProcessor, options: dict[str, Any], message: str
 ) -> None:
     settings: dict[str, Any] = {"anchors": ANCHORS, "calibration": ORDINARY, "budget": 0.2}
+    settings["gate"] = "calibrated"  # the default one is calibrated on shipped requests, too
     with pytest.raises(SafeguardError, match=message):
         Guard.fit(model, processor, **settings | options)
 
@@ -529,6 +540,7 @@ def test_anchor_pairs_are_not_sorted_or_shuffled(
         anchors=[Anchor(a.harmless, a.harmful) for a in ANCHORS],
         calibration=ORDINARY,
         budget=0.2,
+        gate="calibrated",
     )
     torch.testing.assert_close(
         swapped.policy.directions.vectors[:, 0],

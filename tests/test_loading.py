@@ -626,7 +626,9 @@ def test_packed_weights_are_fitted_and_guarded(
     packed = model.get_submodule("model.language_model.layers.0.mlp.up_proj").weight
     assert packed.dtype in (torch.uint8, torch.int8)
     questions = [f"How to count to {i}" for i in range(9)]
-    guard = Guard.fit(model, processor, rank=4, budget=0.2, calibration=questions)
+    guard = Guard.fit(
+        model, processor, rank=4, budget=0.2, calibration=questions, gate="calibrated"
+    )
     free = answer(model, processor)
     edits = guard.variant(layers=(1, 2, 3, 4), gate=GATES["open"])
     with edits.attach(model):

@@ -96,6 +96,7 @@ def test_fitting_looks_past_what_all_answers_begin_with(pocket: VLM) -> None:
         calibration=shipped_calibration()[:40],
         rank=8,
         budget=0.1,
+        gate="calibrated",
     )
     prompt = fitted.policy.generation_prompt
     assert prompt is not None

@@ -287,6 +287,7 @@ def test_fitting_says_when_refusals_cannot_be_read(
             calibration=shipped_calibration()[:220],
             layers=(2, 3),
             rank=5,
+            gate="calibrated",
         )
     assert fitted.policy.criterion(OwnRefusal) is None
     assert fitted.policy.refusal_prefix == ()

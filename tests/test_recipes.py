@@ -113,6 +113,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
                 rank=4,
                 budget=0.2,
                 batch_size=20,
+                gate="calibrated",
             )
 
         monkeypatch.setattr(guard_module, "load_guard", fit)

@@ -93,6 +93,7 @@ def test_a_guard_is_fitted_and_examined_through_a_wrapper(
         calibration=calibration,
         budget=0.2,
         rank=4,
+        gate="calibrated",
     )
     assert guard.provenance.architecture == type(own).__name__
     outcomes = {check.name: check for check in Examination(wrapped, processor, guard).run()}

@@ -90,6 +90,11 @@ def shipped_file(name: str) -> Path:
     return Path(str(files("vlm_safeguard").joinpath("data", name)))
 
 
+def shipped_files() -> list[Path]:
+    """All of them, by name."""
+    return sorted(shipped_file(".").iterdir())
+
+
 def records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """(line number, fields) of every record of a CSV or JSONL file."""
     try:

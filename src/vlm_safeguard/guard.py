@@ -18,7 +18,7 @@ from vlm_safeguard.anchors import Anchor, fingerprint, shipped_anchors, shipped_
 from vlm_safeguard.engines.hooks.attachment import Attachment
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.fit.data import FitData
-from vlm_safeguard.fit.policy import CALIBRATED, fit_policy
+from vlm_safeguard.fit.policy import DEFAULT_GATE, fit_policy
 from vlm_safeguard.model.adapters import active_adapters
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat
@@ -51,10 +51,9 @@ class Guard:
     Attributes:
         policy: what is decided and done.
         provenance: what it was fitted on.
-        scores: the gate's scores at fitting: `harmful` and `harmless` anchors, held out,
-            `calibration` requests as text and, where the gate looks at the multimodal pass,
-            `calibration_image` with an image; `calibration_discriminant` those of the discriminant,
-            of the calibration requests and of those in further forms.
+        scores: what the gate's text criterion gave at fitting to `harmful` and `harmless` anchors,
+            held out, and to `calibration` requests; with a discriminant in all their forms. Where
+            the gate looks at the multimodal pass, `calibration_image`, its scores with an image.
         fingerprint: of the model, to know it again by.
     """
 
@@ -75,7 +74,7 @@ class Guard:
         anchors: Sequence[Anchor] | None = None,
         calibration: Sequence[str] | None = None,
         edit: Edit | None = None,
-        gate: str = CALIBRATED,
+        gate: str = DEFAULT_GATE,
         response: Response | None = None,
         layers: Sequence[int] | None = None,
         batch_size: int = 32,
@@ -90,9 +89,10 @@ class Guard:
             anchors: pairs of a harmful and a harmless request; the shipped ones by default.
             calibration: harmless requests that choose the gate's thresholds; likewise.
             edit: what `Response.EDIT` does to a request's states; `Refuse()` by default.
-            gate: `calibrated` to the budget; `discriminant`, the same with a discriminant fitted on
-                wrapped, translated and follow-up anchors, too, in the place of the text's harm
-                score; `paper`, its uncentred one for each layer by itself; or `open`, always.
+            gate: `discriminant`, fitted on wrapped, translated and follow-up anchors, too, and
+                calibrated to the budget; `calibrated`, the same with the text's harm score in the
+                discriminant's place, from a third of the texts; `paper`, its uncentred one for
+                each layer by itself; or `open`, always.
             response: to an open request: `Response.REFUSAL`, or the edit where one is given.
             layers: layers to edit; `choose_layers` decides by default.
             batch_size: requests in one forward pass.

@@ -34,6 +34,7 @@ def fitted() -> Guard:
         budget=0.1,
         layers=(2, 3),
         rank=3,
+        gate="calibrated",
     )
 
 
@@ -48,5 +49,6 @@ def family(model_type: str) -> tuple[Any, Any, Guard]:
         calibration=shipped_calibration()[:21],
         budget=0.2,
         rank=3,
+        gate="calibrated",
     )
     return model, processor, guard

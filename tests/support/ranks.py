@@ -68,6 +68,7 @@ def small_fit(model: PreTrainedModel, processor: Any) -> Guard:
         layers=(2, 3),
         rank=3,
         budget=0.2,
+        gate="calibrated",
     )
 
 

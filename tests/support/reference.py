@@ -473,6 +473,7 @@ def small_guard(model: PreTrainedModel, processor: Any) -> Guard:
         calibration=shipped_calibration()[:21],
         budget=0.2,
         rank=4,
+        gate="calibrated",
     )
 
 

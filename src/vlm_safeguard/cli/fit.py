@@ -39,8 +39,8 @@ def fit(
     ] = None,
     gate: Annotated[
         str,
-        typer.Option(help="What opens it: calibrated, discriminant, paper or open."),
-    ] = "calibrated",
+        typer.Option(help="What opens it: discriminant, calibrated, paper or open."),
+    ] = "discriminant",
     rank: Annotated[int | None, typer.Option(min=1, help="Directions a layer.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-23.")] = None,
     span: Annotated[

@@ -51,8 +51,6 @@ def inspect(
 
 def summary(guard: Guard) -> dict[str, Any]:
     """The facts of a guard that a person asks for first."""
-    from vlm_safeguard.policy.gate import TextScore
-
     made, policy = guard.provenance, guard.policy
     window = [float(policy.directions.auroc[layer]) for layer in policy.layers]
     facts: dict[str, Any] = {
@@ -71,9 +69,9 @@ def summary(guard: Guard) -> dict[str, Any]:
         "fitted with": ", ".join(f"{name} {number}" for name, number in made.versions.items()),
     }
     facts |= {f"· {criterion.name}": _numbers(criterion) for criterion in policy.gate}
-    if (score := policy.criterion(TextScore)) is not None:
+    if (score := policy.text_criterion) is not None:
         caught = (guard.scores["harmful"] > score.threshold).float().mean()
-        facts["harmful anchors above text_score, held out"] = f"{float(caught):.1%}"
+        facts[f"harmful anchors above {score.name}, held out"] = f"{float(caught):.1%}"
     return facts
 
 

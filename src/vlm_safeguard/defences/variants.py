@@ -10,7 +10,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.directions import whole_space
 from vlm_safeguard.policy.edits import Add, Project, Refuse, Restore
-from vlm_safeguard.policy.gate import GATES, TextDiscriminant, TextScore, Thresholded
+from vlm_safeguard.policy.gate import GATES, Thresholded
 from vlm_safeguard.policy.response import Response
 
 _SEED = 0
@@ -77,7 +77,7 @@ def tuned(guard: Guard, *, strength: float | None = None, threshold: float | Non
         guard = guard.variant(edit=replace(guard.policy.edit, strength=strength))
     if threshold is not None:
         criteria = guard.policy.gate
-        if not any(isinstance(criterion, TextScore | TextDiscriminant) for criterion in criteria):
+        if guard.policy.text_criterion is None:
             names = ", ".join(criterion.name for criterion in criteria)
             raise SafeguardError(f"The gate ({names}) has no threshold to move.")
         moved = [

@@ -53,7 +53,8 @@ from vlm_safeguard.policy.soundness import check_layers
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-CALIBRATED, DISCRIMINANT = "calibrated", "discriminant"
+DISCRIMINANT, CALIBRATED = "discriminant", "calibrated"
+DEFAULT_GATE = DISCRIMINANT
 
 
 def fit_policy(
@@ -74,8 +75,8 @@ def fit_policy(
         SafeguardError: the model, the processor, the data or the options cannot be used, and why.
     """
     rank = _rank(options, len(data.anchors), backbone.hidden_size)
-    if gate not in (CALIBRATED, DISCRIMINANT, *GATES):
-        names = ", ".join([CALIBRATED, DISCRIMINANT, *GATES])
+    if gate not in (DISCRIMINANT, CALIBRATED, *GATES):
+        names = ", ".join([DISCRIMINANT, CALIBRATED, *GATES])
         raise SafeguardError(f"There is no gate '{gate}'; there are {names}.")
     if layers is not None:
         check_layers(layers, len(backbone.layers))
@@ -111,7 +112,6 @@ def fit_policy(
             options,
             batch_size,
         )
-        scores["calibration_discriminant"] = further.scores
     if gate not in GATES and choice.image_layer is not None:
         scores["calibration_image"] = _measure_image_scores(
             backbone, processor, data, choice, batch_size
@@ -122,6 +122,9 @@ def fit_policy(
     else:
         questions = measure_questions(backbone, processor, prompt, choice, own, further, batch_size)
         gates = calibrate(choice, own, scores, questions, options, further)
+    if further is not None:
+        scores["calibration"] = further.scores
+        scores["harmful"], scores["harmless"] = further.shrunk.harmful, further.shrunk.harmless
     policy = Policy(
         directions=choice.directions,
         drift=shift,

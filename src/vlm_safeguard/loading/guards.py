@@ -105,20 +105,11 @@ def _kept_folder(name: str, model: PreTrainedModel) -> Path:
 
 def _defaults() -> str:
     """SHA-256, in hex, of what a guard is fitted from where nothing else is asked for."""
-    from vlm_safeguard.anchors import (
-        fingerprint,
-        shipped_anchors,
-        shipped_calibration,
-        shipped_image_questions,
-    )
+    from vlm_safeguard.anchors import shipped_files
+    from vlm_safeguard.fit.policy import DEFAULT_GATE
     from vlm_safeguard.policy.options import FitOptions
     from vlm_safeguard.policy.response import DEFAULT_RESPONSE
 
-    parts = [
-        FitOptions.of({}).model_dump_json(),
-        DEFAULT_RESPONSE,
-        fingerprint(shipped_anchors()),
-        fingerprint(shipped_calibration()),
-        fingerprint(shipped_image_questions()),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    chosen = [FitOptions.of({}).model_dump_json(), DEFAULT_GATE, DEFAULT_RESPONSE]
+    data = [path.read_text("utf-8") for path in shipped_files()]
+    return hashlib.sha256("\n".join([*chosen, *data]).encode()).hexdigest()

@@ -48,14 +48,15 @@ class Shrunk:
         shrinkage: the share δ that was best.
         layers: that tell harm about as well as the best one; their scores are averaged.
         auroc: (layers,) held out, with that shrinkage.
-        mean_auroc: of the averaged scores, held out.
+        harmful: (n,) averaged scores of the harmful requests, held out; `harmless` likewise.
     """
 
     discriminant: Discriminant
     shrinkage: float
     layers: tuple[int, ...]
     auroc: torch.Tensor
-    mean_auroc: float
+    harmful: torch.Tensor
+    harmless: torch.Tensor
 
 
 def fit_discriminant(
@@ -112,12 +113,11 @@ def choose_discriminant(
     for index, shrinkage in enumerate(shrinkages):
         each = auroc(positive[index], negative[index])
         layers = tuple((each >= each.max() - near_best).nonzero()[:, 0].tolist())
-        means = (scores[index][:, list(layers)].mean(1) for scores in (positive, negative))
+        means = [scores[index][:, list(layers)].mean(1) for scores in (positive, negative)]
         together = float(auroc(*(mean[:, None] for mean in means)))
-        tried.append((together, shrinkage, layers, each))
-    together, shrinkage, layers, each = max(tried, key=lambda choice: choice[0])
-    fitted = fit_discriminant(harmful, harmless, shrinkage)
-    return Shrunk(fitted, shrinkage, layers, each, together)
+        tried.append((together, shrinkage, layers, each, means))
+    _, shrinkage, layers, each, means = max(tried, key=lambda choice: choice[0])
+    return Shrunk(fit_discriminant(harmful, harmless, shrinkage), shrinkage, layers, each, *means)
 
 
 def held_out_scores(

@@ -13,7 +13,13 @@ from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.directions import Directions, random_basis
 from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.edits import Edit
-from vlm_safeguard.policy.gate import AnyCriterion, OwnRefusal, RefusalWords
+from vlm_safeguard.policy.gate import (
+    AnyCriterion,
+    OwnRefusal,
+    RefusalWords,
+    TextDiscriminant,
+    TextScore,
+)
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
@@ -98,6 +104,11 @@ class Policy:
     def own_refusal(self) -> OwnRefusal | RefusalWords | None:
         """The gate's criterion of the model's own refusal, if it has one."""
         return next((c for c in self.gate if isinstance(c, OwnRefusal | RefusalWords)), None)
+
+    @property
+    def text_criterion(self) -> TextScore | TextDiscriminant | None:
+        """The gate's criterion that scores texts, if it has one."""
+        return next((c for c in self.gate if isinstance(c, TextScore | TextDiscriminant)), None)
 
     @property
     def refusal_tokens(self) -> tuple[int, ...]:

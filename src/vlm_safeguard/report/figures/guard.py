@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vlm_safeguard.policy.gate import TextScore
 from vlm_safeguard.report.figures.style import BLUE, GREEN, GREY, MARKS, RED, ink, save
 from vlm_safeguard.report.names import condition_name
 
@@ -124,7 +123,6 @@ def _scores(axes: Axes, guard: Guard) -> None:
     ):
         if name in guard.scores:
             axes.hist(guard.scores[name].numpy(), bins=30, color=shade, alpha=0.55, label=label)
-    score = guard.policy.criterion(TextScore)
-    if score is not None:
+    if (score := guard.policy.text_criterion) is not None:
         axes.axvline(score.threshold, color=ink(), linestyle="--", label="threshold")
     axes.set(xlabel="gate's text score", ylabel="requests")
