@@ -188,7 +188,7 @@ def memory(name: str, guard: Guard, folder: Path) -> list[Cell]:
         return []
     fitting, run = (_in_a_process(name, what, folder) for what in ("fit", "run"))
     made = guard.provenance
-    kept = 2 * made.anchor_pairs + made.calibration_requests
+    kept = sum(len(guard.scores[name]) for name in ("harmful", "harmless", "calibration"))
     states = kept * made.num_layers * made.hidden_size * 4 / MB
     beyond = fitting["all"] - fitting["once"]
     return [

@@ -21,11 +21,12 @@ from vlm_safeguard import Guard
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
+from vlm_safeguard.fit.policy import CALIBRATED
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.loading import Loading, load_guard, load_model
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
-from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal, TextScore
+from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal
 
 NAMES = ("pocket", "llava-7b", "tiny")
 GATES = {"open": "harmful", "closed": "harmless"}  # the requests that are asked for each
@@ -167,7 +168,7 @@ def fit(name: str, model: Any, processor: Any) -> Guard:
     if name != "tiny":
         return Guard.fit(model, processor)
     anchors, calibration = shipped_anchors()[:40], shipped_calibration()[:220]
-    return Guard.fit(model, processor, anchors=anchors, calibration=calibration)
+    return Guard.fit(model, processor, anchors=anchors, calibration=calibration, gate=CALIBRATED)
 
 
 def guard_for(name: str, model: Any, processor: Any) -> Guard:
@@ -185,7 +186,7 @@ def with_gate(name: str, guard: Guard, gate: str) -> Guard:
     """
     if name not in SHAPES:
         return guard
-    text, image = guard.policy.criterion(TextScore), guard.policy.criterion(ImageScore)
+    text, image = guard.policy.text_criterion, guard.policy.criterion(ImageScore)
     assert text is not None
     text = text.model_copy(update={"threshold": -_FAR if gate == "open" else _FAR})
     criteria: list[AnyCriterion] = [
