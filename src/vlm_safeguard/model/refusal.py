@@ -67,9 +67,16 @@ def refusal_prefix(
         Token ids; none where there is no such start.
     """
     prefix: tuple[int, ...] = ()
-    sharing = list(refused)
+    sharing = [tuple(prompt) for prompt in refused]
+    read = backbone.read_texts(sharing) if sharing and longest else None
     while sharing and len(prefix) < longest:
-        states = backbone.run_text(sharing, prefix)[:, -1]
+        assert read is not None
+        if not prefix:
+            states = read.final
+        elif read.holds(sharing):
+            states = backbone.go_on(read, sharing, prefix)[:, -1]
+        else:  # its cache cannot be gone on in
+            states = backbone.run_text(sharing, prefix)[:, -1]
         next_tokens = backbone.next_token_logits(states).argmax(-1).tolist()
         token, count = Counter(next_tokens).most_common(1)[0]
         if 2 * count < len(refused):
