@@ -40,6 +40,7 @@ ARCHITECTURES = {
     "gemma-3": "gemma3",
     "internvl": "internvl",
     "pocket": "llava",
+    "pocket-responses": "llava",
     "coder": "llava",
 }
 ONE_OF_A_KIND = {"none", "self-reminder", "ecso", "cmrm", "shiftdc", "default"}

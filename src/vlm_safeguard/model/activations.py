@@ -5,6 +5,7 @@ Only one row of each layer's output is ever kept, so memory does not depend on s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from vlm_safeguard.model.backbone import Backbone, model_inputs
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import ProcessorMixin
+
+_NOW_AND_THEN = 20.0  # seconds
 
 
 def hidden_states(output: Any, streams_at: int | None = None) -> torch.Tensor:
@@ -140,4 +143,12 @@ def _stack(states: dict[int, torch.Tensor]) -> torch.Tensor:
 
 
 def _progress(total: int, label: str) -> Any:
-    return tqdm(total=total, desc=f"hidden states, {label}", unit="request", disable=None)
+    """A bar; where the output is no terminal, now and then a line, if it takes that long."""
+    every = 0.0 if sys.stderr.isatty() else _NOW_AND_THEN
+    return tqdm(
+        total=total,
+        desc=f"hidden states, {label}",
+        unit="request",
+        delay=every,
+        mininterval=max(every, 0.1),
+    )
