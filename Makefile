@@ -81,6 +81,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed.py pocket
 	$(BIN)/python benchmarks/cost.py pocket
 	$(BIN)/python benchmarks/baselines.py pocket
+	$(BIN)/python benchmarks/serving.py pocket
 
 lock: $(VENV)/.installed
 	$(BIN)/uv pip compile --quiet --python-version 3.11 $(UPGRADE) --all-extras --no-annotate \

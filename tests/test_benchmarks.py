@@ -34,7 +34,7 @@ def cells_of(program: Any, folder: Path) -> dict[str, dict[str, Any]]:
         assert math.isfinite(cell["value"]), cell
         assert bool(cell["verdict"]) == (cell["target"] is not None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program, "in_turns", None)
+        patch.setattr(program, "in_turns", None, raising=False)
         program.main(asked)
     assert json.loads(path.read_text("utf-8")) == told
     return {cell["name"]: cell for cell in told["cells"]}
@@ -74,6 +74,26 @@ def test_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cells["attach"]["value"] > 0
     assert cells["fit, peak extra memory"]["value"] > 0
     assert "guarded run, peak extra memory" in cells
+
+
+def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is lost but those who leave, and all are judged but by the server without a guard."""
+    import serving
+
+    few = {"REQUESTS": 16, "AT_ONCE": 4, "SHORT": 20, "LENGTHS": (1, 2, 6), "LEAVE": 0.3}
+    for name, value in few.items():
+        monkeypatch.setattr(serving, name, value)
+    cells = cells_of(serving, tmp_path)
+    for load in ("harmless", "one in ten harmful"):
+        assert cells[f"time of a load, {load}"]["target"] == pytest.approx(1 / 0.85, abs=1e-4)
+        for server in ("guarded", "unguarded"):
+            assert cells[f"{load}, {server}: lost"]["value"] == 0
+            counts = cells[f"{load}, {server}: answers a second"]["note"]
+            answered, left = (int(count.split()[0]) for count in counts.split(", "))
+            assert answered + left == 16
+            assert left
+        assert cells[f"{load}, guarded: not judged"]["value"] == 0
+    assert cells["memory grown"]["note"].endswith("20 answered")
 
 
 def test_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
