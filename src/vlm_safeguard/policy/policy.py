@@ -91,6 +91,11 @@ class Policy:
         """Whether the text-only pass is needed, to decide or to edit."""
         return (self.edits and self.edit.needs_text) or any(c.reads == "text" for c in self.gate)
 
+    @property
+    def text_suffices(self) -> bool:
+        """Whether texts alone decide, and answer where the gate is open: no image moves either."""
+        return not self.edits and all(criterion.reads != "image" for criterion in self.gate)
+
     def criterion(self, kind: type[C]) -> C | None:
         """The gate's criterion of this class, if it has one."""
         return next((c for c in self.gate if isinstance(c, kind)), None)

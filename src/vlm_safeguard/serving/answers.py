@@ -103,7 +103,7 @@ class Answers(ByPrompt):
         receipts: Callable[[], Sequence[Receipt]],
         step: Callable[[], None],
     ) -> None:
-        """Of jobs whose prompts have `width` tokens with their padding.
+        """Of jobs whose prompts, and what answers begin with, have `width` tokens with padding.
 
         Args:
             ends: tokens that end an answer.
@@ -111,7 +111,8 @@ class Answers(ByPrompt):
             step: called after every token; others may run the model until it returns.
         """
         self.rows = [Answer(job, n, tokenizer) for job in jobs for n in range(job.count)]
-        self._width, self._ends, self._receipts, self._step = width, ends, receipts, step
+        self._starts = [width - len(answer.job.beginning) for answer in self.rows]
+        self._ends, self._receipts, self._step = ends, receipts, step
         self._decided = False
 
     def ends(self, ids: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
@@ -120,7 +121,7 @@ class Answers(ByPrompt):
             self.decide()
         for row, number in enumerate(prompts):
             answer = self.rows[number]
-            for token in ids[row, self._width + len(answer.ids) :].tolist():
+            for token in ids[row, self._starts[number] + len(answer.ids) :].tolist():
                 if answer.over or answer.job.cancelled:
                     break
                 answer.add(token, token in self._ends)
@@ -142,5 +143,6 @@ class Answers(ByPrompt):
             )
         self._decided = True
         for answer, receipt in zip(self.rows, receipts, strict=True):
-            if not answer.job.begun:
-                answer.job.tell(Decided(receipt))
+            job = answer.job
+            if not job.begun:
+                job.tell(Decided(receipt if job.opened is None else job.opened.receipt))

@@ -13,11 +13,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StoppingCriteriaList
 
+from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image
@@ -25,7 +26,7 @@ from vlm_safeguard.model.backbone import input_device
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.serving.answers import Answers
 from vlm_safeguard.serving.errors import ApiError, going_down, guard_fault
-from vlm_safeguard.serving.jobs import Job, Waiting
+from vlm_safeguard.serving.jobs import Decided, Job, Waiting
 from vlm_safeguard.serving.logs import place_of
 from vlm_safeguard.serving.messages import Conversation
 from vlm_safeguard.serving.metrics import Metrics
@@ -76,6 +77,7 @@ class Engine:
         self._waiting = Waiting(settings.max_batch, settings.batch_wait)
         self._thread = threading.Thread(target=self._work, name="generating", daemon=True)
         self._begun: deque[Run] = deque()  # which stand still
+        self._readings = TextReadings()  # of the batch that is judged
         self._seconds = 1.0  # of a batch, lately
         self.writer: Writer | None = None
         self.guard: Guard | None = None
@@ -124,7 +126,7 @@ class Engine:
     def _work(self) -> None:
         try:
             vlm, guard = self._load()
-            with guard.attach(vlm.model, wait=True) as attachment:
+            with guard.attach(vlm.model, readings=self._readings, wait=True) as attachment:
                 self.writer = Writer(vlm, self._settings.max_prompt_tokens)
                 self.guard = guard
                 self._check(vlm, attachment, self.writer)
@@ -168,9 +170,39 @@ class Engine:
                 have(self._begun.popleft())
 
     def _generate(self, run: Run, vlm: VLM, attachment: Attachment, writer: Writer) -> None:
-        """One `generate` under the guard, in the run's thread."""
+        """Answer a batch under the guard, in the run's thread; of images, those that are closed."""
+        try:
+            if run.jobs[0].reads_images and attachment.policy.text_suffices:
+                self._judge(run, attachment, writer)
+            if run.jobs:
+                self._answer(run, vlm, attachment, writer)
+        finally:
+            self._readings.clear()
+
+    def _judge(self, run: Run, attachment: Attachment, writer: Writer) -> None:
+        """Put those whose gate is open back among the jobs that are answered from texts."""
+        judged, closed, opened = run.jobs, [], []
+        prompts = writer.encode_ids([job.ids for job in judged], [()] * len(judged))
+        for job, judgement in zip(judged, attachment.judge(**prompts), strict=True):
+            if not job.limit:
+                job.tell(Decided(judgement.receipt))
+            elif judgement.receipt.guarded:
+                job.opened = judgement
+                opened.append(job)
+            else:
+                closed.append(job)
+        run.jobs = closed
+        self._waiting.put_back(opened)
+
+    def _answer(self, run: Run, vlm: VLM, attachment: Attachment, writer: Writer) -> None:
+        """One `generate`."""
         jobs, device = run.jobs, input_device(vlm.model)
-        inputs = writer.encode([job.prompt for job in jobs for _ in range(job.count)])
+        rows = [job for job in jobs for _ in range(job.count)]
+        inputs: Any = (
+            writer.encode([job.prompt for job in rows])
+            if jobs[0].reads_images
+            else writer.encode_ids([job.ids for job in rows], [job.beginning for job in rows])
+        )
 
         def step() -> None:
             run.steps += 1
@@ -186,13 +218,14 @@ class Engine:
             lambda: attachment.receipts,
             step,
         )
+        self._metrics.batch_answers.observe(len(rows))
         sampling = jobs[0].sampling
         with _own_dice(device):
             torch.manual_seed(secrets.randbits(63) if sampling.seed is None else sampling.seed)
             attachment.generate(
                 **inputs,
                 **sampling.options,
-                max_new_tokens=max(job.limit for job in jobs),
+                max_new_tokens=max(1, *(job.limit - len(job.beginning) for job in jobs)),
                 stopping_criteria=StoppingCriteriaList([answers]),
             )
         for answer in answers.rows:
@@ -206,7 +239,6 @@ class Engine:
     def _is_well(self, run: Run) -> bool:
         """Whether a run that is over ended well; if not, it is seen."""
         self._seconds += (run.seconds - self._seconds) / _LATELY
-        self._metrics.batch_answers.observe(sum(job.count for job in run.jobs))
         if run.error is None:
             self.healthy = True
             return True

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Literal
 
+from vlm_safeguard.engines.hooks.judgement import Judgement
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.serving.errors import ApiError, going_down
 from vlm_safeguard.serving.prompts import Prompt
@@ -52,12 +53,13 @@ class Job:
 
     Attributes:
         count: how many.
-        limit: tokens of each at most.
+        limit: tokens of each at most; 0 where the gate's decision is all that is asked for.
         stops: texts before which an answer ends.
         send: hands an event to whoever asked; may be called from any thread.
         cancelled: whether nobody waits for it any more.
         begun: whether an event was sent.
         left: answers that are not over.
+        opened: what the gate decided, where it is open and the text alone is answered.
     """
 
     prompt: Prompt
@@ -69,18 +71,34 @@ class Job:
     cancelled: bool = False
     begun: bool = False
     left: int = field(init=False)
+    opened: Judgement | None = None
 
     def __post_init__(self) -> None:
         self.left = self.count
 
     @property
     def group(self) -> Hashable:
-        """What may share a batch: equal sampling, and images in all or none.
+        """What may share a batch: equal sampling, and images that are read in all or none.
 
         Random numbers are drawn for a whole batch, so a request with a seed has one to itself.
         """
         seeded = self.sampling.seed is not None and self.sampling.temperature != 0
-        return self.sampling, bool(self.prompt.images), id(self) if seeded else None
+        return self.sampling, self.reads_images, id(self) if seeded else None
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it is answered beside images."""
+        return bool(self.prompt.images) and self.opened is None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Tokens of the prompt that it is answered from."""
+        return self.prompt.ids if self.opened is None else self.opened.text
+
+    @property
+    def beginning(self) -> tuple[int, ...]:
+        """Tokens that each answer begins with; one more at least is the model's."""
+        return () if self.opened is None else self.opened.beginning[: self.limit - 1]
 
     def tell(self, event: Event) -> None:
         """Send an event."""
@@ -113,6 +131,11 @@ class Waiting:
                 raise going_down()
             self._jobs.append(job)
             self._changed.notify()
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Have jobs that were taken done before all others."""
+        with self._changed:
+            self._jobs.extendleft(reversed(jobs))
 
     def close(self) -> None:
         """Take no more."""

@@ -69,7 +69,7 @@ async def _judge(
     try:
         for conversation in conversations:
             prompt = await unless_left(http, _prompt(service, conversation, deadline))
-            begun.append(service.begin(prompt, deadline, sampling=_GREEDY, limit=1))
+            begun.append(service.begin(prompt, deadline, sampling=_GREEDY, limit=0))
         for conversation, (_, exchange) in zip(conversations, begun, strict=True):
             decided = await unless_left(http, exchange.next())
             assert isinstance(decided, Decided), "it comes first"

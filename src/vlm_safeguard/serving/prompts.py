@@ -13,13 +13,15 @@ from jinja2 import Environment, TemplateError, meta
 from PIL.Image import Image
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.model.backbone import input_device
+from vlm_safeguard.model.backbone import Backbone, input_device
 from vlm_safeguard.model.conversation import encode_rendered, render_messages, tokenizer_of
+from vlm_safeguard.model.text_rows import text_rows
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.serving.errors import ApiError
 from vlm_safeguard.serving.messages import Conversation, texts_in
 
 if TYPE_CHECKING:
+    import torch
     from transformers import BatchFeature, PreTrainedTokenizerBase
 
 _log = logging.getLogger("vlm_safeguard.serving")
@@ -46,6 +48,7 @@ class Writer:
     def __init__(self, vlm: VLM, max_tokens: int) -> None:
         """Of at most `max_tokens`, and no more than the model reads."""
         self._vlm = vlm
+        self._backbone = Backbone.of(vlm.model)
         self._lock = threading.Lock()
         context = getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None)
         self.context = context if isinstance(context, int) and context > 0 else None
@@ -120,7 +123,7 @@ class Writer:
         return prompt
 
     def encode(self, prompts: Sequence[Prompt]) -> BatchFeature:
-        """A left-padded batch for `generate`, where the model wants it."""
+        """A left-padded batch for `generate`, images and all, where the model wants it."""
         model = self._vlm.model
         with self._lock:
             batch = encode_rendered(
@@ -129,6 +132,13 @@ class Writer:
                 [prompt.images for prompt in prompts],
             )
         return batch.to(input_device(model), model.dtype)
+
+    def encode_ids(
+        self, prompts: Sequence[Sequence[int]], begun: Sequence[Sequence[int]]
+    ) -> dict[str, torch.Tensor]:
+        """The same of token ids alone, and of what each answer begins with."""
+        pad = self.tokenizer.pad_token_id
+        return text_rows(self._backbone, prompts, begun, pad=pad if isinstance(pad, int) else 0)
 
     def room(self, prompt: Prompt) -> int | None:
         """How many tokens an answer can have; None where that is not known."""

@@ -14,7 +14,7 @@ Layers carry hooks only during passes that need them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -32,16 +32,14 @@ from vlm_safeguard.engines.hooks.door import (
     refuse_door,
     uncompiled_where,
 )
+from vlm_safeguard.engines.hooks.judgement import Judgement, check_text_suffices
 from vlm_safeguard.engines.hooks.model import ModelHooks
-from vlm_safeguard.engines.hooks.options import setting
-from vlm_safeguard.engines.hooks.own_functions import beside_images
 from vlm_safeguard.engines.hooks.passes import Prompt
 from vlm_safeguard.engines.hooks.peers import Peers
 from vlm_safeguard.engines.hooks.reader import TextReadings
-from vlm_safeguard.engines.hooks.text_answers import Answers, Dice, Left, TextAnswers
+from vlm_safeguard.engines.hooks.responder import Responder
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.model.cache import cache_in
 from vlm_safeguard.model.run_state import run_state_aside
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
@@ -72,6 +70,9 @@ class Attachment:
 
     Threads take turns: a `generate` waits until another one's is over.
 
+    Attributes:
+        policy: what decides and acts.
+
     Raises:
         SafeguardError: on entering, if the hooks cannot be shown to act; while attached, whenever
             a pass cannot be guarded. No token is generated then.
@@ -94,7 +95,7 @@ class Attachment:
             check_behaves: of what its passes give.
             wait: whether leaving the block waits for other threads' runs instead of stopping them.
         """
-        self._policy = policy
+        self.policy = policy
         self._model = model
         self._check_fits = check_fits
         self._check_behaves = check_behaves
@@ -118,6 +119,22 @@ class Attachment:
         """
         output = self._generate(*args, **options)
         return GuardedOutput(output, self.receipts)
+
+    def judge(self, *args: Any, **options: Any) -> list[Judgement]:
+        """What `generate` would decide on the same requests: their texts are read, and no more.
+
+        Images may be left out of what is given, but not their tokens.
+
+        Raises:
+            SafeguardError: they cannot be judged, or not without a pass over their images.
+        """
+        check_text_suffices(self.policy)
+        with self._turn() as hooks:
+            _, prompt = hooks.peers.refuse_together(self._let_in, hooks, args, options)
+            batch = hooks.decide(prompt)
+            hooks.note(batch)
+            hooks.peers.refuse_together(hooks.check_weights)
+            return Judgement.of(batch, hooks.receipts)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -157,10 +174,10 @@ class Attachment:
         if model.training:
             raise SafeguardError("The model is in training mode; call model.eval() first.")
         backbone = Backbone.of(model)
-        check_sound(self._policy)
+        check_sound(self.policy)
         peers = Peers(model, backbone)
         peers.refuse_together(self._check_fits, backbone)
-        hooks = ModelHooks(self._policy, model, backbone, peers, self._readings)
+        hooks = ModelHooks(self.policy, model, backbone, peers, self._readings)
         self._hooks = hooks
         with _ATTACHING:
             if model in _ATTACHED:
@@ -217,18 +234,14 @@ class Attachment:
 
     def _generate(self, *args: Any, **options: Any) -> Any:
         """The model's own `generate`, which now knows what its prompt is."""
-        hooks = self._hooks
-        assert hooks is not None, "it is called from the model, which it was put on"
-        hooks.turns.take(lambda: hooks.are_on)
-        try:
-            if hooks.prompt is not None:
-                raise SafeguardError("The guarded model was called while it was already running.")
+        with self._turn() as hooks:
             options, prompt = hooks.peers.refuse_together(self._let_in, hooks, args, options)
             hooks.prompt = prompt
-            if self._policy.edit.span is Span.ANSWER or reads_in_chunks(self._model, options):
+            if self.policy.edit.span is Span.ANSWER or reads_in_chunks(self._model, options):
                 options["disable_compile"] = True  # passes with hooks on layers are not compiled
+            responder = Responder(self.policy, self._model, hooks, self._inner_generate)
             try:
-                output = self._respond(hooks, prompt, options)
+                output = responder.respond(prompt, options)
             except BaseException:
                 if (streamer := options.get("streamer")) is not None:
                     streamer.end()  # or whoever reads it would wait for ever
@@ -244,6 +257,22 @@ class Attachment:
                 )
             hooks.peers.refuse_together(hooks.check_weights)
             return output
+
+    @contextmanager
+    def _turn(self) -> Iterator[ModelHooks]:
+        """This thread's turn to run the model.
+
+        Raises:
+            SafeguardError: the guard is not on, or the model is running in this thread already.
+        """
+        hooks = self._hooks
+        if hooks is None:
+            raise SafeguardError("The guard is not on yet: enter the `with` block of guard.attach.")
+        hooks.turns.take(lambda: hooks.are_on)
+        try:
+            if hooks.prompt is not None:
+                raise SafeguardError("The guarded model was called while it was already running.")
+            yield hooks
         finally:
             hooks.turns.give()
 
@@ -254,67 +283,3 @@ class Attachment:
         hooks.check_unchanged()
         named = named_options(self._model, args, options)
         return named, open_prompt(self._model, named)
-
-    def _respond(self, hooks: ModelHooks, prompt: Prompt, options: dict[str, Any]) -> Any:
-        """What the policy's response gives."""
-        if self._policy.edits:
-            return self._inner_generate(**options)
-        dice = Dice(prompt.ids.device)
-        prompt.batch = hooks.decide(prompt)
-        count, runs = len(prompt.ids), []
-        if prompt.batch.decision.awaits_image or not prompt.batch.decision.is_open.any(1).all():
-            beside = self._beside_images(prompt, options)
-            if not prompt.batch.decision.is_open.any():
-                return beside
-            if beside is not None:
-                runs = [Answers(tuple(range(count)), beside, prompt.ids.shape[1])]
-        batch, copies = prompt.batch, len(prompt.batch) // count
-        hooks.note(batch)
-        opened = batch.decision.is_open.any(1)[::copies].nonzero()[:, 0].tolist()
-        answers = TextAnswers(hooks.backbone, self._on_texts, prompt.ids, options)
-        with dice.thrown_again() if runs else nullcontext():
-            for begun in dict.fromkeys(batch.beginning(n * copies) for n in opened):
-                mine = [n for n in opened if batch.beginning(n * copies) == begun]
-                texts = [batch.texts[n * copies] for n in mine]
-                runs.append(answers(texts, mine, begun, batch.read_texts))
-        batch.finished = True
-        return answers.merged(runs)
-
-    def _beside_images(self, prompt: Prompt, options: dict[str, Any]) -> Any:
-        """The model's own `generate`, which answers closed requests; None where none is."""
-        assert prompt.batch is not None
-        count = len(prompt.ids)
-        if prompt.batch.decision.awaits_image or prompt.batch.decision.is_open.any():
-            if cache_in(options) is not None and count > 1:
-                raise SafeguardError(
-                    "A cache for several requests cannot be gone on with where some are answered "
-                    "from their texts alone. Give generate one request at a time, or no cache."
-                )
-            own = options.get("stopping_criteria") or []
-            criteria = beside_images(own, lambda: _open_prompts(prompt))
-            options = {**options, "stopping_criteria": criteria}
-        copies = [setting(self._model, options, n) for n in ("num_beams", "num_return_sequences")]
-        if max(each or 1 for each in copies) > 1:
-            prompt.batch = None  # it is read again, with a row for each
-        try:
-            return self._inner_generate(**options)
-        except Left:
-            return None
-
-    def _on_texts(self, **options: Any) -> Any:
-        """The model's own `generate` on texts, which the guard lets through."""
-        hooks = self._hooks
-        assert hooks is not None
-        ids, mask = options["input_ids"], options["attention_mask"]
-        whole, hooks.prompt = hooks.prompt, Prompt(ids, mask, noted=False)
-        try:
-            return self._inner_generate(**options)
-        finally:
-            hooks.prompt = whole
-
-
-def _open_prompts(prompt: Prompt) -> torch.Tensor:
-    """(prompts,) bool: whose gate is open."""
-    batch = prompt.batch
-    assert batch is not None
-    return batch.decision.is_open.any(1)[:: len(batch) // len(prompt.ids)]

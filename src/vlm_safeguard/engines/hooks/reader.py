@@ -44,6 +44,11 @@ class TextReadings:
         needed = set(layers)
         return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.states.clear()
+        self.final.clear()
+
 
 @dataclass(frozen=True, eq=False)
 class TextReader:

@@ -23,6 +23,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.run_state import shift_nothing
 from vlm_safeguard.model.text_pass import TextPass, without_last
+from vlm_safeguard.model.text_rows import text_rows
 
 _DEFAULT_NEW_TOKENS = 20  # as generate has it where no length is asked for
 #: What of an output has a row for each answer, or for each beam.
@@ -107,32 +108,23 @@ class TextAnswers:
             begun: what each answer begins with.
             read: the pass that read the texts, which is gone on from where the options allow it.
         """
-        pad, lengths = self._pad(), self._lengths()
+        lengths = self._lengths()
         begun = begun[: lengths["max_new_tokens"] - 1]
         for name in ("max_new_tokens", "min_new_tokens"):
             if name in lengths:
                 lengths[name] = max(lengths[name] - len(begun), 0)
-        rows = [[*text, *begun] for text in texts]
         cache, first = self._read_before(texts, begun, read)
-        width = max(map(len, rows))
-        if cache is not None:
-            width = cache.get_seq_length() + max(len(begun), 1)
-        device = self._ids.device
-        left = [width - len(row) for row in rows]
-        ids = torch.tensor([[pad] * n + row for n, row in zip(left, rows, strict=True)])
-        mask = torch.tensor([[0] * n + [1] * len(row) for n, row in zip(left, rows, strict=True)])
+        held = None if cache is None else cache.get_seq_length() + max(len(begun), 1)
+        inputs = text_rows(self._backbone, texts, [begun] * len(texts), pad=self._pad(), width=held)
+        width = inputs["input_ids"].shape[1]
         prompts = self._ids[list(requests)]
         seeing = self._seeing(prompts, requests, width, begun)
         if (streamer := self._options.get("streamer")) is not None:
             seeing["streamer"] = ShownStreamer(streamer, prompts, begun)
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if self._backbone.bidirectional:  # 0 where a token is the prompt's, which attend both ways
-            inputs["token_type_ids"] = torch.zeros_like(ids)
-            inputs["token_type_ids"][:, width - len(begun) :] = 1
         with nullcontext() if first is None else first.known_to(self._model):
             output = self._generate(
-                **{name: values.to(device) for name, values in inputs.items()},
                 **{
+                    **inputs,
                     **self._options,
                     **lengths,
                     **({} if cache is None else {"past_key_values": cache}),
