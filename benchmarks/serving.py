@@ -25,6 +25,8 @@ from models import GATES, guard_for, load
 from results import Cell, Sheet, parser, told
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.hooks.attachment import GuardedOutput
+from vlm_safeguard.engines.hooks.judgement import Judgement
+from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.images import noise_image
@@ -34,13 +36,13 @@ from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.serving.app import make_app
 from vlm_safeguard.serving.settings import ServeSettings
-from vlm_safeguard.timing import Ratio
+from vlm_safeguard.timing import Ratio, middle_half
 
 TIME, MEMORY = "time of a load, {}", "memory grown"
 LOADS = {"harmless": 0.0, "one in ten harmful": 0.1}  # shares of the requests
 AT_ONCE = 16  # clients, each with one request after the other
 REQUESTS = 200  # of each server, in all rounds together
-LENGTHS = (2, 4, 8, 16)  # tokens of answers
+LENGTHS = (4, 8, 16, 32)  # tokens of answers
 LEAVE, TEXTS = 0.1, 0.2  # shares of the requests: whose client leaves, that have no image
 SHORT = 2000  # requests while memory is watched, of `_FEW` tokens each
 TARGET = 0.85  # of the unguarded server's throughput
@@ -82,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     guard = guard_for(asked.model, model, processor)
     if sheet.lacks(map(TIME.format, LOADS)):
         receipts, share = judged(model, processor, guard)
-        nothing = cast(Guard, Bare(guard, receipts[0]))  # as far as the server sees
+        closed = next(receipt for receipt in receipts if not receipt.guarded)
+        nothing = cast(Guard, Bare(guard, closed))  # as far as the server sees
         with (
             listening(endless(VLM(model, processor)), guard) as guarded,
             listening(endless(VLM(*load(asked.model))), nothing) as bare,
@@ -121,20 +124,29 @@ def cells_of(load: str, tallies: dict[str, list[Tally]], share: float) -> Iterat
     ratio = Ratio.of(
         *([tally.seconds for tally in tallies[name]] for name in ("guarded", "unguarded"))
     )
+    low, high = ratio.middle
     yield Cell.ratio(
         TIME.format(load),
         ratio,
         1 / TARGET,
-        f"throughput {1 / ratio.median:.2f} of the unguarded server's; text is {share:.0%} of "
-        f"the tokens of prompts with an image, {TEXTS:.0%} of the requests have none",
+        f"throughput {1 / ratio.median:.2f} ({1 / high:.2f}–{1 / low:.2f}) of the unguarded "
+        f"server's; text is {share:.0%} of the tokens of prompts with an image, {TEXTS:.0%} of "
+        "the requests have none",
     )
     for name, some in tallies.items():
         outcomes = sum((tally.outcomes for tally in some), Counter[str]())
         waited = [each for tally in some for each in tally.latencies]
         firsts = [each for tally in some for each in tally.firsts]
-        rate = sum(len(tally.latencies) for tally in some) / sum(tally.seconds for tally in some)
+        rates = [len(tally.latencies) / tally.seconds for tally in some]
         counts, count = ", ".join(_said(outcomes)), f"n = {len(waited)}"
-        yield Cell(f"{load}, {name}: answers a second", rate, "/s", note=counts)
+        yield Cell(
+            f"{load}, {name}: answers a second",
+            median(rates),
+            "/s",
+            middle_half(rates),
+            len(rates),
+            note=counts,
+        )
         yield Cell(f"{load}, {name}: whole answer, p50", median(waited), "s", note=count)
         yield Cell(f"{load}, {name}: whole answer, p99", _p99(waited), "s")
         yield Cell(f"{load}, {name}: first event, p50", median(firsts), "s")
@@ -275,15 +287,19 @@ class Bare:
     """
 
     def __init__(self, guard: Guard, receipt: Receipt) -> None:
-        """With a receipt to hand out, of a request that was judged."""
+        """With a receipt to hand out, of a request whose gate is closed."""
         self.policy, self._receipt = guard.policy, receipt
         self.receipts: list[Any] = []
 
     @contextmanager
-    def attach(self, model: Any, *, wait: bool) -> Iterator[Bare]:
+    def attach(self, model: Any, *, readings: TextReadings, wait: bool) -> Iterator[Bare]:
         """In the place of `Guard.attach`."""
         self._model = model
         yield self
+
+    def judge(self, **options: Any) -> list[Judgement]:
+        """Nothing is read, and every gate is closed."""
+        return [Judgement(self._receipt, (), ())] * len(options["input_ids"])
 
     def generate(self, **options: Any) -> GuardedOutput:
         """The model's own, and receipts that say nothing."""

@@ -201,7 +201,7 @@ def amounts(name: str, command: str) -> Iterator[str]:
                 + (f" ({cell['middle'][0]:.3g}–{cell['middle'][1]:.3g})" if cell["middle"] else ""),
                 ""
                 if cell["target"] is None
-                else f"≤ {cell['target']} {cell['unit']}, {cell['verdict']}",
+                else f"≤ {cell['target']:.3g} {cell['unit']}, {cell['verdict']}",
                 str(cell["rounds"]),
                 cell["note"],
             )
@@ -311,6 +311,7 @@ PARTS: dict[str, Part] = {
         timings, "baselines-pocket", "python benchmarks/baselines.py pocket", (0,), (1, 2)
     ),
     "cost-pocket": partial(amounts, "cost-pocket", "python benchmarks/cost.py pocket"),
+    "serving-pocket": partial(amounts, "serving-pocket", "python benchmarks/serving.py pocket"),
     "families": families,
     "refused": refused,
     "serving": serving,

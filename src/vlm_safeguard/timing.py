@@ -37,11 +37,18 @@ class Ratio:
     def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
         """Of what was measured in the same rounds, one pair a round."""
         ratios = [a / b for a, b in zip(above, below, strict=True)]
-        first, _, third = quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
-        return cls(median(ratios), min(ratios), max(ratios), len(ratios), (first, third))
+        return cls(median(ratios), min(ratios), max(ratios), len(ratios), middle_half(ratios))
 
     def __str__(self) -> str:
         return f"{self.median:.2f}× (range {self.low:.2f}–{self.high:.2f}, {self.pairs} pairs)"
+
+
+def middle_half(values: Sequence[float]) -> tuple[float, float]:
+    """First and third quartile."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = quantiles(values, method="inclusive")
+    return first, third
 
 
 def now() -> float:
