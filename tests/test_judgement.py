@@ -98,7 +98,7 @@ def test_nothing_is_generated_and_no_image_read(
         assert not {"LlavaForConditionalGeneration", "CLIPVisionModel"} & set(ran)
         with counting(model, inner.model.vision_tower) as ran:
             attachment.generate(**inputs, max_new_tokens=1)
-        assert ran == ["LlavaForConditionalGeneration", "CLIPVisionModel"]
+        assert {"LlavaForConditionalGeneration", "CLIPVisionModel"} <= set(ran)
 
 
 def test_what_was_read_is_not_read_again_while_it_is_kept(
