@@ -157,7 +157,7 @@ def test_what_cannot_be_judged_is_an_error(
             attachment.judge(input_ids=ids)
         with pytest.raises(SafeguardError, match="padded on the right"):
             attachment.judge(**ask(processor, QUESTIONS, side="right"))
-        with pytest.raises(SafeguardError, match="input_ids"):
+        with pytest.raises(SafeguardError, match="inputs_embeds"):
             attachment.judge(inputs_embeds=torch.zeros(1, 3, 4))
         with pytest.raises(SafeguardError, match="negative_prompt_ids"):
             attachment.judge(**inputs, negative_prompt_ids=ids)

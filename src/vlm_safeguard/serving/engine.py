@@ -265,7 +265,10 @@ class Engine:
             Exception: it is not, or the pass failed.
         """
         inputs = writer.encode([writer.write(_CANARY, [blank_image()])])
-        receipts = attachment.generate(**inputs, max_new_tokens=1, do_sample=False).receipts
+        try:
+            receipts = attachment.generate(**inputs, max_new_tokens=1, do_sample=False).receipts
+        finally:
+            self._readings.clear()  # or the next check would take them
         if not all(receipt.findings for receipt in receipts):
             raise SafeguardError("A request with an image was not judged, so nothing is served.")
         self.healthy = True
