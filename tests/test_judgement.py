@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -145,7 +144,7 @@ def test_where_a_text_does_not_say_what_becomes_of_a_request_it_is_not_judged(
 
 
 def test_what_cannot_be_judged_is_an_error(
-    model: Model, processor: LlavaProcessor, halved: Guard, monkeypatch: pytest.MonkeyPatch
+    model: Model, processor: LlavaProcessor, halved: Guard
 ) -> None:
     inputs = ask(processor, QUESTIONS)
     ids = inputs["input_ids"]
@@ -159,25 +158,3 @@ def test_what_cannot_be_judged_is_an_error(
             attachment.judge(**ask(processor, QUESTIONS, side="right"))
         with pytest.raises(SafeguardError, match="inputs_embeds"):
             attachment.judge(inputs_embeds=torch.zeros(1, 3, 4))
-        with pytest.raises(SafeguardError, match="negative_prompt_ids"):
-            attachment.judge(**inputs, negative_prompt_ids=ids)
-        image = torch.tensor([[model.config.image_token_id]])
-        with pytest.raises(SafeguardError, match="holds no text"):
-            attachment.judge(input_ids=image, attention_mask=torch.ones(1, 1))
-
-        layer: Any = Backbone.of(model).layers[halved.policy.watched[0]]
-        forward = layer.forward
-        monkeypatch.setattr(layer, "forward", lambda *args, **named: forward(*args, **named) / 0)
-        with pytest.raises(SafeguardError, match="not finite"):
-            attachment.judge(**inputs)
-        monkeypatch.undo()
-        assert len(attachment.judge(**inputs)) == len(QUESTIONS)
-
-        torn = model._forward_pre_hooks
-        model._forward_pre_hooks = OrderedDict()
-        with pytest.raises(SafeguardError, match="hooks on the model are gone"):
-            attachment.judge(**inputs)
-        model._forward_pre_hooks = torn
-        assert len(attachment.judge(**inputs)) == len(QUESTIONS)
-    with pytest.raises(SafeguardError, match="hooks on the model are gone"):
-        attachment.judge(**inputs)
