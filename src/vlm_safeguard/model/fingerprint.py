@@ -146,7 +146,7 @@ class Fingerprint:
         """Relative errors of the anchors' harm scores, and of their next token's logits."""
         states, logits = _pass(backbone, self.texts)
         return (
-            _relative(_coordinates(policy, states), _coordinates(policy, self.states)),
+            self.scores_error(policy, states[:, list(policy.watched)]),
             self.logits_error(logits[:, self.tokens]),
         )
 
@@ -154,6 +154,15 @@ class Fingerprint:
     def texts(self) -> list[tuple[int, ...]]:
         """The prompts without padding."""
         return [tuple(token for token in row if token >= 0) for row in self.prompts.tolist()]
+
+    def scores_error(self, policy: Policy, states: torch.Tensor) -> float:
+        """Relative error of what the anchors' harm scores are made of.
+
+        Args:
+            states: (anchors, watched layers, hidden) of their last tokens.
+        """
+        fitted = self.states[:, list(policy.watched)]
+        return _relative(_coordinates(policy, states), _coordinates(policy, fitted))
 
     def logits_error(self, logits: torch.Tensor) -> float:
         """Relative error of logits, or of log-probabilities: each row's mean does not count.
@@ -234,13 +243,13 @@ class EmbeddingSample:
 
 
 def _coordinates(policy: Policy, states: torch.Tensor) -> torch.Tensor:
-    """(anchors, watched layers) what harm scores are made of: the centred first coordinates.
+    """(anchors, watched layers) centred first coordinates, of (anchors, watched, hidden) states.
 
     They are not brought to one scale, so that deep layers, where harm is plainest, count most.
     """
     watched, made = list(policy.watched), policy.directions
     middle = (made.harmful_mean + made.harmless_mean)[watched] / 2
-    return torch.einsum("nld,ld->nl", states[:, watched] - middle, made.vectors[watched, 0])
+    return torch.einsum("nld,ld->nl", states - middle, made.vectors[watched, 0])
 
 
 def _centred(logits: torch.Tensor) -> torch.Tensor:

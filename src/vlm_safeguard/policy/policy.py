@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import torch
 
 from vlm_safeguard.policy.criterion import Criterion
+from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.directions import Directions, random_basis
 from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.edits import Edit
@@ -124,6 +126,16 @@ class Policy:
     def follows_refusals(self) -> bool:
         """Whether an answer is edited for as long as it follows the refusal prefix."""
         return self.edits and self.edit.span is Span.OPENING and bool(self.refusal_prefix)
+
+    def beginning(self, findings: Iterable[Finding]) -> tuple[int, ...]:
+        """What an open request's answer from its text begins with: the model's own refusal.
+
+        Nothing where the model would begin so by itself, or may answer as it does.
+        """
+        if self.response is not Response.REFUSAL:
+            return ()
+        refuses = any(finding.measures.get("own_refusal", 0) > 0 for finding in findings)
+        return () if refuses else self.refusal_prefix
 
     def basis(self) -> torch.Tensor:
         """(layers, stored rank, hidden) orthonormal rows that the edit works in."""

@@ -13,7 +13,6 @@ from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.request import Request, read_request
-from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.rows import Rows, token_starts
 from vlm_safeguard.policy.span import Span
 
@@ -141,15 +140,8 @@ class Batch:
         return Rows.of_openings(self.text_ends, answers, prefix, spoken, new)
 
     def beginning(self, request: int) -> tuple[int, ...]:
-        """What an answer from the text begins with: the model's own words, where it is to refuse.
-
-        Nothing where it would begin so by itself.
-        """
-        if self.policy.response is not Response.REFUSAL:
-            return ()
-        findings = self.decision.findings[request]
-        refuses = any(finding.measures.get("own_refusal", 0) > 0 for finding in findings)
-        return () if refuses else self.policy.refusal_prefix
+        """What an answer from the text begins with."""
+        return self.policy.beginning(self.decision.findings[request])
 
     def receipts(self, policy_sha256: str) -> list[Receipt]:
         """What was done to each request, and why."""
