@@ -15,11 +15,12 @@ import torch
 from support.vllm import Engine, SamplingParams, entries_of
 from vlm_safeguard.engines.vllm.client import GuardedClient
 from vlm_safeguard.engines.vllm.ledger import Ledger, ledger
+from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.engines.vllm.question import NotReadError
 from vlm_safeguard.engines.vllm.verdict import Judge
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.policy.gate import RefusalWords
+from vlm_safeguard.policy.gate import ImageScore, RefusalWords, TextScore
 from vlm_safeguard.policy.response import Response
 
 REFUSES, WIDTH = 30, 8  # a text with this token is refused
@@ -211,3 +212,131 @@ def test_what_is_not_known_of_the_engine_is_not_there(judge: Judge) -> None:
         with pytest.raises(AttributeError, match="not guarded"):
             getattr(client, name)
     assert asyncio.run(client.get_supported_tasks()) == ("generate",)
+
+
+# --- where workers read states ---
+
+
+@pytest.fixture(scope="module")
+def reader(guard: Guard) -> Judge:
+    """Opens by states alone; refusals begin with the model's own words."""
+    gate = (TextScore(layers=(1,), threshold=0.0, budget=0.1, calibrated_on=20),)
+    known = replace(guard.policy, gate=gate, refusal_prefix=(7, 11), response=Response.REFUSAL)
+    return Judge(known)
+
+
+def reads(judge: Judge) -> Callable[[list[int], dict[str, Any]], Any]:
+    """Workers that read the harmful anchors' mean of a harmful text, else the harmless ones'."""
+    made = judge.policy.directions
+
+    def states(ids: list[int], mark: dict[str, Any]) -> Any:
+        mean = made.harmful_mean if REFUSES in ids else made.harmless_mean
+        shown = {str(n): mean[n].numpy().tobytes() for n in judge.layers}
+        return {"policy": mark["policy"], "position": mark["position"], "states": shown}
+
+    return states
+
+
+@ORDERS
+def test_states_decide_where_workers_read_them(
+    reader: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    for harmful in (True, False):
+        engine = Engine(lambda ids: None, states=reads(reader))
+        outputs, noted = ask(GuardedClient(engine, reader, order), render(harmful=harmful))
+        kind = "token" if harmful else "multimodal"
+        assert [each.kind for each in outputs] == [kind] * 3
+        (receipt,) = noted.receipts
+        assert receipt.guarded == harmful
+        assert receipt.scores["text_score"] == pytest.approx(1.0 if harmful else -1.0, abs=1e-4)
+        marks = [Mark.of(each.extra_args) for each in engine.params]
+        assert {mark.policy for mark in marks} == {reader.sha256}
+        assert [mark.beginning for mark in marks if mark.beginning] == [(7, 11)] * harmful
+        question = engine.prompts[[mark.position is not None for mark in marks].index(True)]
+        assert question["prompt_token_ids"] == render(harmful=harmful)["prompt_token_ids"][4:]
+        assert engine.kept == {}
+
+
+@pytest.fixture(scope="module")
+def looker(reader: Judge) -> Judge:
+    """Opens by the multimodal pass, too."""
+    image = ImageScore(layer=1, threshold=0.0, budget=0.1, calibrated_on=20)
+    return Judge(replace(reader.policy, gate=(*reader.policy.gate, image)))
+
+
+@ORDERS
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_multimodal_pass_opens_a_gate_that_its_text_leaves_closed(
+    looker: Judge, render: Callable[..., Any], order: Order, shown: bool
+) -> None:
+    """Its image is what is harmful, or nothing is."""
+    states = reads(looker)
+
+    def with_image(ids: list[int], mark: dict[str, Any]) -> Any:
+        return states([REFUSES] if mark["position"] == -1 and shown else ids, mark)
+
+    engine = Engine(lambda ids: None, states=with_image)
+    outputs, noted = ask(GuardedClient(engine, looker, order), render(harmful=False))
+    assert [each.kind for each in outputs] == ["token" if shown else "multimodal"] * 3
+    (receipt,) = noted.receipts
+    assert receipt.guarded == shown
+    assert [finding.criterion for finding in receipt.findings] == ["text_score", "image_score"]
+    assert [kind for _, kind in engine.given].count("multimodal") == 1
+
+
+@ORDERS
+def test_a_begun_answer_is_refused_where_the_multimodal_pass_is_read(
+    looker: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    prompt = render(harmful=False)
+    prompt["prompt_token_ids"] += [40]
+    client = GuardedClient(Engine(lambda ids: None, states=reads(looker)), looker, order)
+    with pytest.raises(ValueError, match="begun in the prompt"):
+        asyncio.run(collect(client, prompt))
+
+
+@ORDERS
+def test_an_answer_whose_form_is_constrained_begins_as_it_may(
+    reader: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    engine = Engine(lambda ids: None, states=reads(reader))
+    client = GuardedClient(engine, reader, order)
+    params = SamplingParams(structured_outputs=object())
+
+    async def within() -> None:
+        async for _ in client.generate(render(harmful=True), params, "r"):
+            pass
+
+    asyncio.run(within())
+    assert all(not Mark.of(each.extra_args).beginning for each in engine.params)
+
+
+@ORDERS
+@pytest.mark.parametrize("changed", ["gone", "position", "policy", "states"])
+def test_a_reading_that_is_not_the_plan_is_no_verdict(
+    reader: Judge, render: Callable[..., Any], order: Order, changed: str
+) -> None:
+    other = {"position": 0, "policy": "0" * 64, "states": {}}
+
+    def states(ids: list[int], mark: dict[str, Any]) -> Any:
+        if changed == "gone":
+            return None
+        return reads(reader)(ids, mark) | {changed: other[changed]}
+
+    client = GuardedClient(Engine(lambda ids: None, states=states), reader, order)
+    with pytest.raises(NotReadError, match="did not read"):
+        asyncio.run(collect(client, render(harmful=False)))
+
+
+def test_clients_cannot_mark_their_requests(reader: Judge, render: Callable[..., Any]) -> None:
+    engine = Engine(lambda ids: None, states=reads(reader))
+    client = GuardedClient(engine, reader, Order.TOGETHER)
+    params = SamplingParams(extra_args={"vlm_safeguard": {"policy": reader.sha256}})
+
+    async def within() -> None:
+        async for _ in client.generate(render(harmful=True), params, "r"):
+            pass
+
+    with pytest.raises(ValueError, match="not a client's to give"):
+        asyncio.run(within())
+    assert engine.given == []

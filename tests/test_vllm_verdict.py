@@ -10,15 +10,26 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.vllm import entries_of
+from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.engines.vllm.gate import runnable
-from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.engines.vllm.verdict import Answer, Judge
 from vlm_safeguard.engines.vllm.view import read_rendered
+from vlm_safeguard.engines.vllm.worker_options import worker_options
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
-from vlm_safeguard.model.backbone import chat_inputs
+from vlm_safeguard.model.activations import text_states
+from vlm_safeguard.model.backbone import Backbone, chat_inputs
 from vlm_safeguard.model.conversation import chat_of, encode_messages, noise_media, user_message
-from vlm_safeguard.policy.gate import GATES, OwnRefusal, RefusalWords, TextScore
+from vlm_safeguard.policy.discriminant import fit_discriminant
+from vlm_safeguard.policy.gate import (
+    GATES,
+    OwnRefusal,
+    PaperSign,
+    RefusalWords,
+    TextDiscriminant,
+    TextScore,
+)
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.refusal import first_token_margin, token_margin
 from vlm_safeguard.policy.request import read_request
@@ -55,23 +66,26 @@ def test_an_edit_is_refused(policy: Policy) -> None:
         runnable(replace(policy, response=Response.EDIT), refusal_alone=True)
 
 
-def test_a_gate_that_reads_states_needs_leave(guard: Guard, policy: Policy) -> None:
+def test_the_models_own_refusal_may_decide_alone(guard: Guard, policy: Policy) -> None:
     own = OwnRefusal(tokens=TOKENS, slack=0.25, layers=(1, 2))
     text = TextScore(layers=(1,), threshold=0.0, budget=0.1, calibrated_on=20)
     asked = replace(policy, gate=(own, text))
-    with pytest.raises(SafeguardError, match=r"own_refusal, text_score.*--refusal-alone"):
-        runnable(asked, refusal_alone=False)
+    assert runnable(asked, refusal_alone=False) is asked
     made = runnable(asked, refusal_alone=True)
     assert made.gate == (RefusalWords(tokens=TOKENS, slack=0.25),)
     assert made.sha256() != asked.sha256()
 
 
-def test_a_gate_of_words_runs_as_it_is(policy: Policy) -> None:
-    assert runnable(policy, refusal_alone=False) is policy
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_gate_of_words_runs_as_it_is(policy: Policy, alone: bool) -> None:
+    assert runnable(policy, refusal_alone=alone) is policy
+    assert worker_options(Judge(policy)) == {}
 
 
 @pytest.mark.parametrize("name", sorted(GATES))
-def test_a_gate_without_the_models_own_refusal_is_refused(policy: Policy, name: str) -> None:
+def test_a_gate_without_the_models_own_refusal_cannot_leave_it_to_that(
+    policy: Policy, name: str
+) -> None:
     with pytest.raises(SafeguardError, match="does not ask for the model's own refusal"):
         runnable(replace(policy, gate=GATES[name]), refusal_alone=True)
 
@@ -129,7 +143,7 @@ def test_margins_are_those_of_logits(policy: Policy, seed: int) -> None:
     logits[len(text) - 1, list(TOKENS)] += 4.0 * (seed % 2)
     first = first_token_margin(logits[len(text) - 1 : len(text)], TOKENS)
     each = token_margin(logits[len(text) - 1 : -1], torch.tensor(PREFIX))
-    entries = entries_of(logits, ids, judge.likeliest)
+    entries = entries_of(logits, ids, len(TOKENS) + 1)
     margin, words = judge.margins(request, entries)
     assert (margin > 0) == bool(first > 0)
     assert margin <= float(first) + 1e-4
@@ -144,15 +158,15 @@ def test_missing_log_probabilities_are_no_verdict(policy: Policy) -> None:
     request = read_request(policy, (20, 21, 22))
     judge = Judge(policy)
     ids = judge.question(request)
-    entries = entries_of(torch.randn(len(ids), 40), ids, judge.likeliest)
+    entries = entries_of(torch.randn(len(ids), 40), ids, len(TOKENS) + 1)
     with pytest.raises(ValueError, match="have log-probabilities"):
-        judge.receipt(request, entries[:-1])
+        judge.receipt(request, Answer(entries[:-1]))
     entries[3] = {PREFIX[0]: SimpleNamespace(logprob=-1.0)}
     with pytest.raises(ValueError, match="lack those"):
-        judge.receipt(request, entries)
+        judge.receipt(request, Answer(entries))
     entries[3] = {PREFIX[0]: SimpleNamespace(logprob=-torch.inf), 1: SimpleNamespace(logprob=-1.0)}
     with pytest.raises(SafeguardError, match="not a number"):
-        judge.receipt(request, entries)
+        judge.receipt(request, Answer(entries))
 
 
 @torch.no_grad()
@@ -174,7 +188,8 @@ def test_the_verdict_is_that_of_transformers(
     for request in read:
         ids = judge.question(request)
         logits = model(input_ids=torch.tensor([ids])).logits[0]
-        verdicts.append(judge.receipt(request, entries_of(logits, ids, judge.likeliest)))
+        answer = Answer(entries_of(logits, ids, len(TOKENS) + 1))
+        verdicts.append(judge.receipt(request, answer))
     assert {receipt.guarded for receipt in verdicts} == {True, False}
     attached = guard.variant(
         gate=mine.gate, refusal_prefix=mine.refusal_prefix, response=Response.TEXT
@@ -189,3 +204,52 @@ def test_the_verdict_is_that_of_transformers(
             assert receipt.policy == verdict.policy
             for name, value in receipt.scores.items():
                 assert verdict.scores[name] == pytest.approx(value, abs=1e-3)
+
+
+@torch.no_grad()
+def test_a_gate_that_reads_states_decides_as_under_transformers(
+    policy: Policy, guard: Guard, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    """Of all criteria that read the text alone; states and logits are transformers' own."""
+    shown = [text for each in shipped_anchors()[:6] for text in (each.harmful, each.harmless)]
+    texts = [read_request(policy, encode_messages(processor, [user_message(t)])) for t in shown]
+    states, _ = text_states(Backbone.of(model), [each.text for each in texts])
+    discriminant = fit_discriminant(states[::2], states[1::2], shrinkage=0.5)
+    scores = guard.policy.directions.harm_scores(states)[:, [1, 4]].mean(1)
+    high = float(scores.quantile(0.7))
+    mine = replace(
+        policy,
+        gate=(
+            OwnRefusal(tokens=TOKENS, slack=0.5, layers=(1, 4)),
+            TextScore(layers=(1, 4), threshold=high, budget=0.1, calibrated_on=12),
+            TextDiscriminant(layers=(0,), threshold=0.5, budget=0.1, calibrated_on=12),
+            PaperSign(),
+        ),
+        discriminant=discriminant,
+    )
+    judge, opened = Judge(mine), set()
+    assert judge.layers == mine.watched
+    answers = []
+    for request, read in zip(texts, states, strict=True):
+        ids = judge.question(request)
+        entries = entries_of(model(input_ids=torch.tensor([ids])).logits[0], ids, len(TOKENS) + 1)
+        answers.append(Answer(entries, {layer: read[layer][None] for layer in judge.layers}))
+    attached = guard.variant(
+        gate=mine.gate,
+        discriminant=discriminant,
+        refusal_prefix=mine.refusal_prefix,
+        response=Response.TEXT,
+    )
+    with attached.attach(model):
+        for text, request, answer in zip(shown, texts, answers, strict=True):
+            verdict = judge.receipt(request, answer)
+            inputs = chat_inputs(model, processor, [chat_of(text, noise_image(0))])
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            (receipt,) = attached.receipts
+            assert [f.opened for f in verdict.findings] == [f.opened for f in receipt.findings]
+            assert (verdict.guarded, verdict.reason) == (receipt.guarded, receipt.reason)
+            opened |= {(f.criterion, f.opened) for f in verdict.findings}
+    told = ("text_score", "text_discriminant")
+    assert opened >= {(name, which) for name in told for which in (True, False)}
+    with pytest.raises(ValueError, match="were read"):
+        judge.receipt(texts[0], Answer(answers[0].entries))

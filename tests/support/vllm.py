@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +21,13 @@ class SamplingParams:
     temperature: float = 1.0
     prompt_logprobs: int | None = None
     detokenize: bool = True
+    skip_reading_prefix_cache: bool | None = None
+    extra_args: dict[str, Any] | None = None
+    structured_outputs: Any = None
+
+    def clone(self) -> SamplingParams:
+        """As vLLM's."""
+        return replace(self)
 
 
 def entries_of(logits: torch.Tensor, ids: Sequence[int], likeliest: int) -> Entries:
@@ -44,6 +51,8 @@ class Engine:
         ends: how questions end.
         failure: raised for questions, if any.
         delay: seconds before a question's output.
+        states: gives what a worker reads of a request, by its token ids and mark; None where no
+            worker reads.
         given: (request id, kind of its prompt) of all that it was given.
         aborted: ids of those that were not read to their end.
     """
@@ -52,8 +61,11 @@ class Engine:
     ends: str = "length"
     failure: Exception | None = None
     delay: float = 0.0
+    states: Callable[[list[int], dict[str, Any]], Any] | None = None
     given: list[tuple[str, str]] = field(default_factory=list)
     prompts: list[Any] = field(default_factory=list)
+    params: list[SamplingParams] = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     is_running: bool = True
 
@@ -63,8 +75,12 @@ class Engine:
         """As `AsyncLLM.generate`."""
         self.given.append((request_id, prompt["type"]))
         self.prompts.append(prompt)
+        self.params.append(params)
+        mark = (params.extra_args or {}).get("vlm_safeguard", {})
+        if self.states is not None and "position" in mark:
+            self.kept[mark["name"]] = self.states(prompt["prompt_token_ids"], mark)
         try:
-            if params.prompt_logprobs is not None:
+            if params.skip_reading_prefix_cache:
                 await asyncio.sleep(self.delay)
                 if self.failure is not None:
                     raise self.failure
@@ -79,6 +95,12 @@ class Engine:
         except (asyncio.CancelledError, GeneratorExit):
             self.aborted.append(request_id)
             raise
+
+    async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[list[Any]]:
+        """Two workers of tensor parallelism."""
+        assert method == "take_states"
+        taken = [self.kept.pop(name, None) for name in args[0]]
+        return [taken, taken]
 
     async def encode(self) -> None:
         """What the guard does not let through."""

@@ -11,11 +11,13 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
+import torch
+
 from vlm_safeguard.engines.vllm import question
 from vlm_safeguard.engines.vllm.ledger import note
+from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.order import Order
-from vlm_safeguard.engines.vllm.verdict import Judge
-from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.engines.vllm.verdict import Answer, Judge
 from vlm_safeguard.policy.request import Request
 
 #: What vLLM's server asks of an engine beside answers. All else is refused: it may answer, or
@@ -64,22 +66,33 @@ class GuardedClient:
             ValueError: it cannot be guarded.
             NotReadError: the engine did not read its text.
         """
-        place, first = note(self._judge.policy), None
-        answer = self._engine.generate(prompt, sampling_params, request_id, **options)
+        judge, place, first = self._judge, note(self._judge.policy), None
         multimodal = isinstance(prompt, dict) and prompt.get("type") == "multimodal"
+        mark = judge.media_mark() if multimodal else judge.mark()
+        params = question.marked(sampling_params, mark)
+        answer = self._engine.generate(prompt, params, request_id, **options)
         try:
             if multimodal and self._order is Order.TOGETHER:
                 first = asyncio.ensure_future(anext(answer))
             request = await self._read(prompt, options, first)
             if multimodal:
-                place.receipt = await self._verdict(request, prompt, request_id, options)
+                asked = question.Question.about(judge, request)
+                shared = {name: x for name, x in options.items() if name in _SHARED}
+                given = await ask(self._engine, asked, _question_id(request_id), prompt, **shared)
+                receipt = asked.receipt(given)
+                if judge.awaits_image(receipt):
+                    first = first or asyncio.ensure_future(anext(answer))
+                    await first
+                    receipt = asked.receipt(given, await take(self._engine, judge, mark))
             else:
-                place.receipt = self._judge.receipt(request, None)
-            if place.receipt.guarded:
+                receipt = judge.receipt(request, None)
+            place.receipt = receipt
+            if receipt.guarded:
                 await _end(answer, first)
                 options.pop("prompt_text", None)
                 text, first = question.tokens(list(request.text), prompt), None
-                answer = self._engine.generate(text, sampling_params, request_id, **options)
+                params = question.answer_params(judge, sampling_params, receipt)
+                answer = self._engine.generate(text, params, request_id, **options)
             elif first is not None:
                 yield await first
             async for output in answer:
@@ -103,21 +116,41 @@ class GuardedClient:
                 await asyncio.wait({first})
             raise
 
-    async def _verdict(
-        self, request: Request, prompt: Any, request_id: str, options: dict[str, Any]
-    ) -> Receipt:
-        """The gate's, by the request's text."""
-        last: Any = None
-        asked = self._engine.generate(
-            question.tokens(self._judge.question(request), prompt),
-            question.params(self._judge),
-            _question_id(request_id),
-            **{name: x for name, x in options.items() if name in _SHARED},
-        )
-        async with aclosing(asked):
-            async for output in asked:
-                last = output
-        return question.receipt_of(self._judge, request, last)
+
+async def ask(
+    engine: Any, asked: question.Question, request_id: str, prompt: Any, **options: Any
+) -> Answer:
+    """The engine's answer to a question about a rendered prompt.
+
+    Raises:
+        NotReadError: it gave none.
+    """
+    last: Any = None
+    given = engine.generate(
+        question.tokens(asked.prompt, prompt), asked.params, request_id, **options
+    )
+    async with aclosing(given):
+        async for output in given:
+            last = output
+    return asked.answered(last, await _shown(engine, asked.mark))
+
+
+async def take(engine: Any, judge: Judge, mark: Mark | None) -> dict[int, torch.Tensor]:
+    """The states that workers read of a request with this mark.
+
+    Raises:
+        NotReadError: they are not those that were to be read.
+    """
+    assert mark is not None, "a gate that reads states marks requests"
+    return question.states_read(judge, mark, await _shown(engine, mark))
+
+
+async def _shown(engine: Any, mark: Mark | None) -> list[list[Any]]:
+    """Of each worker, what it read under a mark's name."""
+    if mark is None:
+        return []
+    shown: list[list[Any]] = await engine.collective_rpc("take_states", args=([mark.name],))
+    return shown
 
 
 def _question_id(request_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The policy as this engine can run it: one that decides by log-probabilities of the text alone."""
+"""The policy as this engine can run it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vlm_safeguard.policy.policy import Policy
 
 
 def runnable(policy: Policy, *, refusal_alone: bool) -> Policy:
-    """The policy that decides here; its sha256 is another where its gate is.
-
-    Behind this gate `refusal` answers as `text` does: where it is open, the model itself refuses.
+    """The policy that decides here: the guard's own, or one that reads no states.
 
     Args:
-        refusal_alone: whether the model's own refusal, in its own words, may take the place of a
-            gate that reads states.
+        refusal_alone: whether the model's own refusal, in its own words, takes the place of a gate
+            that reads states, so that no worker has to read them. The policy's sha256 is another
+            then. Behind that gate `refusal` answers as `text` does: where it is open, the model
+            itself refuses.
 
     Raises:
-        SafeguardError: it edits, it reads states and that is not allowed to be left out, or it does
-            not know how the model refuses.
+        SafeguardError: it edits; or it is to decide by the model's own refusal, and does not know
+            how the model refuses.
     """
     if policy.edits:
         raise SafeguardError(
@@ -32,19 +32,15 @@ def runnable(policy: Policy, *, refusal_alone: bool) -> Policy:
             "This guard does not say where the model's answers begin (it is of format 3). Fit it "
             "again for vLLM."
         )
+    if not refusal_alone:
+        return policy
     if [type(criterion) for criterion in policy.gate] == [RefusalWords]:
         return policy
-    names = ", ".join(criterion.name for criterion in policy.gate)
     own = policy.own_refusal
     if own is None:
+        names = ", ".join(criterion.name for criterion in policy.gate)
         raise SafeguardError(
-            f"This guard's gate ({names}) does not ask for the model's own refusal, and that is "
-            "all that can be read inside vLLM; serve this model without --engine vllm."
-        )
-    if not refusal_alone:
-        raise SafeguardError(
-            f"This guard's gate ({names}) reads the model's states, which vLLM does not show. With "
-            "--refusal-alone the model's own refusal, asked by the text alone and in the words "
-            "that most of its refusals have, decides alone, and on some requests otherwise."
+            f"This guard's gate ({names}) does not ask for the model's own refusal, so that cannot "
+            "decide alone; leave --refusal-alone out."
         )
     return replace(policy, gate=(RefusalWords(tokens=own.tokens, slack=own.slack),))

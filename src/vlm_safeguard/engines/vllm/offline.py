@@ -5,19 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from vlm_safeguard.engines.vllm import question
 from vlm_safeguard.engines.vllm.fitted import Fitted
 from vlm_safeguard.engines.vllm.gate import runnable
+from vlm_safeguard.engines.vllm.marks import KEPT, Mark
+from vlm_safeguard.engines.vllm.question import Question
 from vlm_safeguard.engines.vllm.supported import check_config, check_version
 from vlm_safeguard.engines.vllm.trial import Trial
-from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.engines.vllm.verdict import Answer, Judge
+from vlm_safeguard.engines.vllm.worker_options import worker_options
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.request import Request, read_request
 
 
+def engine_options(guard: Fitted, *, refusal_alone: bool = False) -> dict[str, Any]:
+    """Arguments of an `LLM` that this guard can be put on: its workers read what the gate needs.
+
+    Args:
+        refusal_alone: see `runnable`.
+
+    Raises:
+        SafeguardError: the policy is not one that is run here.
+    """
+    return worker_options(Judge(runnable(guard.policy, refusal_alone=refusal_alone)))
+
+
 def guarded(llm: Any, guard: Fitted, *, refusal_alone: bool = False) -> GuardedLLM:
-    """Put an `LLM` under a guard.
+    """Put an `LLM`, made with its `engine_options`, under a guard.
 
     Args:
         refusal_alone: see `runnable`.
@@ -33,9 +50,9 @@ def guarded(llm: Any, guard: Fitted, *, refusal_alone: bool = False) -> GuardedL
     config = llm.llm_engine.vllm_config
     check_config(config, judge, guard.provenance)
     trial = Trial(guard, judge, packed=config.model_config.quantization is not None)
-    prompts, params = zip(*trial.attempts, strict=True)
-    ids = [{"prompt_token_ids": prompt["prompt_token_ids"]} for prompt in prompts]
-    trial.check(llm.generate(ids, list(params), use_tqdm=False))
+    texts, questions = trial.texts, trial.questions
+    outputs = _generate(llm, texts, [trial.params] * len(texts), [None] * len(texts))
+    trial.check(outputs, list(zip(questions, ask(llm, questions), strict=True)))
     return GuardedLLM(llm, judge)
 
 
@@ -104,41 +121,47 @@ class GuardedLLM:
         question.check_options(options)
         if sampling_params is None:
             sampling_params = self._llm.get_default_sampling_params()
-        several = isinstance(sampling_params, Sequence)
+        judge, several = self._judge, isinstance(sampling_params, Sequence)
         params = list(sampling_params) if several else [sampling_params] * len(shown)
-        answers = run(asked, sampling_params, **options)
+        marks = [judge.media_mark() if media else judge.mark() for media in shown]
+        if judge.policy.image_layers and len(shown) > KEPT:
+            raise ValueError(f"this guard's gate reads images, of {KEPT} requests at once at most")
+        given = [question.marked(*each) for each in zip(params, marks, strict=True)]
+        answers = run(asked, given, **options)
+        beside = self._states(marks)
         requests = [self._read(answer, media) for answer, media in zip(answers, shown, strict=True)]
         rows = [row for row, request in enumerate(requests) if request.media.total]
-        questions = [self._judge.question(requests[row]) for row in rows]
-        read = self._generate(questions, [question.params(self._judge)] * len(rows), rows, salts)
-        receipts = [
-            question.receipt_of(self._judge, request, read[row])
-            if row in read
-            else self._judge.receipt(request, None)
-            for row, request in enumerate(requests)
-        ]
+        questions = [Question.about(judge, requests[row]) for row in rows]
+        read = ask(self._llm, questions, [salts[row] for row in rows])
+        receipts = [judge.receipt(request, None) for request in requests]
+        for row, about, answer in zip(rows, questions, read, strict=True):
+            receipts[row] = about.receipt(answer)
+            if judge.awaits_image(receipts[row]):
+                receipts[row] = about.receipt(answer, beside[row])
         opened = [row for row, receipt in enumerate(receipts) if receipt.guarded]
-        texts = [list(requests[row].text) for row in opened]
-        instead = self._generate(texts, [params[row] for row in opened], opened, salts)
+        instead = _generate(
+            self._llm,
+            [list(requests[row].text) for row in opened],
+            [question.answer_params(judge, params[row], receipts[row]) for row in opened],
+            [salts[row] for row in opened],
+        )
         self.receipts = receipts
-        return [instead.get(row, answer) for row, answer in enumerate(answers)]
+        in_place = dict(zip(opened, instead, strict=True))
+        return [in_place.get(row, answer) for row, answer in enumerate(answers)]
 
-    def _generate(
-        self,
-        texts: Sequence[list[int]],
-        params: Sequence[Any],
-        rows: Sequence[int],
-        salts: Sequence[str | None],
-    ) -> dict[int, Any]:
-        """Row → the engine's answer to its text."""
-        if not rows:
+    def _states(self, marks: Sequence[Mark | None]) -> dict[int, dict[int, torch.Tensor]]:
+        """Row → the states that workers read of requests as they came, where the gate asks so."""
+        named = [(row, mark) for row, mark in enumerate(marks) if mark is not None and mark.name]
+        if not named:
             return {}
-        prompts = [
-            {"prompt_token_ids": text} | ({"cache_salt": salt} if (salt := salts[row]) else {})
-            for text, row in zip(texts, rows, strict=True)
-        ]
-        answers = self._llm.generate(prompts, list(params), use_tqdm=False)
-        return dict(zip(rows, answers, strict=True))
+        names = [mark.name for _, mark in named]
+        kept = self._llm.collective_rpc("take_states", args=(names,))
+        return {
+            row: question.states_read(
+                self._judge, mark, [worker[place : place + 1] for worker in kept]
+            )
+            for place, (row, mark) in enumerate(named)
+        }
 
     def _read(self, answer: Any, shown: bool) -> Request:
         """The request of an answer. Where its media stand is known by the policy alone here."""
@@ -148,7 +171,50 @@ class GuardedLLM:
             raise ValueError(str(error)) from error
         if shown and not request.media.total:
             raise ValueError("a request came with media, and the guard reads none in its prompt")
+        question.check_end(self._judge, request)
         return request
+
+
+def ask(
+    llm: Any, questions: Sequence[Question], salts: Sequence[str | None] | None = None
+) -> list[Answer]:
+    """The engine's answers to questions.
+
+    Args:
+        salts: of each, what salts the prefix cache for its request; nothing by default.
+
+    Raises:
+        NotReadError: one was not read.
+    """
+    answers: list[Answer] = []
+    each_salt = [None] * len(questions) if salts is None else salts
+    for start in range(0, len(questions), KEPT):  # workers keep no more than that
+        some = questions[start : start + KEPT]
+        outputs = _generate(
+            llm,
+            [each.prompt for each in some],
+            [each.params for each in some],
+            each_salt[start : start + KEPT],
+        )
+        names = [name for each in some for name in each.names]
+        shown = llm.collective_rpc("take_states", args=(names,)) if names else []
+        for place, (about, output) in enumerate(zip(some, outputs, strict=True)):
+            answers.append(about.answered(output, [worker[place : place + 1] for worker in shown]))
+    return answers
+
+
+def _generate(
+    llm: Any, texts: Sequence[list[int]], params: Sequence[Any], salts: Sequence[str | None]
+) -> list[Any]:
+    """The engine's answers to texts."""
+    if not texts:
+        return []
+    prompts = [
+        {"prompt_token_ids": text} | ({"cache_salt": salt} if salt else {})
+        for text, salt in zip(texts, salts, strict=True)
+    ]
+    outputs: list[Any] = llm.generate(prompts, list(params), use_tqdm=False)
+    return outputs
 
 
 _PROMPTS = ("prompt", "prompt_token_ids", "multi_modal_data", "mm_processor_kwargs", "cache_salt")

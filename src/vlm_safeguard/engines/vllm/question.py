@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
-from vlm_safeguard.engines.vllm.verdict import Judge
+import torch
+
+from vlm_safeguard.engines.vllm.marks import Mark
+from vlm_safeguard.engines.vllm.states import states_of
+from vlm_safeguard.engines.vllm.verdict import Answer, Judge
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.request import Request
@@ -15,6 +21,96 @@ _READ = ("length", "stop")  # how a request for one token ends that the engine h
 
 class NotReadError(RuntimeError):
     """A question ended without being read, so the request's gate is neither open nor closed."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """About one request.
+
+    Attributes:
+        mark: by which workers know what to read; None where they read nothing.
+        prompt: token ids.
+    """
+
+    judge: Judge
+    request: Request
+    prompt: list[int]
+    mark: Mark | None
+
+    @classmethod
+    def about(cls, judge: Judge, request: Request) -> Question:
+        """A question of its own: no two share what workers keep."""
+        mark = judge.mark(name=uuid4().hex, position=len(request.text) - 1)
+        return cls(judge, request, judge.question(request), mark)
+
+    @property
+    def names(self) -> list[str]:
+        """Under which workers keep what they read of it: one, or none."""
+        return [] if self.mark is None or self.mark.name is None else [self.mark.name]
+
+    @property
+    def params(self) -> Any:
+        """How it is read: the log-probabilities of its tokens, and the likeliest instead.
+
+        Its states are computed, so none of them is taken from the prefix cache.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=self.judge.likeliest,
+            detokenize=False,
+            skip_reading_prefix_cache=True,
+        )
+        return marked(params, self.mark)
+
+    def answered(self, output: Any, shown: Sequence[Sequence[Mapping[str, Any] | None]]) -> Answer:
+        """What the engine gave to it, checked.
+
+        Args:
+            output: the last one that the engine gave; None where it gave nothing.
+            shown: of each worker, what it read under `names`.
+
+        Raises:
+            NotReadError: it gave nothing, or stopped before all was read.
+        """
+        reasons = [each.finish_reason for each in output.outputs] if output is not None else []
+        asked = self.judge.likeliest is not None
+        if len(reasons) != 1 or reasons[0] not in _READ or (asked and not output.prompt_logprobs):
+            raise NotReadError(
+                f"The engine did not read a request's text (it ended by {reasons or 'nothing'}), "
+                "so its gate is neither open nor closed, and nothing is answered."
+            )
+        entries = output.prompt_logprobs if asked else ()
+        if self.mark is None:
+            return Answer(entries)
+        return Answer(entries, states_read(self.judge, self.mark, shown))
+
+    def receipt(self, answer: Answer, image: Mapping[int, torch.Tensor] | None = None) -> Receipt:
+        """What the engine's answer decides; see `Judge.receipt`.
+
+        Raises:
+            NotReadError: it lacks something.
+        """
+        try:
+            return self.judge.receipt(self.request, answer, image)
+        except (ValueError, SafeguardError) as error:
+            raise NotReadError(f"The engine did not read a request's text: {error}.") from error
+
+
+def states_read(
+    judge: Judge, mark: Mark, shown: Sequence[Sequence[Mapping[str, Any] | None]]
+) -> dict[int, torch.Tensor]:
+    """`states_of` what each worker read under a mark's name.
+
+    Raises:
+        NotReadError: that is not what was to be read.
+    """
+    try:
+        return states_of(mark, judge.layers, [each[0] for each in shown])
+    except (ValueError, IndexError) as error:
+        raise NotReadError(f"The engine did not read a request's states: {error}.") from error
 
 
 def read(judge: Judge, prompt: Any) -> Request:
@@ -33,9 +129,24 @@ def read(judge: Judge, prompt: Any) -> Request:
     placed = prompt.get("mm_placeholders") or {}
     ranges = [(r.offset, r.offset + r.length) for each in placed.values() for r in each]
     try:
-        return judge.read(prompt["prompt_token_ids"], ranges)
+        request = judge.read(prompt["prompt_token_ids"], ranges)
     except SafeguardError as error:
         raise ValueError(str(error)) from error
+    check_end(judge, request)
+    return request
+
+
+def check_end(judge: Judge, request: Request) -> None:
+    """Refuse a begun answer where the gate reads the end of the multimodal prompt.
+
+    Raises:
+        ValueError: it is begun.
+    """
+    if judge.policy.image_layers and request.media.total and request.prefill:
+        raise ValueError(
+            "this guard's gate reads the request beside its media where that ends, which is not "
+            "done behind an answer that is begun in the prompt; leave that out"
+        )
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -57,31 +168,23 @@ def tokens(ids: list[int], prompt: Any) -> dict[str, Any]:
     return {"type": "token", "prompt_token_ids": ids, **salt}
 
 
-def params(judge: Judge) -> Any:
-    """How a question is read: the log-probabilities of its tokens, and the likeliest instead."""
-    from vllm import SamplingParams
-
-    return SamplingParams(
-        max_tokens=1, temperature=0.0, prompt_logprobs=judge.likeliest, detokenize=False
-    )
-
-
-def receipt_of(judge: Judge, request: Request, output: Any) -> Receipt:
-    """What the engine's answer to a request's question decides.
-
-    Args:
-        output: the last one that the engine gave; None where it gave nothing.
+def marked(params: Any, mark: Mark | None) -> Any:
+    """These `SamplingParams` with a mark, where there is one.
 
     Raises:
-        NotReadError: it gave nothing, or stopped before it was read.
+        ValueError: they bear one already.
     """
-    reasons = [each.finish_reason for each in output.outputs] if output is not None else []
-    if len(reasons) != 1 or reasons[0] not in _READ or output.prompt_logprobs is None:
-        raise NotReadError(
-            f"The engine did not read a request's text (it ended by {reasons or 'nothing'}), so "
-            "its gate is neither open nor closed, and nothing is answered."
-        )
-    try:
-        return judge.receipt(request, output.prompt_logprobs)
-    except (ValueError, SafeguardError) as error:
-        raise NotReadError(f"The engine did not read a request's text: {error}.") from error
+    return params if mark is None else mark.on(params)
+
+
+def answer_params(judge: Judge, params: Any, receipt: Receipt) -> Any:
+    """Those of an open request's answer from its text.
+
+    An answer whose form is constrained cannot begin with other words, so it begins as it may.
+
+    Raises:
+        ValueError: they bear a mark already.
+    """
+    constrained = getattr(params, "structured_outputs", None) is not None
+    beginning = () if constrained else judge.policy.beginning(receipt.findings)
+    return marked(params, judge.mark(beginning=beginning))

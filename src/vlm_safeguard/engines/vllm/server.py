@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_safeguard.engines.vllm.client import GuardedClient
+from vlm_safeguard.engines.vllm import question
+from vlm_safeguard.engines.vllm.client import GuardedClient, ask
 from vlm_safeguard.engines.vllm.fitted import Fitted
 from vlm_safeguard.engines.vllm.gate import runnable
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.engines.vllm.supported import check_config, check_version
 from vlm_safeguard.engines.vllm.trial import Trial
 from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.engines.vllm.worker_options import worker_options
 from vlm_safeguard.errors import SafeguardError
 
 _FRONT = "vlm_safeguard.engines.vllm.front.Front"
@@ -45,6 +47,8 @@ def serve(
     configure_logging_from_args(arguments)
     validate_parsed_serve_args(arguments)
     _check_arguments(arguments)
+    for name, value in worker_options(judge).items():
+        setattr(arguments, name, value)
     arguments.middleware = [*arguments.middleware, _FRONT]  # the last one is outermost
     if order is Order.FIRST:
         # rendering notes that the engine has an image, which it is given after the verdict or never
@@ -64,6 +68,10 @@ def _check_arguments(arguments: Any) -> None:
         "--grpc": getattr(arguments, "grpc", False),
         "--trust-request-chat-template": arguments.trust_request_chat_template,
         "--trust-request-mm-kwargs": arguments.trust_request_mm_kwargs,
+        "--worker-cls": arguments.worker_cls != "auto",
+        "--worker-extension-cls": bool(arguments.worker_extension_cls),
+        "--additional-config": bool(arguments.additional_config),
+        "--logits-processors": bool(arguments.logits_processors),
     }
     reasons = [name for name, given in refused.items() if given]
     if reasons:
@@ -77,9 +85,7 @@ async def _serve(arguments: Any, guard: Fitted, judge: Judge, order: Order) -> N
     try:
         async with entry.build_async_engine_client(arguments) as engine:
             check_config(engine.vllm_config, judge, guard.provenance)
-            packed = engine.vllm_config.model_config.quantization is not None
-            trial = Trial(guard, judge, packed=packed)
-            trial.check([await _last(engine, *each, n) for n, each in enumerate(trial.attempts)])
+            await _try(engine, guard, judge)
             client = GuardedClient(engine, judge, order)
             ended = await entry.build_and_serve(client, address, listening, arguments)
         await ended
@@ -87,9 +93,16 @@ async def _serve(arguments: Any, guard: Fitted, judge: Judge, order: Order) -> N
         listening.close()
 
 
-async def _last(engine: Any, prompt: dict[str, Any], params: Any, number: int) -> Any:
-    """The last output to one of a trial's attempts."""
-    last = None
-    async for output in engine.generate(prompt, params, f"guard-trial-{number}"):
-        last = output
-    return last
+async def _try(engine: Any, guard: Fitted, judge: Judge) -> None:
+    """See `Trial`."""
+    packed = engine.vllm_config.model_config.quantization is not None
+    trial, outputs, asked = Trial(guard, judge, packed=packed), [], []
+    for number, text in enumerate(trial.texts):
+        last: Any = None
+        prompt = question.tokens(text, {})
+        async for output in engine.generate(prompt, trial.params, f"guard-trial-{number}"):
+            last = output
+        outputs.append(last)
+    for number, each in enumerate(trial.questions):
+        asked.append((each, await ask(engine, each, f"guard-question-{number}", {})))
+    trial.check(outputs, asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.engines.vllm.worker_options import worker_options
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.identity import check_same
 from vlm_safeguard.policy.artifact import Provenance
@@ -47,6 +48,8 @@ def check_config(config: Any, judge: Judge, provenance: Provenance) -> None:
         "dual-batch overlap": parallel.enable_dbo,
         "context parallelism": parallel.prefill_context_parallel_size > 1
         or parallel.decode_context_parallel_size > 1,
+        "data parallelism, where workers read states": bool(judge.layers)
+        and parallel.data_parallel_size > 1,
         f"--logprobs-mode {model.logprobs_mode}": model.logprobs_mode
         not in ("raw_logprobs", "raw_logits"),
     }
@@ -55,14 +58,35 @@ def check_config(config: Any, judge: Judge, provenance: Provenance) -> None:
         raise SafeguardError(
             f"The guard was not tested with {' nor with '.join(reasons)}; start vLLM without."
         )
-    if 0 <= model.max_logprobs < judge.likeliest:
+    if judge.likeliest is not None and 0 <= model.max_logprobs < judge.likeliest:
         raise SafeguardError(
             f"The guard reads {judge.likeliest} log-probabilities a token, and vLLM gives "
             f"{model.max_logprobs} at most; start it with --max-logprobs {judge.likeliest}."
         )
+    _check_workers(config, judge)
     present = {
         "model_type": model.hf_config.model_type,
         "hidden_size": model.hf_text_config.hidden_size,
         "num_layers": model.hf_text_config.num_hidden_layers,
     }
     check_same(present, provenance)
+
+
+def _check_workers(config: Any, judge: Judge) -> None:
+    """Refuse an engine whose workers do not read what the gate needs.
+
+    Raises:
+        SafeguardError: how it is made.
+    """
+    chosen = {
+        "worker_cls": config.parallel_config.worker_cls,
+        "additional_config": config.additional_config,
+        "logits_processors": config.model_config.logits_processors,
+    }
+    for name, value in worker_options(judge).items():
+        if chosen[name] != value:
+            raise SafeguardError(
+                "This guard's gate reads the model's states, and this engine's workers do not read "
+                "them for it. Make it with LLM(model, **engine_options(guard)); or let the model's "
+                "own refusal decide alone (refusal_alone=True)."
+            )

@@ -9,7 +9,8 @@ import torch
 
 from vlm_safeguard.engines.vllm import question
 from vlm_safeguard.engines.vllm.fitted import Fitted
-from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.engines.vllm.question import Question
+from vlm_safeguard.engines.vllm.verdict import Answer, Judge
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.fingerprint import Fingerprint
 from vlm_safeguard.policy.media import Media
@@ -38,49 +39,57 @@ class Trial:
         self._known, self._judge = guard.fingerprint, judge
         self._name = guard.provenance.model_name
         limits = guard.fingerprint.tolerances
-        self._limit = limits.packed_logits if packed else limits.logits
+        self._logits = limits.packed_logits if packed else limits.logits
+        self._scores = limits.packed_scores if packed else limits.scores
 
     @property
-    def attempts(self) -> list[tuple[dict[str, Any], Any]]:
-        """(prompt, `SamplingParams`) of each anchor's next token, then of each one's question."""
+    def texts(self) -> list[list[int]]:
+        """Token ids of each anchor."""
+        return [list(text) for text in self._known.texts]
+
+    @property
+    def params(self) -> Any:
+        """By which each anchor's next token is asked for."""
         from vllm import SamplingParams
 
-        following = SamplingParams(
+        params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
             logprob_token_ids=self._known.tokens.tolist(),
             detokenize=False,
         )
-        asked = question.params(self._judge)
-        texts = self._known.texts
-        return [
-            *((question.tokens(list(text), {}), following) for text in texts),
-            *((question.tokens(self._judge.question(_request(t)), {}), asked) for t in texts),
-        ]
+        return question.marked(params, self._judge.mark())
 
-    def check(self, outputs: Sequence[Any]) -> None:
-        """Refuse a model that behaves otherwise, or log-probabilities that are not the model's.
+    @property
+    def questions(self) -> list[Question]:
+        """About each anchor."""
+        return [Question.about(self._judge, _request(text)) for text in self._known.texts]
+
+    def check(self, outputs: Sequence[Any], asked: Sequence[tuple[Question, Answer]]) -> None:
+        """Refuse a model that behaves otherwise, or readings that are not the model's.
 
         Args:
-            outputs: the last ones to `attempts`.
+            outputs: the last ones to each of the `texts`.
+            asked: the `questions`, answered.
 
         Raises:
             SafeguardError: what is off.
         """
-        texts, tokens = self._known.texts, self._known.tokens.tolist()
-        following = [output.outputs[0] for output in outputs[: len(texts)]]
+        tokens = self._known.tokens.tolist()
+        following = [output.outputs[0] for output in outputs]
         chances = [[each.logprobs[0][token].logprob for token in tokens] for each in following]
-        error = self._known.logits_error(torch.tensor(chances))
-        if not error <= self._limit:
-            raise SafeguardError(
-                f"This guard was fitted on {self._name}; this model behaves otherwise: of requests "
-                f"that it was measured on, the next token's logits are off by {error:.0%}, more "
-                f"than {self._limit:.0%}. Fit a guard for this model."
-            )
-        asked = zip(texts, following, outputs[len(texts) :], strict=True)
-        for text, answer, output in asked:
-            receipt = question.receipt_of(self._judge, _request(text), output)
-            margin = receipt.scores["own_refusal"]
+        self._check_near(
+            "next token's logits", self._known.logits_error(torch.tensor(chances)), self._logits
+        )
+        if self._judge.layers:
+            states = [
+                torch.stack([answer.states[layer][0] for layer in self._judge.layers])
+                for _, answer in asked
+            ]
+            error = self._known.scores_error(self._judge.policy, torch.stack(states))
+            self._check_near("harm scores", error, self._scores)
+        for (about, given), answer in zip(asked, following, strict=True):
+            margin = about.receipt(given).scores.get("own_refusal", 0.0)
             refuses = answer.token_ids[0] in self._judge.policy.refusal_tokens
             if abs(margin) > _TIE and refuses != (margin > 0):
                 raise SafeguardError(
@@ -88,6 +97,14 @@ class Trial:
                     f"generates behind it (a margin of {margin:+.2f} logits), so no gate can be "
                     "decided by them."
                 )
+
+    def _check_near(self, what: str, error: float, limit: float) -> None:
+        if not error <= limit:
+            raise SafeguardError(
+                f"This guard was fitted on {self._name}; this model behaves otherwise: of requests "
+                f"that it was measured on, the {what} are off by {error:.0%}, more than "
+                f"{limit:.0%}. Fit a guard for this model."
+            )
 
 
 def _request(text: tuple[int, ...]) -> Request:

@@ -1,15 +1,22 @@
-"""The gate's verdict on one request, from the log-probabilities of a refusal behind its text."""
+"""The gate's verdict on one request, from what the engine reads of its text.
+
+These are the states of the text's last token, where workers read them, and the log-probabilities of
+a refusal's words behind it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 
+from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.view import read_rendered
 from vlm_safeguard.policy.decision import decide
+from vlm_safeguard.policy.gate import RefusalWords
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.receipt import Receipt
@@ -29,31 +36,57 @@ Entry = Mapping[int, LogProb] | None
 
 
 @dataclass(frozen=True, eq=False)
+class Answer:
+    """What the engine gave to a request's question.
+
+    Attributes:
+        entries: of each token of the question; empty where no log-probabilities are asked for.
+        states: layer → (1, hidden) states of the text's last token; empty where none are read.
+    """
+
+    entries: Sequence[Entry] = ()
+    states: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Judge:
     """A policy that is `runnable`, as it is asked about requests.
 
     Attributes:
         sha256: the policy's.
+        layers: whose states are read by workers; none where log-probabilities alone decide.
     """
 
     policy: Policy
     sha256: str = field(init=False)
+    layers: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sha256", self.policy.sha256())
+        words = all(isinstance(criterion, RefusalWords) for criterion in self.policy.gate)
+        object.__setattr__(self, "layers", () if words else self.policy.watched)
 
     @property
-    def likeliest(self) -> int:
-        """How many of the likeliest tokens are read: one that opens no refusal is among them."""
-        return len(self.policy.refusal_tokens) + 1
+    def likeliest(self) -> int | None:
+        """How many of the likeliest tokens are read: one that opens no refusal is among them.
+
+        None where the model's own refusal is not asked for.
+        """
+        return None if self.policy.own_refusal is None else len(self.policy.refusal_tokens) + 1
 
     def read(self, prompt: Sequence[int], ranges: Iterable[tuple[int, int]]) -> Request:
         """See `read_rendered`."""
         return read_rendered(self.policy, prompt, ranges)
 
     def question(self, request: Request) -> list[int]:
-        """Token ids to read: the request's text, and behind it the words of a refusal."""
+        """Token ids to read: the request's text, and behind it the words of a refusal, if any."""
+        if self.likeliest is None:
+            return list(request.text)
         return [*request.text, *(self.policy.refusal_prefix or self.policy.refusal_tokens[:1])]
+
+    def mark(self, **more: Any) -> Mark | None:
+        """Of a request under this policy; None where no worker has to know of it."""
+        return Mark(policy=self.sha256, **more) if self.layers else None
 
     def margins(self, request: Request, entries: Sequence[Entry]) -> tuple[float, float]:
         """The leads of a refusal's first token and of its least likely word, in logits.
@@ -79,22 +112,41 @@ class Judge:
         leads = (_lead(entries[place], frozenset({token})) for place, token in prefix)
         return first, min(leads, default=first)
 
-    def receipt(self, request: Request, entries: Sequence[Entry] | None) -> Receipt:
+    def media_mark(self) -> Mark | None:
+        """Of a request with media as it came, whose last state the gate may ask for."""
+        if not self.policy.image_layers:
+            return self.mark()
+        return self.mark(name=uuid4().hex, position=-1)
+
+    def awaits_image(self, receipt: Receipt) -> bool:
+        """Whether the multimodal pass is yet to be asked, before a request is answered so."""
+        return bool(self.policy.image_layers) and not receipt.guarded
+
+    def receipt(
+        self,
+        request: Request,
+        answer: Answer | None,
+        image: Mapping[int, torch.Tensor] | None = None,
+    ) -> Receipt:
         """What the gate makes of a request, and so what is done to it.
 
         Args:
-            entries: as `margins` takes them; None for a request without media, which is not judged.
+            answer: to its question; None for a request without media, which is not judged.
+            image: layer → (1, hidden) states of its own last token, beside its media; None where
+                the multimodal pass is not asked, or not yet.
 
         Raises:
-            ValueError: some are missing.
-            SafeguardError: one is not a number.
+            ValueError: something is missing in it.
+            SafeguardError: a score is not a number.
         """
-        policy, reading = self.policy, None
-        if entries is not None:
-            first, least = (torch.tensor([x]) for x in self.margins(request, entries))
-            reading = Reading({}, policy.directions, policy.layers, first, least)
-        asked = None if entries is None else 0
-        decision = decide(policy.gate, "text", [asked], reading, len(policy.layers))
+        policy = self.policy
+        asked, reading = (None, None) if answer is None else (0, self._reading(request, answer))
+        window = len(policy.layers)
+        decision = decide(policy.gate, "nothing", [asked], None, window)
+        decision = decision.merged(decide(policy.gate, "text", [asked], reading, window))
+        if image is not None:
+            seen = Reading(image, policy.directions, policy.layers)
+            decision = decision.merged(decide(policy.gate, "image", [0], seen, window))
         return Receipt.of(
             request,
             decision.findings[0],
@@ -103,6 +155,16 @@ class Judge:
             edit=policy.edit.name,
             harm=None,
             policy=self.sha256,
+        )
+
+    def _reading(self, request: Request, answer: Answer) -> Reading:
+        policy, first, least = self.policy, None, None
+        if policy.own_refusal is not None:
+            first, least = (torch.tensor([x]) for x in self.margins(request, answer.entries))
+        if answer.states.keys() != set(self.layers):
+            raise ValueError(f"of layers {list(self.layers)}, {sorted(answer.states)} were read")
+        return Reading(
+            answer.states, policy.directions, policy.layers, first, least, policy.discriminant
         )
 
 

@@ -1,0 +1,90 @@
+"""What travels with a request to vLLM's workers: whose it is, and what is read of it there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlm_safeguard.errors import SafeguardError
+
+#: In a request's `extra_args`, and in an engine's `additional_config`.
+KEY = "vlm_safeguard"
+#: Readings that a worker keeps until they are taken; then the oldest ones go.
+KEPT = 1024
+
+
+class Mark(BaseModel):
+    """Of one request.
+
+    Attributes:
+        policy: sha256 of the policy that it is answered under, in hex.
+        name: under which the worker keeps what it reads of it; None where nothing is read.
+        position: the prompt's token whose states are read; −1 for its last one.
+        beginning: token ids that its answer begins with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str
+    name: str | None = None
+    position: int | None = None
+    beginning: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any] | None) -> Self:
+        """The mark among a request's `extra_args`.
+
+        Raises:
+            SafeguardError: there is none, or it is not one.
+        """
+        try:
+            return cls.model_validate((arguments or {})[KEY])
+        except (KeyError, ValidationError) as error:
+            raise SafeguardError(
+                "A request came to vLLM's workers that did not come through the guarded client, so "
+                "it is not answered."
+            ) from error
+
+    def on(self, params: Any) -> Any:
+        """A copy of these `SamplingParams` that bears it.
+
+        Raises:
+            ValueError: they bear one already, which would be of the client's making.
+        """
+        arguments = params.extra_args or {}
+        if KEY in arguments:
+            raise ValueError(f"'{KEY}' is not a client's to give; leave it out of the request")
+        marked = params.clone()
+        marked.extra_args = {**arguments, KEY: self.model_dump(exclude_defaults=True)}
+        return marked
+
+
+class Settings(BaseModel):
+    """Of the workers, in an engine's `additional_config`, which its compiled graphs are kept by.
+
+    Attributes:
+        policy: sha256 of the policy whose requests they answer.
+        layers: whose states they read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str
+    layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Those in an `additional_config`.
+
+        Raises:
+            SafeguardError: there are none.
+        """
+        try:
+            return cls.model_validate(config[KEY])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise SafeguardError(
+                "This worker reads for a guard, and the engine's additional_config names none; "
+                "docs/vllm.md says how it is started."
+            ) from error
