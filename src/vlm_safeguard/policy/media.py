@@ -27,6 +27,17 @@ class Media:
         """Media of every kind."""
         return self.images + self.videos + self.audios
 
+    @property
+    def in_words(self) -> str:
+        """All of them, counted: "2 images, 1 audio"; empty where there are none."""
+        counts = zip(KINDS, (self.images, self.videos, self.audios), strict=True)
+        return ", ".join(counted(n, kind) for kind, n in counts if n)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of what it counts: "1 image", "2 images"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
 
 @dataclass(frozen=True)
 class Clip:

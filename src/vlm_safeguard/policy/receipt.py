@@ -7,6 +7,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from vlm_safeguard.policy.decision import Finding
+from vlm_safeguard.policy.media import Media, counted
 from vlm_safeguard.policy.request import Request
 from vlm_safeguard.policy.response import Response
 
@@ -63,8 +64,7 @@ class Receipt(BaseModel):
     @property
     def media(self) -> str:
         """What the request shows, counted: "2 images, 1 audio"; empty where it shows nothing."""
-        counts = {"image": self.images, "video": self.videos, "audio": self.audios}
-        return ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items() if n)
+        return Media(self.images, self.videos, self.audios).in_words
 
     @classmethod
     def of(
@@ -113,10 +113,6 @@ class Receipt(BaseModel):
 
 def _left_out(request: Request) -> str:
     """What an answer from the text alone does not use."""
-    counts = {
-        "image": request.media.images,
-        "video": request.media.videos,
-        "audio": request.media.audios,
-        "token of a begun answer": len(request.prefill),
-    }
-    return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    prefill = len(request.prefill)
+    begun = f"{counted(prefill, 'token')} of a begun answer" if prefill else ""
+    return ", ".join(filter(None, (request.media.in_words, begun)))
