@@ -25,7 +25,8 @@ from results import FOLDER, machine, told
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.layers import LayerHooks
-from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
+from vlm_safeguard.engines.hooks.reader import TextReader
+from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.evaluation.asks.benchmarks.own import jailbreak_templates
 from vlm_safeguard.evaluation.asks.prompts import image_questions, read_prompts
 from vlm_safeguard.evaluation.statistics import Estimate, share

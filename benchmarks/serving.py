@@ -26,7 +26,7 @@ from results import Cell, Sheet, parser, told
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.hooks.attachment import GuardedOutput
 from vlm_safeguard.engines.hooks.judgement import Judgement
-from vlm_safeguard.engines.hooks.reader import TextReadings
+from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.images import noise_image

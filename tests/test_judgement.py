@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.reference import QUESTIONS, ask, with_thresholds
-from vlm_safeguard.engines.hooks.reader import TextReadings
+from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone

@@ -14,7 +14,8 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from support.reference import QUESTIONS, ask, run_row, text_ids, with_thresholds
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.layers import LayerHooks
-from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
+from vlm_safeguard.engines.hooks.reader import TextReader
+from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone

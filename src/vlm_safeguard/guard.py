@@ -39,7 +39,7 @@ from vlm_safeguard.policy.soundness import check_sound
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from vlm_safeguard.engines.hooks.reader import TextReadings
+    from vlm_safeguard.engines.hooks.text_passes import TextReadings
 
 _TENSORS = ("vectors", "spectrum", "harmful_mean", "harmless_mean", "auroc")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlm_safeguard.defences.defence import Answer, generate_answers
-from vlm_safeguard.engines.hooks.reader import TextReadings
+from vlm_safeguard.engines.hooks.text_passes import TextReadings
 
 if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard

@@ -36,8 +36,8 @@ from vlm_safeguard.engines.hooks.judgement import Judgement, check_text_suffices
 from vlm_safeguard.engines.hooks.model import ModelHooks
 from vlm_safeguard.engines.hooks.passes import Prompt
 from vlm_safeguard.engines.hooks.peers import Peers
-from vlm_safeguard.engines.hooks.reader import TextReadings
 from vlm_safeguard.engines.hooks.responder import Responder
+from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.run_state import run_state_aside

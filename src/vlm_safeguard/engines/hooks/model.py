@@ -14,8 +14,9 @@ from vlm_safeguard.engines.hooks.editing import Editing
 from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.engines.hooks.passes import Pass, Prompt, one_more_token, whole_prompt
 from vlm_safeguard.engines.hooks.peers import Peers
-from vlm_safeguard.engines.hooks.reader import TextReader, TextReadings
+from vlm_safeguard.engines.hooks.reader import TextReader
 from vlm_safeguard.engines.hooks.text_answers import Left
+from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.engines.hooks.turns import Turns
 from vlm_safeguard.engines.hooks.unchanged import check_unchanged
 from vlm_safeguard.engines.hooks.verification import verify

@@ -1,19 +1,17 @@
-"""The text-only pass: requests without their images, through the model's own decoder."""
+"""The text-only reading: what a policy decides by the texts, and what its edits aim at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import torch
 
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.layers import LayerHooks
+from vlm_safeguard.engines.hooks.text_passes import Text, TextPasses, TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.refusal import prefix_margins, refusal_margins
-from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.discriminant import Discriminant
@@ -21,33 +19,6 @@ from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.refusal import first_token_margin
 from vlm_safeguard.policy.subspace import Subspace
-
-Text = tuple[int, ...]
-T = TypeVar("T")
-
-
-@dataclass
-class TextReadings:
-    """Text-only passes that are already made, for guards of one model that read the same prompts.
-
-    Attributes:
-        states: token ids → layer → (tokens, hidden) states.
-        final: likewise → (1 + prefix, hidden) final states of the text's last token and, where it
-            was read, of the refusal prefix behind it, from which the next ones are predicted.
-    """
-
-    states: dict[Text, dict[int, torch.Tensor]] = field(default_factory=dict)
-    final: dict[Text, torch.Tensor] = field(default_factory=dict)
-
-    def missing(self, texts: Iterable[Text], layers: Iterable[int]) -> list[Text]:
-        """Those of `texts` that are not read at all `layers`."""
-        needed = set(layers)
-        return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        self.states.clear()
-        self.final.clear()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +53,8 @@ class TextReader:
         readings = TextReadings() if self.readings is None else self.readings
         asked = batch.editable.nonzero()[:, 0].tolist()
         place = {text: i for i, text in enumerate(dict.fromkeys(batch.texts[i] for i in asked))}
-        first = self._read(list(place), readings)
+        passes = TextPasses(self.backbone, self.hooks, self.policy.watched, readings)
+        passes.read(place)
         final = torch.stack([readings.final[text] for text in place])
         states = {
             layer: torch.stack([readings.states[text][layer][-1] for text in place])
@@ -93,10 +65,10 @@ class TextReader:
             states, self.directions, self.policy.layers, discriminant=self.discriminant
         )
         if (own := self.policy.own_refusal) is not None:
-            margin = self._margins(list(place), final[:, 0], own.tokens, first)
+            margin = self._margins(list(place), final[:, 0], own.tokens, passes)
             reading = replace(reading, margin=margin, prefix_margin=margin)
             declined = own.awaits_words(reading).nonzero()[:, 0].tolist()
-            words = self._words(list(place), declined, margin, readings, first)
+            words = self._words(list(place), declined, margin, passes)
             reading = replace(reading, prefix_margin=words)
         rows = [
             place[text] if editable else None
@@ -104,43 +76,37 @@ class TextReader:
         ]
         decision = decide(self.policy.gate, "text", rows, reading, len(self.policy.layers))
         batch.decision = batch.decision.merged(decision)
-        self._take_coordinates(batch, readings, first)
+        self._take_coordinates(batch, passes)
         if not self.policy.edits:
-            batch.read_texts = first  # which the answers go on from
+            batch.read_texts = passes.whole  # which the answers go on from
 
     def _margins(
         self,
         texts: list[Text],
         final: torch.Tensor,
         tokens: tuple[int, ...],
-        first: TextPass | None,
+        passes: TextPasses,
     ) -> torch.Tensor:
         """`refusal_margins`, off the logits that answers begin with where these will be needed."""
-        if self.policy.edits or first is None or not first.holds(texts):
+        whole = passes.whole
+        if self.policy.edits or whole is None or not whole.holds(texts):
             return refusal_margins(self.backbone, final, tokens)
-        return first_token_margin(first.logits[first.places(texts)], tokens).cpu()
+        return first_token_margin(whole.logits[whole.places(texts)], tokens).cpu()
 
     def _words(
-        self,
-        texts: list[Text],
-        declined: list[int],
-        margin: torch.Tensor,
-        readings: TextReadings,
-        first: TextPass | None,
+        self, texts: list[Text], declined: list[int], margin: torch.Tensor, passes: TextPasses
     ) -> torch.Tensor:
         """`prefix_margins`, read behind the `declined` of the texts alone; `margin` elsewhere."""
         prefix, words = self.policy.refusal_prefix, margin.clone()
         if not prefix or not declined:
             return words
-        self._read_behind([texts[i] for i in declined], prefix, readings, first)
-        final = torch.stack([readings.final[texts[i] + prefix] for i in declined])
+        passes.read_behind([texts[i] for i in declined], prefix)
+        final = torch.stack([passes.readings.final[texts[i] + prefix] for i in declined])
         check_finite([final], "The text-only pass gave states that are")
         words[declined] = prefix_margins(self.backbone, final, prefix, margin[declined])
         return words
 
-    def _take_coordinates(
-        self, batch: Batch, readings: TextReadings, first: TextPass | None
-    ) -> None:
+    def _take_coordinates(self, batch: Batch, passes: TextPasses) -> None:
         """Of the texts whose requests are edited, or may be yet; zeros of the others."""
         if not self.subspaces:
             return
@@ -150,12 +116,13 @@ class TextReader:
         if batch.decision.awaits_image:
             edited = edited | batch.editable
         needed = dict.fromkeys(batch.texts[i] for i in edited.nonzero()[:, 0].tolist())
-        self._read_behind(list(needed), behind, readings, first)
+        passes.read_behind(needed, behind)
+        states = passes.readings.states
         for layer, subspace in self.subspaces.items():
             V = subspace.V
             batch.coordinates[layer] = torch.cat(
                 [
-                    self._coordinates(readings.states[text + behind][layer], V, len(text + prefix))
+                    self._coordinates(states[text + behind][layer], V, len(text + prefix))
                     if text in needed
                     else V.new_zeros(len(text + prefix), len(V))
                     for text in dict.fromkeys(batch.texts)  # in the order that rows count tokens in
@@ -166,55 +133,6 @@ class TextReader:
     def _coordinates(states: torch.Tensor, V: torch.Tensor, length: int) -> torch.Tensor:
         coordinates = states.to(V.dtype) @ V.mT
         return torch.nn.functional.pad(coordinates, (0, 0, 0, length - len(coordinates)))
-
-    def _read(self, texts: list[Text], readings: TextReadings) -> TextPass | None:
-        """One pass of those texts that are not read yet; None where all are."""
-        missing = readings.missing(texts, self.policy.watched)
-        if not missing:
-            return None
-        states, read = self._watch(lambda: self.backbone.read_texts(missing))
-        for row, text in enumerate(missing):
-            readings.final[text] = read.final[row, None]
-            readings.states[text] = {n: rows[row, -len(text) :] for n, rows in states.items()}
-        return read
-
-    def _read_behind(
-        self, texts: list[Text], prefix: Text, readings: TextReadings, first: TextPass | None
-    ) -> None:
-        """One pass of a prefix behind those texts where it is not read yet.
-
-        Args:
-            first: a pass that it goes on from, if it holds them; else they are read again.
-        """
-        whole = readings.missing([text + prefix for text in texts], self.policy.watched)
-        missing = [text[: len(text) - len(prefix)] for text in whole]
-        if not missing:
-            return
-        if first is not None and first.holds(missing):
-            states, final = self._watch(lambda: self.backbone.go_on(first, missing, prefix))
-        else:
-            states, final = self._watch(lambda: self.backbone.run_text(missing, prefix)[:, 1:])
-        for row, text in enumerate(missing):
-            readings.final[text + prefix] = torch.cat([readings.final[text], final[row]])
-            readings.states[text + prefix] = {
-                n: torch.cat([readings.states[text][n], rows[row, -len(prefix) :]])
-                for n, rows in states.items()
-            }
-
-    def _watch(self, run: Callable[[], T]) -> tuple[dict[int, torch.Tensor], T]:
-        """What a pass gives, and the states of the watched layers in it."""
-        states: dict[int, torch.Tensor] = {}
-
-        def keep(layer: int, hidden: torch.Tensor) -> None:
-            states[layer] = hidden.clone()  # or later layers may write to it
-
-        self.hooks.arm(self.policy.watched, keep)
-        try:
-            given = run()
-            self.hooks.check_all_took_part(self.policy.watched, "the text-only pass")
-        finally:
-            self.hooks.disarm()
-        return states, given
 
 
 def check_finite(tensors: list[torch.Tensor], what: str) -> None:

@@ -1,0 +1,112 @@
+"""The passes over requests' texts, without their images, and what they gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from vlm_safeguard.engines.hooks.layers import LayerHooks
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.text_pass import TextPass
+
+Text = tuple[int, ...]
+T = TypeVar("T")
+
+
+@dataclass
+class TextReadings:
+    """Text-only passes that are already made, for guards of one model that read the same prompts.
+
+    Attributes:
+        states: token ids → layer → (tokens, hidden) states.
+        final: likewise → (1 + prefix, hidden) final states of the text's last token and, where it
+            was read, of the refusal prefix behind it, from which the next ones are predicted.
+    """
+
+    states: dict[Text, dict[int, torch.Tensor]] = field(default_factory=dict)
+    final: dict[Text, torch.Tensor] = field(default_factory=dict)
+
+    def missing(self, texts: Iterable[Text], layers: Iterable[int]) -> list[Text]:
+        """Those of `texts` that are not read at all `layers`."""
+        needed = set(layers)
+        return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.states.clear()
+        self.final.clear()
+
+
+@dataclass(eq=False)
+class TextPasses:
+    """Those over one batch's texts: over the texts whole, then over what may stand behind them.
+
+    Attributes:
+        hooks: of the layers, free when a pass is made.
+        layers: whose states are kept.
+        readings: what is already read, and what these passes add to it.
+        whole: the pass over texts, from which others go on; None where all were already read.
+    """
+
+    backbone: Backbone
+    hooks: LayerHooks
+    layers: tuple[int, ...]
+    readings: TextReadings
+    whole: TextPass | None = None
+
+    def read(self, texts: Iterable[Text]) -> None:
+        """One pass over those texts that are not read yet.
+
+        Raises:
+            SafeguardError: a hook did not fire.
+        """
+        missing = self.readings.missing(texts, self.layers)
+        if not missing:
+            return
+        states, whole = self._watch(lambda: self.backbone.read_texts(missing))
+        self.whole = whole
+        for row, text in enumerate(missing):
+            self.readings.final[text] = whole.final[row, None]
+            self.readings.states[text] = {n: rows[row, -len(text) :] for n, rows in states.items()}
+
+    def read_behind(self, texts: Iterable[Text], prefix: Text) -> None:
+        """One pass over a prefix behind those texts where it is not read yet.
+
+        It goes on from the whole texts' pass if that holds them; else they are read again.
+
+        Raises:
+            SafeguardError: a hook did not fire.
+        """
+        readings, whole = self.readings, self.whole
+        longer = readings.missing([text + prefix for text in texts], self.layers)
+        missing = [text[: len(text) - len(prefix)] for text in longer]
+        if not missing:
+            return
+        if whole is not None and whole.holds(missing):
+            states, final = self._watch(lambda: self.backbone.go_on(whole, missing, prefix))
+        else:
+            states, final = self._watch(lambda: self.backbone.run_text(missing, prefix)[:, 1:])
+        for row, text in enumerate(missing):
+            readings.final[text + prefix] = torch.cat([readings.final[text], final[row]])
+            readings.states[text + prefix] = {
+                n: torch.cat([readings.states[text][n], rows[row, -len(prefix) :]])
+                for n, rows in states.items()
+            }
+
+    def _watch(self, run: Callable[[], T]) -> tuple[dict[int, torch.Tensor], T]:
+        """The states of the watched layers in a pass, and what it gives."""
+        states: dict[int, torch.Tensor] = {}
+
+        def keep(layer: int, hidden: torch.Tensor) -> None:
+            states[layer] = hidden.clone()  # or later layers may write to it
+
+        self.hooks.arm(self.layers, keep)
+        try:
+            given = run()
+            self.hooks.check_all_took_part(self.layers, "the text-only pass")
+        finally:
+            self.hooks.disarm()
+        return states, given
