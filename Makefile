@@ -21,10 +21,14 @@ help:
 	@echo "make lock   constraints.txt anew, after a change of pyproject.toml (UPGRADE=--upgrade: newest)"
 	@echo "make clean  remove the environment and what demo and bench wrote"
 
+# Python keeps the bytecode of what it imports, whatever the shell says: installing compiles none,
+# and tests start many a process.
+unexport PYTHONDONTWRITEBYTECODE
+
 # pip takes torch, as it sees builds for this machine that uv does not; uv is fast with the rest.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/$(PIP) install --quiet torch uv --constraint constraints.txt
+	$(BIN)/$(PIP) install --quiet --no-compile torch uv --constraint constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
@@ -47,7 +51,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/deptry src
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # Two workers of one thread each: the models of tests are too small for threads to help.
 pytest = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
