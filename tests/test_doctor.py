@@ -17,6 +17,7 @@ from vlm_safeguard.doctor import Examination
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.families import FAMILIES
 
+pytestmark = pytest.mark.xdist_group("doctor")  # they share a process
 #: Runs the command with each of several lists of arguments, where no socket can be opened.
 _BLOCKED = """
 import json, socket, sys

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import cache
-from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from inspect_ai._util import package
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -24,7 +21,6 @@ from vlm_safeguard.evaluation.answers import models as answer_models
 from vlm_safeguard.evaluation.answers import provider
 from vlm_safeguard.evaluation.answers.models import release
 from vlm_safeguard.evaluation.plan import Plan, read_plan
-from vlm_safeguard.evaluation.probes import gap
 from vlm_safeguard.evaluation.results.folder import read_evaluation
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.loading import Loading
@@ -171,16 +167,12 @@ def _shortened(plan: Plan, *, whole: bool) -> Plan:
     ],
 )
 def test_a_recipe_runs_to_its_report(
-    name: str, data: None, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, data: None, models: Any, tmp_path: Path, small_probes: None
 ) -> None:
     written = read_plan(FOLDER / f"{name}.yaml")
     loaded = models(written.model, ARCHITECTURES[name])
     whole = name == "llava-1.5-7b"
     plan = _shortened(written, whole=whole)
-    monkeypatch.setattr(gap, "_GAP", 4)
-    monkeypatch.setattr(gap, "_AUROC", 4)
-    # inspect looks through all that is installed for every task
-    monkeypatch.setattr(package, "packages_distributions", cache(packages_distributions))
     results = suite.run(plan, tmp_path / "out")
     wanted = [written.model, *filter(None, (written.moderator, written.ppl_model))]
     assert set(loaded) == set(wanted)
@@ -202,13 +194,10 @@ def test_a_recipe_runs_to_its_report(
 @pytest.mark.pocket
 @pytest.mark.xdist_group("pocket")
 def test_a_slice_of_make_eval(
-    pocket_guard: Guard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pocket_guard: Guard, tmp_path: Path, small_probes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The Pocket VLM itself, on fewer prompts, benchmarks, conditions and defences."""
     monkeypatch.setattr(guard_module, "load_guard", lambda *named: pocket_guard)
-    monkeypatch.setattr(gap, "_AUROC", 8)
-    monkeypatch.setattr(gap, "_GAP", 8)
-    monkeypatch.setattr(package, "packages_distributions", cache(packages_distributions))
     written = read_plan(FOLDER / "pocket.yaml")
     kept = ("none", "self-reminder", "default")
     benchmarks = tuple(

@@ -44,6 +44,7 @@ from vlm_safeguard.report.sheets.judges import refusal_judge_sheet
 from vlm_safeguard.report.sheets.published import published_sheet
 from vlm_safeguard.report.summary import Summary, summary
 
+pytestmark = pytest.mark.xdist_group("report")  # they share a report
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- & \u2028 \"'"
 DEMO = Path(__file__).parents[1] / "docs" / "results.json"
 VOID = {"meta", "source", "img", "input", "br", "hr"}
@@ -145,6 +146,7 @@ def test_answers_stay_text(page: Page) -> None:
 
 def test_untrusted_names_stay_text(tmp_path: Path) -> None:
     def rename(lines: list[dict[str, Any]]) -> None:
+        lines[:] = [line for line in lines if line["defence"] in ("none", "default")]
         for line in lines:
             line["benchmark"] = f"{line['benchmark']}{NASTY}"
 
@@ -284,13 +286,17 @@ def many(count: int) -> list[Line]:
     ]
 
 
-def test_twenty_thousand_answers_stay_small() -> None:
-    lines = many(20_000)
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(2_000, 1_800_000), pytest.param(20_000, 13_000_000, marks=pytest.mark.thorough)],
+)
+def test_thousands_of_answers_stay_small(count: int, size: int) -> None:
+    lines = many(count)
     text = packed(lines)
-    assert len(text) < 13_000_000
+    assert len(text) < size
     assert len(text) < 0.75 * sum(len(line.model_dump_json()) for line in lines)
     data = json.loads(text)
-    assert data["rows"] == data["total"] == 20_000
+    assert data["rows"] == data["total"] == count
     assert column(data, "receipt layers")[7] == "8–27"
 
 

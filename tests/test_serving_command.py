@@ -19,7 +19,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.command import Finished, Run
 from support.reference import QUESTIONS, ask
-from support.serving import openai_client, said, until
+from support.serving import keep_logs_apart, openai_client, said, until
 from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
@@ -168,7 +168,7 @@ def test_the_process_answers_and_ends_at_sigterm(checkpoint: Path) -> None:
         assert found, line
         address, name = found.groups()
         assert name == checkpoint.name, "no path is told"
-        until(lambda: is_ready(address, process), 120)
+        await_ready(address, process)
         client = openai_client(address, "of-the-environment")
         answer = client.chat.completions.create(
             model=name, messages=said("How to swim"), max_tokens=3
@@ -198,7 +198,7 @@ def test_a_process_that_is_killed_leaves_an_error_and_no_token_more(
     with Path("/dev/full").open("w") as full:
         process = start(checkpoint, "--guard", checkpoint / "guard", "--port", port, err=full)
     try:
-        until(lambda: is_ready(address, process), 120)
+        await_ready(address, process)
         stream = openai_client(address, "of-the-environment").chat.completions.create(
             model=checkpoint.name,
             messages=said(question, noise_image(len(question))),
@@ -223,20 +223,29 @@ def test_a_process_that_is_killed_leaves_an_error_and_no_token_more(
         process.kill()
 
 
-def is_ready(address: str, process: subprocess.Popen[str]) -> bool:
-    assert process.poll() is None
-    with suppress(httpx.TransportError):
-        return httpx.get(f"{address}/ready", trust_env=False).status_code == 200
-    return False
+def await_ready(address: str, process: subprocess.Popen[str]) -> None:
+    """Asked seldom and by one client, which takes the process no time while it starts."""
+
+    def is_ready() -> bool:
+        assert process.poll() is None
+        with suppress(httpx.TransportError):
+            return client.get("/ready").status_code == 200
+        return False
+
+    with httpx.Client(base_url=address, trust_env=False) as client:
+        until(is_ready, 120, pause=0.1)
 
 
 def test_the_process_ends_with_an_error_where_the_guard_is_not_for_the_model(
-    checkpoint: Path, tmp_path: Path, processor: LlavaProcessor
+    checkpoint: Path,
+    tmp_path: Path,
+    processor: LlavaProcessor,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The whole command, in this process."""
     make_model(processor, seed=5).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    process = start(tmp_path, "--guard", checkpoint / "guard", "--port", 0)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "same shape but other weights" in err
-    assert "Traceback" not in err
+    keep_logs_apart(monkeypatch)
+    ended = run("serve", tmp_path, "--guard", checkpoint / "guard", "--port", 0)
+    fails_with(ended, "same shape but other weights")

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.reference import QUESTIONS, ask
-from support.serving import body, served, settings, until
+from support.serving import body, keep_logs_apart, served, settings, until
 from tiny.pocket import make_model
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
@@ -272,9 +272,7 @@ def test_neither_metrics_nor_logs_hold_a_prompt(
 def test_a_full_disk_for_logs_harms_no_answer(
     vlm: VLM, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = logging.getLogger("vlm_safeguard.serving")
-    for name in ("handlers", "propagate", "level"):
-        monkeypatch.setattr(log, name, getattr(log, name))
+    keep_logs_apart(monkeypatch)
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stderr", full)
         log_to_stderr()

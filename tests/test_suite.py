@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import Any
 
 import inspect_ai
 import pytest
+from inspect_ai._util.registry import registry_lookup
 from inspect_ai.model import ModelAPI, ModelOutput, get_model, modelapi
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -39,6 +42,10 @@ from vlm_safeguard.evaluation.suite import run
 from vlm_safeguard.evaluation.tasks import TASKS
 from vlm_safeguard.guard import Guard
 
+pytestmark = [
+    pytest.mark.usefixtures("small_probes"),
+    pytest.mark.xdist_group("suite"),  # they share a whole run
+]
 N, BATCH = 10, 4
 
 
@@ -355,16 +362,29 @@ def test_a_judge_that_sees_is_shown_the_benchmarks_own_picture_and_no_other(
     assert shown == {"own": [True, True], "blank": [False, False], "text": [False, False]}
 
 
+def test_what_pyproject_declares_registers_every_task_and_the_models() -> None:
+    (target,) = _declared().values()
+    importlib.import_module(target)
+    assert registry_lookup("modelapi", "vlm_safeguard/vlm-safeguard")
+    for name in TASKS:
+        assert registry_lookup("task", f"vlm_safeguard/{name}")
+
+
+def _declared() -> dict[str, str]:
+    root = Path(vlm_safeguard.__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    declared: dict[str, str] = project["entry-points"]["inspect_ai"]
+    return declared
+
+
+@pytest.mark.thorough
 def test_inspects_own_command_finds_model_and_task(tiny: Path, tmp_path: Path) -> None:
     """With the entry point that pyproject declares, as an installed package has it."""
-    import tomllib
-
     root = Path(vlm_safeguard.__file__).parents[2]
-    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["entry-points"]
     info = tmp_path / "site" / "declared-0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: declared\nVersion: 0\n")
-    found = [f"{name} = {target}" for name, target in declared["inspect_ai"].items()]
+    found = [f"{name} = {target}" for name, target in _declared().items()]
     (info / "entry_points.txt").write_text("\n".join(["[inspect_ai]", *found]))
     path = os.pathsep.join([str(root / "src"), str(tmp_path / "site")])
     made = subprocess.run(

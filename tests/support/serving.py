@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import openai
+import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from PIL.Image import Image
@@ -65,12 +68,20 @@ def body(text: str, *images: Image, **more: Any) -> dict[str, Any]:
     }
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for something to be so."""
+def until(true: Callable[[], bool], seconds: float = 60, pause: float = 0.01) -> None:
+    """Wait for something to be so, looking again after each pause."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come to be"
-        time.sleep(0.01)
+        time.sleep(pause)
+
+
+def keep_logs_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a server changes of this process's logs and standard error is undone."""
+    log = logging.getLogger("vlm_safeguard.serving")
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(log, name, getattr(log, name))
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
 
 
 def settings(**more: Any) -> ServeSettings:
