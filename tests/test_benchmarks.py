@@ -58,6 +58,7 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(cell["value"] > 0 for cell in cells.values())
 
 
+@pytest.mark.thorough
 def test_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of the two peaks is taken here: that a process of its own can do it, the other shows."""
     import cost
@@ -76,6 +77,7 @@ def test_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "guarded run, peak extra memory" in cells
 
 
+@pytest.mark.thorough
 def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is lost but those who leave, and all are judged but by the server without a guard."""
     import serving
@@ -96,6 +98,7 @@ def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cells["memory grown"]["note"].endswith("20 answered")
 
 
+@pytest.mark.thorough
 def test_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import baselines
 
@@ -147,6 +150,7 @@ def test_verdicts(value: float, middle: tuple[float, float] | None, verdict: str
     assert Cell("a", value, "×", middle, 3).verdict == ""
 
 
+@pytest.mark.thorough
 def test_criteria(tmp_path: Path) -> None:
     import criteria
 

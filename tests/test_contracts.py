@@ -29,6 +29,7 @@ from support.reference import (
     text_ids,
     with_thresholds,
 )
+from support.turns import in_turns
 from tiny.pocket import make_model
 from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.errors import SafeguardError
@@ -42,33 +43,20 @@ from vlm_safeguard.policy.span import Span
 
 pytestmark = pytest.mark.versions
 
-EDITS = [
-    Restore(),
-    Restore(one_sided=False),
-    Refuse(),
-    Project(),
-    Drift(),
-    Add(),
-    Refuse(-0.5),
-    Restore(span=Span.LAST),
-    Refuse(span=Span.LAST),
-    Project(span=Span.OPENING),
-    Add(span=Span.OPENING),
-]
-NAMES = [
-    "restore",
-    "two-sided",
-    "refuse",
-    "project",
-    "drift",
-    "add",
-    "flipped",
-    "restore, last",
-    "refuse, last",
-    "project, request",
-    "add, request",
-]
-edits = pytest.mark.parametrize("edit", EDITS, ids=NAMES)
+EDITS = {
+    "restore": Restore(),
+    "two-sided": Restore(one_sided=False),
+    "refuse": Refuse(),
+    "project": Project(),
+    "drift": Drift(),
+    "add": Add(),
+    "flipped": Refuse(-0.5),
+    "restore, last": Restore(span=Span.LAST),
+    "refuse, last": Refuse(span=Span.LAST),
+    "project, request": Project(span=Span.OPENING),
+    "add, request": Add(span=Span.OPENING),
+}
+edits = pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 IMAGE = 4  # the token that stands for an image's patches
 CLOSED = 1e9  # a threshold that no score passes
 
@@ -101,8 +89,7 @@ def half_open(model: Model, guard: Guard, inputs: dict[str, Tensor]) -> tuple[Gu
 # --- 1. closed gate, identical output ---
 
 
-@edits
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("edit", "side"), in_turns(EDITS, ["left", "right"]))
 def test_closed_rows_of_a_mixed_batch_have_identical_logits(
     model: Model, processor: LlavaProcessor, guard: Guard, edit: Edit, side: str
 ) -> None:
@@ -685,8 +672,7 @@ def same_as_by_hand(
     return out
 
 
-@edits
-@pytest.mark.parametrize("question", QUESTIONS[:2])
+@pytest.mark.parametrize(("edit", "question"), in_turns(EDITS, QUESTIONS[:2]))
 def test_a_guarded_answer_equals_both_passes_by_hand(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit, question: str
 ) -> None:
@@ -697,8 +683,13 @@ def test_a_guarded_answer_equals_both_passes_by_hand(
     assert not torch.allclose(free.logits[0], out.logits[0])
 
 
-@pytest.mark.parametrize("length", [1, 3, 6])
-@pytest.mark.parametrize("edit", [Restore(), Refuse(), Project(span=Span.OPENING), Refuse(-0.5)])
+@pytest.mark.parametrize(
+    ("edit", "length"),
+    in_turns(
+        {name: EDITS[name] for name in ("restore", "refuse", "project, request", "flipped")},
+        [1, 3, 6],
+    ),
+)
 def test_an_answer_is_edited_for_as_long_as_it_opens_as_a_refusal(
     exact_model: Model, processor: LlavaProcessor, open_guard: Guard, edit: Edit, length: int
 ) -> None:

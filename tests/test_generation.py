@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from support.reference import (
     edited_by_hand,
     opened_by_hand,
     reread_by_hand,
+    small_guard,
     spanning,
 )
+from support.turns import in_turns
 from tiny import load_makers
 from tiny.pocket import make_model
 from vlm_safeguard.errors import SafeguardError
@@ -34,8 +37,7 @@ from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.conversation import encode_batch
 from vlm_safeguard.model.generation_prompt import learn_generation_prompt
 from vlm_safeguard.policy.edits import Project
-from vlm_safeguard.policy.gate import TextScore
-from vlm_safeguard.policy.response import Response
+from vlm_safeguard.policy.gate import GATES, TextScore
 from vlm_safeguard.policy.span import Span
 
 pytestmark = pytest.mark.versions
@@ -80,19 +82,22 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("hold", [True, False])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("options", "span"), in_turns(WAYS, [Span.ANSWER, Span.OPENING]))
 def test_a_way_of_generating_equals_plain_hooks(
-    exact_model: Model, processor: LlavaProcessor, open_guard: Guard, way: str, hold: bool
+    exact_model: Model,
+    processor: LlavaProcessor,
+    open_guard: Guard,
+    options: dict[str, Any],
+    span: Span,
 ) -> None:
     model = exact_model  # lest rounding falls on two sides of a step of the quantized cache
-    guard = spanning(open_guard, Span.ANSWER if hold else Span.OPENING)
+    guard = spanning(open_guard, span)
     inputs = ask(processor, QUESTIONS[:3])
-    free = answer(model, inputs, **WAYS[way])
+    free = answer(model, inputs, **options)
     with edited_by_hand(model, guard, texts_of(guard, inputs)):
-        expected = answer(model, inputs, **WAYS[way])
+        expected = answer(model, inputs, **options)
     with guard.attach(model):
-        found = answer(model, inputs, **WAYS[way])
+        found = answer(model, inputs, **options)
     same(found, expected, free, tolerance=1e-10)
 
 
@@ -102,7 +107,18 @@ def opening_guard(model: Model, processor: LlavaProcessor, open_guard: Guard) ->
     return opened_by_hand(model, processor, spanning(open_guard, Span.OPENING), QUESTIONS[0])
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "quantized cache"])
+#: Beside greedy ones: rows that swap, that are drawn and are several; caches of either kind.
+_SHOWN = ("greedy", "sampled beams", "static cache", "sliding-window cache")
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=() if way in _SHOWN else pytest.mark.thorough)
+        for way in WAYS
+        if way != "quantized cache"
+    ],
+)
 def test_an_answers_opening_is_edited_as_plain_hooks_do_that_read_all_again(
     model: Model, processor: LlavaProcessor, opening_guard: Guard, way: str
 ) -> None:
@@ -136,20 +152,20 @@ def test_an_answers_opening_is_edited_as_plain_hooks_do_that_read_all_again(
     )
 
 
+@cache
+def guarded_family(family: str) -> tuple[Any, Any, Guard]:
+    """A model, its processor and a guard that is always open."""
+    model, processor = load_makers()[family]()
+    return model, processor, small_guard(model, processor).variant(gate=GATES["open"])
+
+
+@pytest.mark.xdist_group("generation of families")
 @pytest.mark.parametrize("way", ["greedy", "beams", "static cache"])
 @pytest.mark.parametrize("family", ["gemma3", "qwen2_vl", "lfm2_vl"])
 def test_so_it_does_with_sliding_windows_many_positions_and_convolutions(
     family: str, way: str
 ) -> None:
-    model, processor = load_makers()[family]()
-    guard = Guard.fit(
-        model,
-        processor,
-        rank=4,
-        gate="open",
-        response=Response.EDIT,
-        calibration=[f"Count to {i}" for i in range(9)],
-    )
+    model, processor, guard = guarded_family(family)
     pictures = [[noise_image(i).resize((96, 64))] for i in range(2)]
     inputs = encode_batch(processor, QUESTIONS[:2], pictures)
     free = answer(model, inputs, **WAYS[way])

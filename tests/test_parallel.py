@@ -30,7 +30,7 @@ from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.policy.receipt import Receipt
 
-pytestmark = pytest.mark.xdist_group("parallel")
+pytestmark = [pytest.mark.thorough, pytest.mark.xdist_group("parallel")]
 VARIANTS = (
     "by the text's score",
     "open",

@@ -13,7 +13,7 @@ from transformers import LlavaProcessor, StoppingCriteria, StoppingCriteriaList
 
 from support.observe import Model, hooks
 from support.reference import QUESTIONS, ask, with_thresholds
-from tiny import load_makers
+from tiny import each_family, load_makers
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
@@ -21,7 +21,6 @@ from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.model.run_state import run_state_aside
 from vlm_safeguard.policy.response import Response
 
-MAKERS = load_makers()
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
 
 
@@ -103,10 +102,10 @@ def test_only_a_run_of_this_thread_can_be_paused(
         pass
 
 
-@pytest.mark.parametrize("model_type", MAKERS)
+@pytest.mark.parametrize("model_type", each_family())
 def test_what_a_family_keeps_of_a_run_is_brought_back(model_type: str) -> None:
     """Another `generate`, on an image of another size, runs between two tokens."""
-    model, processor = MAKERS[model_type]()
+    model, processor = load_makers()[model_type]()
     model = model.double()
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     asked = ["Why?", "How is bread made?"]

@@ -346,6 +346,7 @@ def test_shipped_weights_are_small(name: str) -> None:
     assert member(name).weights().stat().st_size <= 20e6
 
 
+@pytest.mark.thorough
 @pytest.mark.pocket
 @pytest.mark.xdist_group("pocket")
 def test_export_is_an_ordinary_checkpoint_that_answers_alike(tmp_path: Path) -> None:

@@ -57,6 +57,11 @@ def examples(count: int) -> Callable[[Any], Any]:
     )
 
 
+def counts(few: int, many: int) -> pytest.MarkDecorator:
+    """How many examples `make test` takes, and `make test-thorough`."""
+    return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.thorough)])
+
+
 # --- random requests ---
 
 words = st.lists(st.integers(5, 400), min_size=1, max_size=6)
@@ -113,126 +118,113 @@ def run(model: Model, inputs: dict[str, Tensor], tokens: int) -> list[Tensor]:
     return [out.sequences, *out.logits]
 
 
-@examples(150)
-@given(
-    prompts=batches,
-    edit=edits,
-    tokens=st.sampled_from([0, 0, 0, 1, 2, 3]),
-    extra=st.integers(0, 2),
-    data=st.data(),
-)
-def test_closed_rows_are_bit_identical_in_any_batch(
-    model: Model,
-    guard: Guard,
-    attached: Any,
-    prompts: list[list[int]],
-    edit: Edit,
-    tokens: int,
-    extra: int,
-    data: st.DataObject,
-) -> None:
+@counts(50, 150)
+def test_closed_rows_are_bit_identical_in_any_batch(model: Model, guard: Guard, count: int) -> None:
     """In `generate`, and for no tokens in a plain `forward`; at whatever thresholds."""
-    inputs = padded(prompts, extra)
-    free = run(model, inputs, tokens)
-    threshold = data.draw(st.sampled_from([-2.0, -0.5, 0.0, 0.5, CLOSED]))
-    looks = data.draw(st.sampled_from([-1.0, 0.0, CLOSED]))
-    placed = with_thresholds(guard, threshold, image=looks).variant(edit=edit)
-    with placed.attach(model):
-        guarded = run(model, inputs, tokens)
-    assert len(placed.receipts) == len(prompts)
-    for row, (prompt, receipt) in enumerate(zip(prompts, placed.receipts, strict=True)):
-        assert receipt.images == prompt.count(4) // len(IMAGE)
-        assert receipt.guarded <= (4 in prompt or edit.edits_text)
-        if receipt.guarded:
-            attached.open += 1
-            continue
-        attached.closed += 1
-        for left, right in zip(free, guarded, strict=True):
-            assert torch.equal(left[row], right[row])
+    seen = {True: 0, False: 0}  # rows whose gate was open, and closed
 
+    @examples(count)
+    @given(
+        prompts=batches,
+        edit=edits,
+        tokens=st.sampled_from([0, 0, 0, 1, 2, 3]),
+        extra=st.integers(0, 2),
+        data=st.data(),
+    )
+    def check(
+        prompts: list[list[int]], edit: Edit, tokens: int, extra: int, data: st.DataObject
+    ) -> None:
+        inputs = padded(prompts, extra)
+        free = run(model, inputs, tokens)
+        threshold = data.draw(st.sampled_from([-2.0, -0.5, 0.0, 0.5, CLOSED]))
+        looks = data.draw(st.sampled_from([-1.0, 0.0, CLOSED]))
+        placed = with_thresholds(guard, threshold, image=looks).variant(edit=edit)
+        with placed.attach(model):
+            guarded = run(model, inputs, tokens)
+        assert len(placed.receipts) == len(prompts)
+        for row, (prompt, receipt) in enumerate(zip(prompts, placed.receipts, strict=True)):
+            assert receipt.images == prompt.count(4) // len(IMAGE)
+            assert receipt.guarded <= (4 in prompt or edit.edits_text)
+            seen[receipt.guarded] += 1
+            if not receipt.guarded:
+                for left, right in zip(free, guarded, strict=True):
+                    assert torch.equal(left[row], right[row])
 
-class Tally:
-    """How many rows of either kind were seen."""
-
-    open = 0
-    closed = 0
-
-
-@pytest.fixture(scope="module")
-def attached() -> Any:
-    """Asserts that the examples were not all of one kind."""
-    tally = Tally()
-    yield tally
-    assert tally.closed > 75
-    assert tally.open > 75
+    check()
+    assert min(seen.values()) > count / 2
 
 
 # --- (b) an open row is edited as by hand, whoever its neighbours are ---
 
 
-@examples(100)
-@given(
-    prompts=shown_batches,
-    extra=st.integers(0, 3),
-    data=st.data(),
-    edit=st.one_of(
-        st.builds(Restore, st.just(1.0), spans, st.booleans()),
-        st.builds(Refuse, st.just(1.0), spans),
-    ),
-    opening=st.lists(st.integers(5, 59), max_size=3).map(tuple),
-    agree=st.integers(0, 3),
-    begun=st.integers(0, 2),
-    follows=st.booleans(),
-)
+@counts(35, 100)
 def test_an_edit_of_a_row_is_that_by_hand_in_any_batch(
-    exact_model: Model,
-    guard: Guard,
-    prompts: list[list[int]],
-    extra: int,
-    edit: Edit,
-    opening: tuple[int, ...],
-    agree: int,
-    begun: int,
-    follows: bool,
-    data: st.DataObject,
+    exact_model: Model, guard: Guard, count: int
 ) -> None:
     """Float64 to 1e-10, of one image or two; the row is anywhere in the batch.
 
     Its answer, of which the prompt may hold the beginning, follows the opening of a refusal for
     `agree` tokens, and the others' do, too.
     """
-    opened = guard.variant(gate=GATES["open"], edit=edit, refusal_prefix=opening)
-    written = [*(opening[:begun] if follows else [61] * begun)]
-    said = [*opening[len(written) : agree], 60]
-    row = data.draw(st.integers(0, len(prompts) - 1))
-    asked = len(prompts[row])
-    prompts = [[*each, *written] for each in prompts]
-    prompt = prompts[row]
-    inputs = padded(prompts, extra, torch.float64)
-    start = inputs["input_ids"].shape[1]
-    with opened.attach(exact_model):
-        out = answer(
-            exact_model,
-            inputs,
-            max_new_tokens=len(said) + 1,
-            prefix_allowed_tokens_fn=lambda _, ids: [(*said, 60)[len(ids) - start]],
-        )
-    words = [token for token in prompt[:asked] if token != 4]
-    text, _ = run_row(exact_model, [*words, *opening])
-    count = followed(opened, [*written, *said])
-    spanned = counterparts(opened, prompt[:asked], words)
-    spanned |= {asked + i: len(words) - 1 for i in range(len(written))}
-    spanned |= {asked + i: len(words) + i for i in range(count)}
-    change = edit_by_hand(opened, dict(enumerate(text)), spanned, asked - 1)
-    _, logits = run_row(
-        exact_model,
-        [*prompt, *said],
-        pictures(prompt).double(),
-        change=change,
-        stop=None if edit.span is Span.ANSWER else asked + max(count, len(written)),
+
+    @examples(count)
+    @given(
+        prompts=shown_batches,
+        extra=st.integers(0, 3),
+        data=st.data(),
+        edit=st.one_of(
+            st.builds(Restore, st.just(1.0), spans, st.booleans()),
+            st.builds(Refuse, st.just(1.0), spans),
+        ),
+        opening=st.lists(st.integers(5, 59), max_size=3).map(tuple),
+        agree=st.integers(0, 3),
+        begun=st.integers(0, 2),
+        follows=st.booleans(),
     )
-    for mine, theirs in zip(out.logits, logits[len(prompt) - 1 :], strict=True):
-        torch.testing.assert_close(mine[row], theirs, rtol=1e-10, atol=1e-10)
+    def check(
+        prompts: list[list[int]],
+        extra: int,
+        edit: Edit,
+        opening: tuple[int, ...],
+        agree: int,
+        begun: int,
+        follows: bool,
+        data: st.DataObject,
+    ) -> None:
+        opened = guard.variant(gate=GATES["open"], edit=edit, refusal_prefix=opening)
+        written = [*(opening[:begun] if follows else [61] * begun)]
+        said = [*opening[len(written) : agree], 60]
+        row = data.draw(st.integers(0, len(prompts) - 1))
+        asked = len(prompts[row])
+        prompts = [[*each, *written] for each in prompts]
+        prompt = prompts[row]
+        inputs = padded(prompts, extra, torch.float64)
+        start = inputs["input_ids"].shape[1]
+        with opened.attach(exact_model):
+            out = answer(
+                exact_model,
+                inputs,
+                max_new_tokens=len(said) + 1,
+                prefix_allowed_tokens_fn=lambda _, ids: [(*said, 60)[len(ids) - start]],
+            )
+        words = [token for token in prompt[:asked] if token != 4]
+        text, _ = run_row(exact_model, [*words, *opening])
+        edited = followed(opened, [*written, *said])
+        spanned = counterparts(opened, prompt[:asked], words)
+        spanned |= {asked + i: len(words) - 1 for i in range(len(written))}
+        spanned |= {asked + i: len(words) + i for i in range(edited)}
+        change = edit_by_hand(opened, dict(enumerate(text)), spanned, asked - 1)
+        _, logits = run_row(
+            exact_model,
+            [*prompt, *said],
+            pictures(prompt).double(),
+            change=change,
+            stop=None if edit.span is Span.ANSWER else asked + max(edited, len(written)),
+        )
+        for mine, theirs in zip(out.logits, logits[len(prompt) - 1 :], strict=True):
+            torch.testing.assert_close(mine[row], theirs, rtol=1e-10, atol=1e-10)
+
+    check()
 
 
 # --- (c) order ---
