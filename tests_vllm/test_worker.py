@@ -102,7 +102,9 @@ def make_tiny(folder: Path) -> Tiny:
     closed[declined] = False
     images = [image_of(n) for n in range(len(asked))]
     seen = image_states(backbone, processor, requests(), images)[:, 2]
-    beside = float(directions.harm_score(seen, 2)[closed].median())
+    looks = directions.harm_score(seen, 2)[closed].sort().values
+    middle = len(looks) // 2
+    beside = float(looks[middle - 1 : middle + 1].mean())  # between two: none is at the threshold
     likely: dict[str, Any] = {"budget": 0.1, "calibrated_on": 10}
     gate = (
         OwnRefusal(tokens=prefix[:1], slack=1.0, layers=(1, 4), score_above=1.0),
