@@ -205,6 +205,20 @@ def test_media_that_are_placed_elsewhere_are_refused_after_the_engine_has_their_
     assert engine.given == given
 
 
+@ORDERS
+def test_steps_of_beam_search_are_refused(
+    render: Callable[..., dict[str, Any]], judge: Judge, order: Order
+) -> None:
+    """Their prompts go on in an answer."""
+    engine = Engine(entries)
+    step = GuardedClient(engine, judge, order).generate(
+        render(harmful=False), SamplingParams(), "chatcmpl-1-2-beam-0"
+    )
+    with pytest.raises(ValueError, match="beam search"):
+        asyncio.run(anext(step))
+    assert [kind for _, kind in engine.given] == ["multimodal"] * (order is Order.TOGETHER)
+
+
 def test_what_is_not_known_of_the_engine_is_not_there(judge: Judge) -> None:
     client = GuardedClient(Engine(entries), judge, Order.FIRST)
     assert client.is_running

@@ -74,7 +74,7 @@ class GuardedClient:
         try:
             if multimodal and self._order is Order.TOGETHER:
                 first = asyncio.ensure_future(anext(answer))
-            request = await self._read(prompt, options, first)
+            request = await self._read(prompt, request_id, options, first)
             if multimodal:
                 asked = question.Question.about(judge, request)
                 shared = {name: x for name, x in options.items() if name in _SHARED}
@@ -101,7 +101,11 @@ class GuardedClient:
             await _end(answer, first)
 
     async def _read(
-        self, prompt: Any, options: dict[str, Any], first: asyncio.Future[Any] | None
+        self,
+        prompt: Any,
+        request_id: str,
+        options: dict[str, Any],
+        first: asyncio.Future[Any] | None,
     ) -> Request:
         """The request; one that is refused is first read by the engine, where it was given to it.
 
@@ -109,6 +113,7 @@ class GuardedClient:
         dropped on the way, the next request with one of them would fail.
         """
         try:
+            question.check_name(request_id)
             question.check_options(options)
             return question.read(self._judge, prompt)
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.request import Request
 
+_BEAM = re.compile(r"-beam-\d+$")
 _READ = ("length", "stop")  # how a request for one token ends that the engine has read
 
 
@@ -147,6 +149,19 @@ def check_end(judge: Judge, request: Request) -> None:
             "this guard's gate reads the request beside its media where that ends, which is not "
             "done behind an answer that is begun in the prompt; leave that out"
         )
+
+
+def check_name(request_id: str) -> None:
+    """Refuse a step of a beam search: it goes on from an answer, which is no request.
+
+    Args:
+        request_id: as vLLM names it; it does not say otherwise that it is one.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if _BEAM.search(request_id):
+        raise ValueError("the guard was not tested with beam search; ask without it")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
