@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from machine import machine
 from models import NAMES, load
-from results import FOLDER, machine, told
+from results import FOLDER, told
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.evaluation.statistics import Estimate, share

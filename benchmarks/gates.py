@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from machine import machine
 from models import NAMES, load
-from results import FOLDER, machine, told
+from results import FOLDER, told
+from vllm_checkpoint import by_words
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.layers import LayerHooks
@@ -37,6 +39,8 @@ from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.report.figures.style import CYCLE
 
 _ROWS = 16
+_OWN = ("own_refusal", "refusal_words")
+WORDS = "refusal words"
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def decided(vlm: VLM, guards: dict[str, Guard], texts: Sequence[str], kind: str)
             reader.ask(batch)
             is_open = batch.decision.is_open.any(1).tolist()
             for opened, findings in zip(is_open, batch.decision.findings, strict=True):
-                own = any(each.opened and each.criterion == "own_refusal" for each in findings)
+                own = any(each.opened and each.criterion in _OWN for each in findings)
                 found[name].append((opened, own))
     return [
         Row(kind, name, share([opened for opened, _ in rows]), sum(own for _, own in rows))
@@ -113,12 +117,12 @@ def show(rows: list[Row], path: Path, where: dict[str, Any]) -> None:
     axes = figure.subplots()
     for number, gate in enumerate(gates):
         mine = [row.opened for row in rows if row.gate == gate]
-        places = [place + 0.18 * (2 * number - len(gates) + 1) for place in range(len(kinds))]
+        places = [place + 0.13 * (2 * number - len(gates) + 1) for place in range(len(kinds))]
         spread = [
             [100 * (e.value - e.low) for e in mine],
             [100 * (e.high - e.value) for e in mine],
         ]
-        axes.bar(places, [100 * e.value for e in mine], 0.33, color=CYCLE[number], label=gate)
+        axes.bar(places, [100 * e.value for e in mine], 0.24, color=CYCLE[number], label=gate)
         axes.errorbar(places, [100 * e.value for e in mine], spread, fmt="none", ecolor="grey")
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set(ylabel="gate open, %", ylim=(0, 104), title=path.stem)
@@ -144,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else Guard.fit(model, processor, gate=gate)
         for gate in (CALIBRATED, DISCRIMINANT)
     }
+    if guards[CALIBRATED].policy.own_refusal is not None:
+        guards[WORDS] = by_words(guards[CALIBRATED])
     vlm = VLM(model, processor)
     rows = [
         row

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from machine import machine
 from models import NAMES
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.report.figures.style import BLUE, RED
@@ -178,23 +175,6 @@ def in_turns(label: str, runs: Mapping[str, Callable[[], T]], rounds: int) -> di
             return call
 
         return interleave({name: counted(run) for name, run in runs.items()}, rounds)
-
-
-def machine(model: Any) -> dict[str, Any]:
-    """Where and with what it was measured."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text("utf-8").splitlines() if described.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "device": model.device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("vlm-safeguard", "torch", "transformers")},
-    }
 
 
 def parser(about: str | None, rounds: int) -> ArgumentParser:

@@ -1,0 +1,64 @@
+"""What is served in vLLM: the Pocket VLM's checkpoint, or a stand-in with longer images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from vlm_safeguard import Guard
+from vlm_safeguard.engines.vllm.gate import runnable
+from vlm_safeguard.loading import kept_guard
+from vlm_safeguard.pocket import load
+from vlm_safeguard.pocket.model import save
+from vlm_safeguard.policy.response import Response
+
+_GRID = 24  # patches a side of the stand-in's images: 576 tokens, as LLaVA-1.5's
+
+
+def checkpoint(folder: Path, *, large: bool = False) -> tuple[Path, Path]:
+    """Folders of the Pocket VLM's checkpoint and of a guard that runs in vLLM.
+
+    Args:
+        large: a stand-in whose images are 576 tokens: the same language model behind a tower whose
+            place embeddings are drawn anew.
+    """
+    model_folder, guard_folder = folder / "model", folder / "guard"
+    if guard_folder.is_dir():
+        return model_folder, guard_folder
+    model, processor = load(torch.float32)
+    guard = kept_guard("pocket", model, processor)
+    if large:
+        guard = _enlarge(model, processor, guard, model_folder)
+    else:
+        save(model, processor, model_folder)
+    by_words(guard).save_pretrained(guard_folder)
+    return model_folder, guard_folder
+
+
+def by_words(guard: Guard) -> Guard:
+    """The same with the gate that decides inside vLLM: the words of a refusal alone."""
+    policy = runnable(replace(guard.policy, response=Response.TEXT), refusal_alone=True)
+    return guard.variant(gate=policy.gate, response=policy.response)
+
+
+def _enlarge(model: Any, processor: Any, guard: Guard, folder: Path) -> Guard:
+    """Save the stand-in; the guard as it reads that."""
+    side = _GRID * model.config.vision_config.patch_size
+    vision = CLIPVisionConfig(**{**model.config.vision_config.to_dict(), "image_size": side})
+    config = LlavaConfig(
+        **{**model.config.to_dict(), "vision_config": vision, "image_seq_length": _GRID**2}
+    )
+    stand_in = LlavaForConditionalGeneration(config)
+    weights = {k: v for k, v in model.state_dict().items() if "position_embedding" not in k}
+    stand_in.load_state_dict(weights, strict=False)
+    stand_in.generation_config = model.generation_config
+    processor.image_processor.size = {"height": side, "width": side}
+    processor.image_processor.crop_size = {"height": side, "width": side}
+    save(stand_in, processor, folder)
+    (token,) = guard.policy.text_view.placeholder_ids
+    view = replace(guard.policy.text_view, counted=(token, _GRID**2))
+    return guard.variant(text_view=view)
