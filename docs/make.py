@@ -18,6 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import vllm_results
 from vlm_safeguard.cli.model_options import flag
 from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
 from vlm_safeguard.evaluation.results.measures import (
@@ -210,15 +211,15 @@ def amounts(name: str, command: str) -> Iterator[str]:
     )
 
 
-def gates(name: str) -> Iterator[str]:
-    """What each gate opens for: kinds of requests down, gates across."""
+def gates(name: str, *chosen: str) -> Iterator[str]:
+    """What each gate, or each of those chosen, opens for: kinds of requests down, gates across."""
     document = _document(name)
     machine, rows = document["machine"], document["rows"]
     yield (
         f"`python benchmarks/gates.py {name.removeprefix('gates-')}`, {machine['dtype']}; in "
         "brackets 95 % intervals, and for how many requests the model's own refusal opens it.\n"
     )
-    names = list(dict.fromkeys(row["gate"] for row in rows))
+    names = chosen or tuple(dict.fromkeys(row["gate"] for row in rows))
     shown: dict[str, dict[str, str]] = {}
     for row in rows:
         opened, kind = row["opened"], f"{row['kind']}, n = {row['opened']['n']}"
@@ -300,6 +301,7 @@ PARTS: dict[str, Part] = {
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
     "gates-pocket": partial(gates, "gates-pocket"),
+    "gates-vllm": partial(gates, "gates-pocket", "discriminant", "refusal words"),
     "defences": defences,
     "speed-pocket": partial(
         timings, "speed-pocket", "python benchmarks/speed.py pocket", (0, 3), (2, 1)
@@ -315,6 +317,7 @@ PARTS: dict[str, Part] = {
     "families": families,
     "refused": refused,
     "serving": serving,
+    "vllm-agreement": partial(vllm_results.agreement, BENCHMARKS),
 }
 
 if __name__ == "__main__":
