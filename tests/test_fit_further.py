@@ -11,6 +11,7 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.reference import QUESTIONS, ask, run_row, text_ids
+from tiny.pocket import make_processor
 from vlm_safeguard.anchors import Anchor, shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.fit import further
@@ -27,7 +28,8 @@ from vlm_safeguard.forms import (
 )
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.model.conversation import encode_chat, takes_turns
+from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.policy.choice import OwnDecision, TextStates
 from vlm_safeguard.policy.discriminant import Discriminant, fit_discriminant
 from vlm_safeguard.policy.gate import TextDiscriminant, TextScore
@@ -252,3 +254,23 @@ def test_tokens_that_open_refusals_of_one_language_are_learnt(
     finals = (states["harmful"], states["harmless"], torch.zeros(0, 3))
     own = further._in_all_languages(backbone, pairs, finals, plain, options)
     assert own.tokens == (english, spanish)
+
+
+def test_a_processor_of_one_turn_is_fitted_for_without_second_turns(
+    exact_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its template raises where an answer is gone on behind."""
+    one_turn = make_processor(
+        "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}" + CHAT_TEMPLATE
+    )
+    assert takes_turns(make_processor())
+    assert not takes_turns(one_turn)
+    monkeypatch.setattr(further, "further_pairs", lambda anchors, wrappings: few_pairs())
+    monkeypatch.setattr(further, "further_calibration", lambda calibration: few_requests())
+    with pytest.warns(UserWarning, match="without requests as second turns"):
+        fitted = Guard.fit(
+            exact_model, one_turn, anchors=ANCHORS, calibration=ORDINARY, budget=0.2, rank=4
+        )
+    plain = [pair for pair in few_pairs() if isinstance(pair.harmful, str)]
+    assert len(plain) < len(few_pairs())
+    assert len(fitted.scores["harmful"]) == len(ANCHORS) + len(plain)

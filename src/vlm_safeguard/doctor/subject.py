@@ -12,6 +12,7 @@ import torch
 
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.fit.policy import CALIBRATED
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import Backbone, model_inputs
@@ -71,6 +72,7 @@ class Subject:
             calibration=shipped_calibration()[:REQUESTS],
             budget=BUDGET,
             rank=4,
+            gate=CALIBRATED,  # of few texts
             batch_size=8,
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from warnings import warn
 
 import torch
 
@@ -15,7 +16,12 @@ from vlm_safeguard.fit.data import FitData
 from vlm_safeguard.forms import FollowUp, Pair, further_calibration, further_pairs
 from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.model.conversation import answer_turn, encode_messages, user_turn
+from vlm_safeguard.model.conversation import (
+    answer_turn,
+    encode_messages,
+    takes_turns,
+    user_turn,
+)
 from vlm_safeguard.model.refusal import (
     declined_prefix_margins,
     refusal_margins,
@@ -54,9 +60,20 @@ def measure_further(
     options: FitOptions,
     batch_size: int,
 ) -> tuple[Further, OwnDecision | None]:
-    """A discriminant of requests in all forms, and the model's own decision in all languages."""
+    """A discriminant of requests in all forms, and the model's own decision in all languages.
+
+    Where the processor can write one turn only, there are no second turns among the forms.
+    """
     pairs = further_pairs(data.anchors, options.wrappings)
     calibration = further_calibration(data.calibration)
+    if not takes_turns(processor):
+        warn(
+            "The processor can write one turn only, so the gate's discriminant is fitted without "
+            "requests as second turns.",
+            stacklevel=4,
+        )
+        pairs = [pair for pair in pairs if isinstance(pair.harmful, str)]
+        calibration = [request for request in calibration if isinstance(request, str)]
     requests = [*(p.harmful for p in pairs), *(p.harmless for p in pairs), *calibration]
     rows = [prompt.judged(encode(processor, request)) for request in requests]
     sizes = [len(pairs), len(pairs), len(calibration)]

@@ -148,9 +148,18 @@ def render_messages(
         rendered: str = processor.apply_chat_template(
             messages, tokenize=False, **{"add_generation_prompt": True, **options}
         )
-    except (ValueError, AttributeError, TemplateError) as error:
+    except (ValueError, TypeError, AttributeError, TemplateError) as error:
         raise SafeguardError(f"The processor cannot render a conversation: {error}") from error
     return rendered
+
+
+def takes_turns(processor: ProcessorMixin) -> bool:
+    """Whether it can write a conversation that goes on behind an answer."""
+    try:
+        render_messages(processor, [user_turn("Hello"), answer_turn("Hello"), user_turn("Hello")])
+    except SafeguardError:
+        return False
+    return True
 
 
 def render_chat(processor: ProcessorMixin, text: str, *, images: int = 0) -> str:
