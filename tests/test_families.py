@@ -53,12 +53,15 @@ def _check_going_on(backbone: Backbone, processor: ProcessorMixin) -> None:
     tokens = (backbone.text_token, backbone.text_token + 1, backbone.text_token)
     read = backbone.read_texts([short, long])
     torch.testing.assert_close(read.final, backbone.run_text([short, long])[:, 0])
+    expected = backbone.run_text([long, short], tokens)[:, 1:]
+    torch.testing.assert_close(backbone.go_on(None, [long, short], tokens), expected)
     if not read.holds([long, short]):
         assert read.cache_of([short]) is None
+        torch.testing.assert_close(backbone.go_on(read, [long, short], tokens), expected)
         return
     for _ in range(2):  # the texts' own cache stays as it was
         behind = backbone.go_on(read, [long, short], tokens)
-        torch.testing.assert_close(behind, backbone.run_text([long, short], tokens)[:, 1:])
+        torch.testing.assert_close(behind, expected)
     assert read.cache_of([long]).get_seq_length() == len(long)
 
 

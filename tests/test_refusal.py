@@ -47,12 +47,8 @@ def test_openings_are_the_tokens_that_harm_makes_likelier() -> None:
     assert refusal_tokens(fake_backbone(rows), harmful, harmful, 0.05) == ()
 
 
-def saying(answers: dict[int, list[int]], goes_on: bool) -> Backbone:
-    """A prompt is one token; behind each, the model says these, and then 0.
-
-    Args:
-        goes_on: whether a pass can be gone on from.
-    """
+def saying(answers: dict[int, list[int]]) -> Backbone:
+    """A prompt is one token; behind each, the model says these, and then 0."""
 
     def run_text(rows: Sequence[Sequence[int]], answer: tuple[int, ...] = ()) -> torch.Tensor:
         assert all(answers[row[0]][: len(answer)] == list(answer) for row in rows), (
@@ -62,22 +58,20 @@ def saying(answers: dict[int, list[int]], goes_on: bool) -> Backbone:
         return torch.tensor(said)[:, :, None]
 
     def read_texts(texts: Sequence[tuple[int, ...]]) -> Any:
-        return SimpleNamespace(final=run_text(texts)[:, 0], holds=lambda of: goes_on)
+        return SimpleNamespace(final=run_text(texts)[:, 0])
 
     def go_on(_: Any, texts: Sequence[tuple[int, ...]], answer: tuple[int, ...]) -> torch.Tensor:
-        assert goes_on
         return run_text(texts, answer)[:, 1:]
 
     def next_token_logits(states: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(states[:, 0], 20).float()
 
     return SimpleNamespace(  # type: ignore[return-value]
-        run_text=run_text, read_texts=read_texts, go_on=go_on, next_token_logits=next_token_logits
+        read_texts=read_texts, go_on=go_on, next_token_logits=next_token_logits
     )
 
 
-@pytest.mark.parametrize("goes_on", [True, False])
-def test_the_opening_is_what_half_of_the_refusals_share(goes_on: bool) -> None:
+def test_the_opening_is_what_half_of_the_refusals_share() -> None:
     sorry, cannot = [1, *range(2, 18)], [1, 7, 8, *[0] * 15]
     for answers, expected in (
         ([sorry] * 3, tuple(sorry[:12])),  # twelve at most
@@ -88,7 +82,7 @@ def test_the_opening_is_what_half_of_the_refusals_share(goes_on: bool) -> None:
         ([], ()),
     ):
         prompts = dict(enumerate(answers, 11))
-        assert refusal_prefix(saying(prompts, goes_on), [[p] for p in prompts], 12) == expected
+        assert refusal_prefix(saying(prompts), [[p] for p in prompts], 12) == expected
 
 
 def test_the_opening_is_what_the_model_says_to_its_anchors(

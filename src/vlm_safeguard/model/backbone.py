@@ -160,13 +160,18 @@ class Backbone:
         )
 
     def go_on(
-        self, read: TextPass, texts: Sequence[tuple[int, ...]], answer: Sequence[int]
+        self, read: TextPass | None, texts: Sequence[tuple[int, ...]], answer: Sequence[int]
     ) -> torch.Tensor:
-        """One pass of an answer behind texts that `read` holds.
+        """One pass of an answer behind texts.
+
+        Args:
+            read: a pass that it goes on from, if that holds them; else they are read again.
 
         Returns:
             (texts, tokens of the answer, hidden) final states of the answer's tokens.
         """
+        if read is None or not read.holds(texts):
+            return self.run_text(texts, answer)[:, 1:]
         mask = read.mask[read.places(texts)]
         ids = torch.tensor([list(answer)] * len(texts), device=mask.device)
         states: torch.Tensor = self.decoder(

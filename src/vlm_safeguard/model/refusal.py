@@ -71,12 +71,7 @@ def refusal_prefix(
     read = backbone.read_texts(sharing) if sharing and longest else None
     while sharing and len(prefix) < longest:
         assert read is not None
-        if not prefix:
-            states = read.final
-        elif read.holds(sharing):
-            states = backbone.go_on(read, sharing, prefix)[:, -1]
-        else:  # its cache cannot be gone on in
-            states = backbone.run_text(sharing, prefix)[:, -1]
+        states = backbone.go_on(read, sharing, prefix)[:, -1] if prefix else read.final
         next_tokens = backbone.next_token_logits(states).argmax(-1).tolist()
         token, count = Counter(next_tokens).most_common(1)[0]
         if 2 * count < len(refused):

@@ -80,15 +80,12 @@ class TextPasses:
         Raises:
             SafeguardError: a hook did not fire.
         """
-        readings, whole = self.readings, self.whole
+        readings = self.readings
         longer = readings.missing([text + prefix for text in texts], self.layers)
         missing = [text[: len(text) - len(prefix)] for text in longer]
         if not missing:
             return
-        if whole is not None and whole.holds(missing):
-            states, final = self._watch(lambda: self.backbone.go_on(whole, missing, prefix))
-        else:
-            states, final = self._watch(lambda: self.backbone.run_text(missing, prefix)[:, 1:])
+        states, final = self._watch(lambda: self.backbone.go_on(self.whole, missing, prefix))
         for row, text in enumerate(missing):
             readings.final[text + prefix] = torch.cat([readings.final[text], final[row]])
             readings.states[text + prefix] = {
