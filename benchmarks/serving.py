@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import random
 import socket
@@ -28,6 +26,7 @@ from vlm_safeguard.engines.hooks.attachment import GuardedOutput
 from vlm_safeguard.engines.hooks.judgement import Judgement
 from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import model_inputs
@@ -187,7 +186,7 @@ def mixed(count: int, harmful: float, seed: int) -> list[Ask]:
         image, leaves = draw.random() >= TEXTS, draw.random() < LEAVE
         parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
         if image:
-            url = data_url(draw.randrange(1000))
+            url = data_url(noise_image(draw.randrange(1000)).resize((64, 64)))
             parts = [{"type": "image_url", "image_url": {"url": url}}, *parts]
         body = {
             "model": "model",
@@ -198,13 +197,6 @@ def mixed(count: int, harmful: float, seed: int) -> list[Ask]:
         }
         asks.append(Ask(body, image, leaves))
     return asks
-
-
-def data_url(number: int) -> str:
-    """An image of noise, as clients send it."""
-    kept = io.BytesIO()
-    noise_image(number).resize((64, 64)).save(kept, "png")
-    return "data:image/png;base64," + base64.b64encode(kept.getvalue()).decode()
 
 
 async def ask_all(address: str, asks: Sequence[Ask]) -> Tally:

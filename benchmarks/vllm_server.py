@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
 import os
 import signal
@@ -22,6 +20,7 @@ import httpx
 
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.model.conversation import Chat
 from vlm_safeguard.policy.receipt_object import HEADER
 
@@ -138,18 +137,12 @@ def messages_of(chat: Chat) -> list[dict[str, Any]]:
             "content": [
                 {"type": "text", "text": part}
                 if isinstance(part, str)
-                else {"type": "image_url", "image_url": {"url": _address(part)}}
+                else {"type": "image_url", "image_url": {"url": data_url(part)}}
                 for part in turn.content
             ],
         }
         for turn in chat
     ]
-
-
-def _address(image: Any) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @contextmanager

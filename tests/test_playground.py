@@ -21,8 +21,8 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.command import Run
-from support.serving import data_url
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.evaluation.asks.typography import INSTRUCTION, typeset
 from vlm_safeguard.evaluation.attacks.descent import Budget
 from vlm_safeguard.evaluation.attacks.target import Target

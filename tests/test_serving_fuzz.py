@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 import vlm_safeguard
 from support.schema import values
-from support.serving import NAME, TOOL_TEMPLATE, data_url, served
+from support.serving import NAME, TOOL_TEMPLATE, served
 from support.serving import settings as server_settings
 from tiny.pocket import make_model, make_processor
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.vlm import VLM

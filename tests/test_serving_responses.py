@@ -15,13 +15,13 @@ from support.serving import (
     NAME,
     TOOL_TEMPLATE,
     body,
-    data_url,
     listening,
     openai_client,
     said,
     served,
 )
 from tiny.pocket import make_model, make_processor
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.vlm import VLM

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import socket
 import sys
@@ -19,6 +17,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from PIL.Image import Image
 
+from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
@@ -40,13 +39,6 @@ TOOL_TEMPLATE = (
     "{{ '<|im_end|>\n' }}",
     1,
 )
-
-
-def data_url(image: Image) -> str:
-    """An image as clients send it, without loss."""
-    kept = io.BytesIO()
-    image.save(kept, "png")
-    return "data:image/png;base64," + base64.b64encode(kept.getvalue()).decode()
 
 
 def said(text: str, *images: Image) -> Any:
