@@ -12,6 +12,7 @@ import random
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from machine import machine_of
@@ -57,10 +58,10 @@ async def weather(
 ) -> list[Reply | None]:
     """Each request at its moment; None for those whose clients left."""
     chance = random.Random(seed)
-    moments = [chance.expovariate(rate) for _ in asked]
+    moments = list(accumulate(chance.expovariate(rate) for _ in asked))
 
     async def one(number: int) -> Reply | None:
-        await asyncio.sleep(sum(moments[: number + 1]))
+        await asyncio.sleep(moments[number])
         asking = asyncio.create_task(client.ask(asked[number].chat, tokens))
         if leaving[number] is None:
             return await asking

@@ -38,9 +38,9 @@ def fit(
         typer.Option(help="Answer it by this edit of its states: refuse, restore, …"),
     ] = None,
     gate: Annotated[
-        str,
-        typer.Option(help="What opens it: discriminant, calibrated, paper or open."),
-    ] = "discriminant",
+        str | None,
+        typer.Option(help="What opens it: discriminant (the default), calibrated, paper or open."),
+    ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Directions a layer.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-23.")] = None,
     span: Annotated[
@@ -67,7 +67,7 @@ def fit(
     pairs = None if anchors is None else read_anchors(anchors)
     requests = None if calibration is None else read_requests(calibration)
     chosen = _edit(edit, span)
-    options: dict[str, Any] = {"rank": rank, "budget": budget}
+    options: dict[str, Any] = {"gate": gate, "rank": rank, "budget": budget}
     loaded, processor = load_model(model, loading)
     guard = Guard.fit(
         loaded,
@@ -75,7 +75,6 @@ def fit(
         anchors=pairs,
         calibration=requests,
         edit=chosen,
-        gate=gate,
         response=response,
         layers=window,
         **{name: value for name, value in options.items() if value is not None},

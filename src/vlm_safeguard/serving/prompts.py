@@ -13,7 +13,7 @@ from jinja2 import Environment, TemplateError, meta
 from PIL.Image import Image
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.model.backbone import Backbone, input_device
+from vlm_safeguard.model.backbone import input_device
 from vlm_safeguard.model.conversation import encode_rendered, render_messages, tokenizer_of
 from vlm_safeguard.model.text_rows import text_rows
 from vlm_safeguard.model.vlm import VLM
@@ -48,7 +48,7 @@ class Writer:
     def __init__(self, vlm: VLM, max_tokens: int) -> None:
         """Of at most `max_tokens`, and no more than the model reads."""
         self._vlm = vlm
-        self._backbone = Backbone.of(vlm.model)
+        self._backbone = vlm.backbone
         self._lock = threading.Lock()
         context = getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None)
         self.context = context if isinstance(context, int) and context > 0 else None
