@@ -16,8 +16,8 @@ from vlm_safeguard import pocket
 from vlm_safeguard.anchors import shipped_anchors
 from vlm_safeguard.extras import MissingExtraError
 
-EXTRAS = ("fastapi", "gguf", "inspect_ai", "matplotlib", "peft", "pyarrow")
-ROOMS_OF_EXTRAS = ("cli", "evaluation", "playground", "report", "serving")
+EXTRAS = ("fastapi", "gguf", "inspect_ai", "matplotlib", "peft", "pyarrow", "vllm")
+ROOMS_OF_EXTRAS = ("cli", "engines.vllm", "evaluation", "playground", "report", "serving")
 DATA = (
     *("py.typed", "pocket/weights/pocket.safetensors"),
     *("report/templates/report.css", "playground/page/index.html"),
@@ -43,7 +43,8 @@ def main() -> None:
     assert len(shipped_anchors()) > 100
 
     for module in pkgutil.walk_packages([str(installed)], "vlm_safeguard."):
-        if module.name.split(".")[1] not in ROOMS_OF_EXTRAS:
+        room = module.name.removeprefix("vlm_safeguard.")
+        if not f"{room}.".startswith(tuple(f"{extra}." for extra in ROOMS_OF_EXTRAS)):
             importlib.import_module(module.name)
 
     sentence = "This needs {}: pip install 'vlm-safeguard[{}]'."
