@@ -17,9 +17,11 @@ from vlm_safeguard.engines.vllm.client import GuardedClient
 from vlm_safeguard.engines.vllm.ledger import Ledger, ledger
 from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.order import Order
-from vlm_safeguard.engines.vllm.question import NotReadError
+from vlm_safeguard.engines.vllm.question import NotEditedError, NotReadError
 from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.policy.edits import Refuse
 from vlm_safeguard.policy.gate import ImageScore, RefusalWords, TextScore
 from vlm_safeguard.policy.response import Response
 
@@ -354,3 +356,114 @@ def test_clients_cannot_mark_their_requests(reader: Judge, render: Callable[...,
     with pytest.raises(ValueError, match="not a client's to give"):
         asyncio.run(within())
     assert engine.given == []
+
+
+# --- where workers edit states ---
+
+
+@pytest.fixture(scope="module")
+def editor(reader: Judge) -> Judge:
+    """Edits what the reader opens for, beside its image."""
+    return Judge(replace(reader.policy, response=Response.EDIT, edit=Refuse()))
+
+
+def reads_coordinates(judge: Judge) -> Callable[[list[int], dict[str, Any]], Any]:
+    """As `reads`, and of each token that is asked for, coordinates of its number."""
+    states, policy = reads(judge), judge.policy
+
+    def made(ids: list[int], mark: dict[str, Any]) -> Any:
+        rows = torch.tensor(mark["tokens"]).float()[:, None].expand(-1, policy.rank)
+        each = {str(n): rows.contiguous().numpy().tobytes() for n in policy.layers}
+        return states(ids, mark) | {"coordinates": each}
+
+    return made
+
+
+def as_planned(mark: dict[str, Any]) -> dict[str, Any]:
+    return {"positions": list(mark["edit"]["positions"]), "layers": list(mark["edit"]["layers"])}
+
+
+@pytest.mark.parametrize("harmful", [True, False])
+def test_an_open_request_is_edited_beside_its_image(
+    editor: Judge, render: Callable[..., Any], harmful: bool
+) -> None:
+    states = reads_coordinates(editor)
+    engine = Engine(lambda ids: None, states=states, edited=as_planned)
+    prompt = render(harmful=harmful, cache_salt="theirs")
+    outputs, noted = ask(GuardedClient(engine, editor, Order.FIRST), prompt)
+    assert [(each.kind, each.number) for each in outputs] == [("multimodal", n) for n in range(3)]
+    (receipt,) = noted.receipts
+    assert receipt.guarded == harmful
+    assert receipt.layers == (editor.policy.layers if harmful else ())
+    assert engine.kept == {}
+    given = [
+        (each, Mark.of(params.extra_args))
+        for each, params in zip(engine.prompts, engine.params, strict=True)
+        if each["type"] == "multimodal"
+    ]
+    assert len(given) == 1, "a request is given to the engine once"
+    ((whole, mark),) = given
+    if not harmful:
+        assert mark.edit is None
+        assert whole["cache_salt"] == "theirs"
+        return
+    assert mark.edit is not None
+    assert whole["cache_salt"] == mark.name, "no other request's keys"
+    request = editor.read(prompt["prompt_token_ids"], [(0, 4)])
+    assert list(zip(mark.edit.positions, read_back(mark, editor.policy.rank), strict=True)) == list(
+        request.spanned
+    )
+    assert mark.edit.follows == editor.policy.refusal_prefix
+
+
+def read_back(mark: Mark, rank: int) -> list[int]:
+    """Of each edited token of the prompt, the number of its counterpart, as coordinates hold it."""
+    plan = mark.edit
+    assert plan is not None
+    numbers = plan.coordinates_of(plan.layers[0], rank)[:, 0]
+    return numbers[list(plan.counterparts)].int().tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda each: None, "edited nothing"),
+        (lambda each: each | {"positions": each["positions"][1:]}, "edited tokens"),
+        (lambda each: each | {"layers": each["layers"][1:]}, "of layers"),
+    ],
+)
+def test_an_edit_that_is_not_the_plan_gives_no_answer(
+    editor: Judge, render: Callable[..., Any], change: Callable[[Any], Any], words: str
+) -> None:
+    engine = Engine(
+        lambda ids: None,
+        states=reads_coordinates(editor),
+        edited=lambda mark: change(as_planned(mark)),
+    )
+    client, outputs = GuardedClient(engine, editor, Order.FIRST), []
+
+    async def within() -> None:
+        async for output in client.generate(render(harmful=True), SamplingParams(), "r"):
+            outputs.append(output)
+
+    with pytest.raises(NotEditedError, match=words):
+        asyncio.run(within())
+    assert outputs == []
+
+
+def test_coordinates_that_are_missing_are_no_verdict(
+    editor: Judge, render: Callable[..., Any]
+) -> None:
+    states = reads_coordinates(editor)
+
+    def without(ids: list[int], mark: dict[str, Any]) -> Any:
+        return states(ids, mark) | {"coordinates": {}}
+
+    client = GuardedClient(Engine(lambda ids: None, states=without), editor, Order.FIRST)
+    with pytest.raises(NotReadError, match=r"of the edited layers .* were read"):
+        asyncio.run(collect(client, render(harmful=True)))
+
+
+def test_an_edit_waits_for_the_verdict(editor: Judge) -> None:
+    with pytest.raises(SafeguardError, match="--guard-order first"):
+        GuardedClient(Engine(lambda ids: None), editor, Order.TOGETHER)

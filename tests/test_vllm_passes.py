@@ -12,7 +12,8 @@ import torch
 from vlm_safeguard.engines.vllm import passes
 from vlm_safeguard.engines.vllm.layers import WatchedLayers
 from vlm_safeguard.engines.vllm.marks import KEY, Mark
-from vlm_safeguard.engines.vllm.passes import Passes, Scheduled, rows_read
+from vlm_safeguard.engines.vllm.passes import Passes, rows_read
+from vlm_safeguard.engines.vllm.scheduled import Admitted, Scheduled
 from vlm_safeguard.engines.vllm.states import states_of
 from vlm_safeguard.errors import SafeguardError
 
@@ -56,7 +57,7 @@ class Model:
             dtype=torch.float32,
             device=torch.device("cpu"),
         )
-        return Passes(POLICY, watched)
+        return Passes(watched)
 
     @torch.no_grad()
     def run(self, batch: Sequence[Scheduled], tokens: dict[str, torch.Tensor]) -> None:
@@ -83,6 +84,10 @@ def arguments(**more: object) -> dict[str, object]:
     return {KEY: {"policy": POLICY, **more}}
 
 
+def given(name: str, arguments: dict[str, Any] | None, length: int) -> Admitted:
+    return Admitted.of(POLICY, name, arguments, length)
+
+
 def mark_of(name: str, position: int) -> Mark:
     return Mark(policy=POLICY, name=name, position=position)
 
@@ -93,7 +98,7 @@ def test_any_chunks_in_any_order_read_the_same_states(seed: int) -> None:
     tokens = {str(n): torch.randn(dice.randint(1, 9), WIDTH) for n in range(dice.randint(1, 4))}
     places = {name: dice.randrange(len(x)) for name, x in tokens.items()}
     new = [
-        (name, arguments(name=f"r{name}", position=places[name]), len(x))
+        given(name, arguments(name=f"r{name}", position=places[name]), len(x))
         for name, x in tokens.items()
     ]
     model.passes.admit(new, [])
@@ -101,7 +106,7 @@ def test_any_chunks_in_any_order_read_the_same_states(seed: int) -> None:
     while left := [name for name, x in tokens.items() if done[name] < len(x)]:
         some = dice.sample(left, dice.randint(1, len(left)))
         counts = {name: dice.randint(1, len(tokens[name]) - done[name]) for name in some}
-        model.run([Scheduled(name, done[name], counts[name]) for name in some], tokens)
+        model.run([Scheduled(name, done[name], counts[name], ()) for name in some], tokens)
         for name in some:
             done[name] += counts[name]
     taken = model.passes.take([f"r{name}" for name in tokens])
@@ -115,9 +120,9 @@ def test_any_chunks_in_any_order_read_the_same_states(seed: int) -> None:
 def test_a_request_that_is_computed_again_is_read_again() -> None:
     model = Model()
     tokens = {"a": torch.randn(3, WIDTH)}
-    model.passes.admit([("a", arguments(name="r", position=2), 3)], [])
+    model.passes.admit([given("a", arguments(name="r", position=2), 3)], [])
     for _ in range(2):
-        model.run([Scheduled("a", 0, 3)], tokens)
+        model.run([Scheduled("a", 0, 3, ())], tokens)
     (shown,) = model.passes.take(["r"])
     assert model.passes.take(["r"]) == [None]
     states = states_of(mark_of("r", 2), WATCHED, [shown])
@@ -127,37 +132,37 @@ def test_a_request_that_is_computed_again_is_read_again() -> None:
 def test_the_last_token_of_a_prompt_is_read() -> None:
     model = Model()
     tokens = {"a": torch.randn(5, WIDTH)}  # of which the last two are of the answer
-    model.passes.admit([("a", arguments(name="r", position=-1), 3)], [])
-    model.run([Scheduled("a", 0, 4)], tokens)
-    model.run([Scheduled("a", 4, 1)], tokens)
+    model.passes.admit([given("a", arguments(name="r", position=-1), 3)], [])
+    model.run([Scheduled("a", 0, 4, ())], tokens)
+    model.run([Scheduled("a", 4, 1, ())], tokens)
     states = states_of(mark_of("r", -1), WATCHED, model.passes.take(["r"]))
     torch.testing.assert_close(states[2][0], model.states(tokens["a"])[2][2])
 
 
 def test_a_request_that_reads_nothing_is_let_through() -> None:
     model = Model()
-    model.passes.admit([("a", arguments(), 2)], [])
-    model.run([Scheduled("a", 0, 2)], {"a": torch.randn(2, WIDTH)})
-    assert rows_read([Scheduled("a", 0, 2)], {"a": None}) == {}
+    model.passes.admit([given("a", arguments(), 2)], [])
+    model.run([Scheduled("a", 0, 2, ())], {"a": torch.randn(2, WIDTH)})
+    assert rows_read([Scheduled("a", 0, 2, ())], {"a": None}) == {}
 
 
 @pytest.mark.parametrize("given_", [None, {}, {"other": 1}, {KEY: {}}, {KEY: {"more": 1}}])
 def test_a_request_without_a_mark_is_refused(given_: dict[str, object] | None) -> None:
     with pytest.raises(SafeguardError, match="did not come through the guarded client"):
-        Model().passes.admit([("a", given_, 1)], [])
+        given("a", given_, 1)
 
 
 def test_a_request_of_another_policy_is_refused() -> None:
     with pytest.raises(SafeguardError, match="policy bbbbbbbbbbbb came to workers of aaaaaaaaaaaa"):
-        Model().passes.admit([("a", {KEY: {"policy": "b" * 64}}, 1)], [])
+        given("a", {KEY: {"policy": "b" * 64}}, 1)
 
 
 def test_the_oldest_readings_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "KEPT", 2)
     model = Model()
     for name in "abc":
-        model.passes.admit([(name, arguments(name=name, position=0), 1)], [])
-        model.run([Scheduled(name, 0, 1)], {name: torch.randn(1, WIDTH)})
+        model.passes.admit([given(name, arguments(name=name, position=0), 1)], [])
+        model.run([Scheduled(name, 0, 1, ())], {name: torch.randn(1, WIDTH)})
         model.passes.admit([], [name])
     kept = model.passes.take(["a", "b", "c"])
     assert [each is None for each in kept] == [True, False, False]
@@ -165,14 +170,16 @@ def test_the_oldest_readings_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_rows_than_there_is_room_for_are_refused() -> None:
     model = Model(capacity=1)
-    model.passes.admit([(n, arguments(name=n, position=0), 1) for n in "ab"], [])
+    model.passes.admit([given(n, arguments(name=n, position=0), 1) for n in "ab"], [])
     with pytest.raises(SafeguardError, match="room for 1"):
-        model.run([Scheduled(n, 0, 1) for n in "ab"], dict.fromkeys("ab", torch.randn(1, WIDTH)))
+        model.run(
+            [Scheduled(n, 0, 1, ()) for n in "ab"], dict.fromkeys("ab", torch.randn(1, WIDTH))
+        )
 
 
 def read_one(model: Model) -> Any:
-    model.passes.admit([("a", arguments(name="r", position=0), 1)], [])
-    model.run([Scheduled("a", 0, 1)], {"a": torch.randn(1, WIDTH)})
+    model.passes.admit([given("a", arguments(name="r", position=0), 1)], [])
+    model.run([Scheduled("a", 0, 1, ())], {"a": torch.randn(1, WIDTH)})
     (shown,) = model.passes.take(["r"])
     return shown
 

@@ -22,6 +22,7 @@ from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone, chat_inputs
 from vlm_safeguard.model.conversation import chat_of, encode_messages, noise_media, user_message
 from vlm_safeguard.policy.discriminant import fit_discriminant
+from vlm_safeguard.policy.edits import Add
 from vlm_safeguard.policy.gate import (
     GATES,
     OwnRefusal,
@@ -61,9 +62,11 @@ def ranges_in(prompt: list[int], image: int) -> list[tuple[int, int]]:
 # --- the policy ---
 
 
-def test_an_edit_is_refused(policy: Policy) -> None:
-    with pytest.raises(SafeguardError, match="--response"):
-        runnable(replace(policy, response=Response.EDIT), refusal_alone=True)
+def test_an_edit_of_requests_without_media_is_refused(policy: Policy) -> None:
+    edits = replace(policy, response=Response.EDIT)
+    assert runnable(edits, refusal_alone=False) is edits
+    with pytest.raises(SafeguardError, match="'add' acts on requests without media"):
+        runnable(replace(edits, edit=Add()), refusal_alone=False)
 
 
 def test_the_models_own_refusal_may_decide_alone(guard: Guard, policy: Policy) -> None:

@@ -5,66 +5,39 @@ On the random model of `tests/`, in float32, in this process.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tiny.pocket import IMAGE_SIDE, make_model, make_processor
-from vlm_safeguard import Guard
-from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
+from support.tiny_engine import (
+    ENGINES,
+    TOKENS,
+    Tiny,
+    engine,
+    image_of,
+    make_tiny,
+    messages,
+    params,
+    requests,
+    worker_of,
+)
 from vlm_safeguard.engines.vllm import offline, passes
 from vlm_safeguard.engines.vllm.layers import WatchedLayers
 from vlm_safeguard.engines.vllm.marks import KEY
-from vlm_safeguard.engines.vllm.offline import GuardedLLM, engine_options, guarded
+from vlm_safeguard.engines.vllm.offline import GuardedLLM, guarded
 from vlm_safeguard.engines.vllm.question import NotReadError, Question
 from vlm_safeguard.engines.vllm.verdict import Judge
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.images import noise_image
-from vlm_safeguard.model.activations import image_states, text_states
+from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone, chat_inputs
 from vlm_safeguard.model.conversation import chat_of, encode_chat
 from vlm_safeguard.model.fingerprint import Fingerprint
-from vlm_safeguard.pocket.model import save
-from vlm_safeguard.policy.discriminant import fit_discriminant
-from vlm_safeguard.policy.gate import ImageScore, OwnRefusal, TextDiscriminant, TextScore
 from vlm_safeguard.policy.request import read_request
 from vlm_safeguard.policy.response import Response
 
-#: vLLM's options. Those with several workers have a process for each, and one for the engine.
-ENGINES: dict[str, dict[str, Any]] = {
-    "eager": {"enforce_eager": True},
-    "compiled, in chunks": {"max_num_batched_tokens": 16, "max_num_seqs": 8},
-    "two ranks": {"enforce_eager": True, "tensor_parallel_size": 2},
-    "two stages": {"pipeline_parallel_size": 2},  # eagerly, vLLM has none on a CPU
-}
 in_process = pytest.mark.parametrize("llm", ["eager", "compiled, in chunks"], indirect=True)
-TOKENS = 6
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A model, as transformers runs it and in a folder for vLLM, and its guard."""
-
-    model: Any
-    processor: Any
-    folder: Path
-    guard: Guard
-
-
-def requests() -> list[str]:
-    """Of several lengths, the longest of several chunks."""
-    texts = [text for each in shipped_anchors()[:4] for text in (each.harmful, each.harmless)]
-    return [*texts, " ".join(texts), "Why?"]
-
-
-def image_of(number: int) -> Any:
-    """Of the side that the model sees: vLLM resizes images by another kernel."""
-    return noise_image(number).resize((IMAGE_SIDE, IMAGE_SIDE))
 
 
 @pytest.fixture(scope="module")
@@ -72,80 +45,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-def make_tiny(folder: Path) -> Tiny:
-    """A gate of every criterion that reads states; each opens for some requests, not for others."""
-    processor = make_processor()
-    model = make_model(processor, width=128)  # heads of 32, the least that vLLM has on a CPU
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(0.5)  # as large as states of a width of 32 are
-    save(model, processor, folder)
-    fitted = Guard.fit(model, processor, calibration=shipped_calibration()[:60], layers=(2, 3))
-    backbone, directions = Backbone.of(model), fitted.policy.directions
-    anchors = shipped_anchors()[:40]
-    harmful, harmless, asked = (
-        [encode_chat(processor, text) for text in texts]
-        for texts in ([x.harmful for x in anchors], [x.harmless for x in anchors], requests())
-    )
-    states = [text_states(backbone, texts)[0] for texts in (harmful, harmless, asked)]
-    discriminant = fit_discriminant(states[0], states[1], shrinkage=0.5)
-    scores = directions.harm_scores(states[2])[:, [1, 4]].mean(1)
-    told = discriminant.scores(states[2])[:, [0, 5]].mean(1)
-    high = [float(each.quantile(0.7)) for each in (scores, told)]
-    declined = int(scores.argmin())
-    prefix: tuple[int, ...] = ()
-    for _ in range(3):
-        ids = torch.tensor([[*asked[declined], *prefix]])
-        prefix += (int(model(input_ids=ids).logits[0, -1].argmax()),)
-    closed = (scores <= high[0]) & (told <= high[1])
-    closed[declined] = False
-    images = [image_of(n) for n in range(len(asked))]
-    seen = image_states(backbone, processor, requests(), images)[:, 2]
-    looks = directions.harm_score(seen, 2)[closed].sort().values
-    middle = len(looks) // 2
-    beside = float(looks[middle - 1 : middle + 1].mean())  # between two: none is at the threshold
-    likely: dict[str, Any] = {"budget": 0.1, "calibrated_on": 10}
-    gate = (
-        OwnRefusal(tokens=prefix[:1], slack=1.0, layers=(1, 4), score_above=1.0),
-        TextScore(layers=(1, 4), threshold=high[0], **likely),
-        TextDiscriminant(layers=(0, 5), threshold=high[1], **likely),
-        ImageScore(layer=2, threshold=beside, **likely),
-    )
-    guard = fitted.variant(
-        gate=gate,
-        discriminant=discriminant,
-        refusal_prefix=prefix,
-        response=Response.REFUSAL,
-    )
-    return Tiny(model, processor, folder, guard)
-
-
 @pytest.fixture(scope="module", params=list(ENGINES))
 def llm(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: Any) -> Iterator[Any]:
     """An engine, with nothing compiled before."""
     options = ENGINES[request.param]
-    own_processes = any(name.endswith("parallel_size") for name in options)
-    os.environ |= {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if own_processes else "0",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_CI_ENV": "0" if "pipeline_parallel_size" in options else "1",
-        "VLLM_CACHE_ROOT": str(tmp_path_factory.mktemp("cache")),
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    from vllm import LLM
-
-    made = LLM(
-        str(tiny.folder),
-        dtype="float32",
-        max_model_len=512,
-        **engine_options(tiny.guard),
-        **options,
-    )
-    yield made
-    made.llm_engine.engine_core.shutdown()
+    with engine(tiny, tiny.guard, tmp_path_factory.mktemp("cache"), options) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -153,20 +58,10 @@ def safe(llm: Any, tiny: Tiny) -> GuardedLLM:
     return guarded(llm, tiny.guard)
 
 
-def params(**more: Any) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, **more)
-
-
 def questions(tiny: Tiny) -> list[Question]:
     judge = Judge(tiny.guard.policy)
     texts = [encode_chat(tiny.processor, text) for text in requests()]
     return [Question.about(judge, read_request(tiny.guard.policy, text)) for text in texts]
-
-
-def worker_of(llm: Any) -> Any:
-    return llm.llm_engine.model_executor.driver_worker.worker
 
 
 @torch.no_grad()
@@ -183,19 +78,7 @@ def test_states_are_those_of_transformers(llm: Any, tiny: Tiny) -> None:
 
 def test_decisions_and_answers_are_those_of_transformers(safe: GuardedLLM, tiny: Tiny) -> None:
     chats = [chat_of(text, image_of(n)) for n, text in enumerate(requests())]
-    messages = [
-        [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_pil", "image_pil": image_of(n)},
-                    {"type": "text", "text": text},
-                ],
-            }
-        ]
-        for n, text in enumerate(requests())
-    ]
-    answers = safe.chat(messages, params(), use_tqdm=False)
+    answers = safe.chat(messages(len(chats)), params(), use_tqdm=False)
     assert {receipt.guarded for receipt in safe.receipts} == {True, False}
     opened = {(f.criterion, f.opened) for receipt in safe.receipts for f in receipt.findings}
     assert len(opened) == 2 * len(tiny.guard.policy.gate)  # each opens for some, not for others

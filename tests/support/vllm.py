@@ -53,6 +53,7 @@ class Engine:
         delay: seconds before a question's output.
         states: gives what a worker reads of a request, by its token ids and mark; None where no
             worker reads.
+        edited: gives what a worker says that it edited, by the request's mark.
         given: (request id, kind of its prompt) of all that it was given.
         aborted: ids of those that were not read to their end.
     """
@@ -62,6 +63,7 @@ class Engine:
     failure: Exception | None = None
     delay: float = 0.0
     states: Callable[[list[int], dict[str, Any]], Any] | None = None
+    edited: Callable[[dict[str, Any]], Any] | None = None
     given: list[tuple[str, str]] = field(default_factory=list)
     prompts: list[Any] = field(default_factory=list)
     params: list[SamplingParams] = field(default_factory=list)
@@ -79,6 +81,8 @@ class Engine:
         mark = (params.extra_args or {}).get("vlm_safeguard", {})
         if self.states is not None and "position" in mark:
             self.kept[mark["name"]] = self.states(prompt["prompt_token_ids"], mark)
+        if self.edited is not None and "edit" in mark:
+            self.kept[mark["name"]] = self.edited(mark)
         try:
             if params.skip_reading_prefix_cache:
                 await asyncio.sleep(self.delay)
@@ -98,7 +102,7 @@ class Engine:
 
     async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[list[Any]]:
         """Two workers of tensor parallelism."""
-        assert method == "take_states"
+        assert method in ("take_states", "take_edited")
         taken = [self.kept.pop(name, None) for name in args[0]]
         return [taken, taken]
 

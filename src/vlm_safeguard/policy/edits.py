@@ -69,8 +69,11 @@ class Edit(ABC):
             at: what to aim at, in V's dtype.
         """
         states = h.to(V.dtype)
-        z = states @ V.mT
-        return (states + self.strength * (self.reference(z, at) - z) @ V).to(h.dtype)
+        return (states + self.shift(states @ V.mT, at) @ V).to(h.dtype)
+
+    def shift(self, z: torch.Tensor, at: Reference) -> torch.Tensor:
+        """λ (z_ref − z), (states, m): by how much the coordinates z (states, m) are moved."""
+        return self.strength * (self.reference(z, at) - z)
 
     def to_config(self) -> dict[str, Any]:
         """The name and the parameters, as they stand in a guard's config."""

@@ -1,7 +1,8 @@
 """vLLM's engine client, wrapped: no request with media is answered before its verdict.
 
 The text-only view of a request goes in as a request of its own. A closed gate is answered by the
-request as it came; an open one by the text-only view, with the same sampling parameters.
+request as it came; an open one by the text-only view, with the same sampling parameters, or, where
+the policy edits, by the request as it came, whose states workers edit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vlm_safeguard.engines.vllm.ledger import note
 from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.engines.vllm.verdict import Answer, Judge
+from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.request import Request
 
 #: What vLLM's server asks of an engine beside answers. All else is refused: it may answer, or
@@ -38,7 +40,16 @@ class GuardedClient:
     """In the place of an engine client of vLLM."""
 
     def __init__(self, engine: Any, judge: Judge, order: Order) -> None:
-        """Around `engine`, whose configuration was checked."""
+        """Around `engine`, whose configuration was checked.
+
+        Raises:
+            SafeguardError: requests would be begun before it is known how they are edited.
+        """
+        if judge.policy.edits and order is not Order.FIRST:
+            raise SafeguardError(
+                "This guard edits open requests, and what they are edited towards is read first; "
+                "choose --guard-order first."
+            )
         self._engine, self._judge, self._order = engine, judge, order
 
     def __getattr__(self, name: str) -> Any:
@@ -89,16 +100,44 @@ class GuardedClient:
             place.receipt = receipt
             if receipt.guarded:
                 await _end(answer, first)
-                options.pop("prompt_text", None)
-                text, first = question.tokens(list(request.text), prompt), None
-                params = question.answer_params(judge, sampling_params, receipt)
-                answer = self._engine.generate(text, params, request_id, **options)
+                first = None
+                if judge.policy.edits:
+                    mark = asked.edit_mark(given, receipt.layers)
+                    answer = self._edited(prompt, sampling_params, request_id, mark, options)
+                else:
+                    options.pop("prompt_text", None)
+                    text = question.tokens(list(request.text), prompt)
+                    params = question.answer_params(judge, sampling_params, receipt)
+                    answer = self._engine.generate(text, params, request_id, **options)
             elif first is not None:
                 yield await first
             async for output in answer:
                 yield output
         finally:
             await _end(answer, first)
+
+    async def _edited(
+        self,
+        prompt: Any,
+        sampling_params: Any,
+        request_id: str,
+        mark: Mark,
+        options: dict[str, Any],
+    ) -> AsyncGenerator[Any, None]:
+        """Answer a request as it came, edited; nothing is given before workers say that it was.
+
+        Raises:
+            NotEditedError: it was not edited as planned.
+        """
+        engine, checked = self._engine, False
+        whole, params = question.salted(prompt, mark), mark.on(sampling_params)
+        async with aclosing(engine.generate(whole, params, request_id, **options)) as answer:
+            async for output in answer:
+                if not checked:
+                    shown = await engine.collective_rpc("take_edited", args=([mark.name],))
+                    question.check_edits(mark, shown)
+                    checked = True
+                yield output
 
     async def _read(
         self,

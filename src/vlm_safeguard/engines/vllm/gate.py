@@ -19,13 +19,13 @@ def runnable(policy: Policy, *, refusal_alone: bool) -> Policy:
             itself refuses.
 
     Raises:
-        SafeguardError: it edits; or it is to decide by the model's own refusal, and does not know
-            how the model refuses.
+        SafeguardError: it edits requests without media, too; or it is to decide by the model's own
+            refusal, and does not know how the model refuses.
     """
-    if policy.edits:
+    if policy.guards_text:
         raise SafeguardError(
-            "This guard answers open requests by an edit of the model's states, which is not done "
-            "inside vLLM; choose --response refusal or --response text."
+            f"The edit '{policy.edit.name}' acts on requests without media, too, which is not done "
+            "inside vLLM; choose another edit, or --response refusal or --response text."
         )
     if policy.generation_prompt is None:
         raise SafeguardError(

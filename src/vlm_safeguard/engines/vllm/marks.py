@@ -1,4 +1,4 @@
-"""What travels with a request to vLLM's workers: whose it is, and what is read of it there."""
+"""What travels with a request to vLLM's workers: whose it is, and what is read and edited there."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vlm_safeguard.engines.vllm.edit_plan import EditPlan
 from vlm_safeguard.errors import SafeguardError
 
 #: In a request's `extra_args`, and in an engine's `additional_config`.
 KEY = "vlm_safeguard"
-#: Readings that a worker keeps until they are taken; then the oldest ones go.
+#: Readings, and edits, that a worker keeps until they are taken; then the oldest ones go.
 KEPT = 1024
 
 
@@ -20,8 +21,10 @@ class Mark(BaseModel):
 
     Attributes:
         policy: sha256 of the policy that it is answered under, in hex.
-        name: under which the worker keeps what it reads of it; None where nothing is read.
+        name: under which workers keep what they read or edit of it; None where that is nothing.
         position: the prompt's token whose states are read; −1 for its last one.
+        tokens: the prompt's tokens whose coordinates are read, in order.
+        edit: of an open request that is answered beside its media.
         beginning: token ids that its answer begins with.
     """
 
@@ -30,6 +33,8 @@ class Mark(BaseModel):
     policy: str
     name: str | None = None
     position: int | None = None
+    tokens: tuple[int, ...] = ()
+    edit: EditPlan | None = None
     beginning: tuple[int, ...] = ()
 
     @classmethod
@@ -61,18 +66,36 @@ class Mark(BaseModel):
         return marked
 
 
+class EditSettings(BaseModel):
+    """What workers have to know of an edit before the model is compiled.
+
+    Attributes:
+        edit: its name and parameters.
+        layers: that it acts in.
+        rank: directions of each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    edit: dict[str, Any]
+    layers: tuple[int, ...]
+    rank: int
+
+
 class Settings(BaseModel):
     """Of the workers, in an engine's `additional_config`, which its compiled graphs are kept by.
 
     Attributes:
         policy: sha256 of the policy whose requests they answer.
         layers: whose states they read.
+        edit: that they make; None where open requests are answered from their text.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     policy: str
     layers: tuple[int, ...]
+    edit: EditSettings | None = None
 
     @classmethod
     def of(cls, config: Any) -> Self:

@@ -15,7 +15,7 @@ from vlm_safeguard.engines.vllm.question import Question
 from vlm_safeguard.engines.vllm.supported import check_config, check_version
 from vlm_safeguard.engines.vllm.trial import Trial
 from vlm_safeguard.engines.vllm.verdict import Answer, Judge
-from vlm_safeguard.engines.vllm.worker_options import worker_options
+from vlm_safeguard.engines.vllm.worker_options import check_given, subspaces, worker_options
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.request import Request, read_request
@@ -30,7 +30,10 @@ def engine_options(guard: Fitted, *, refusal_alone: bool = False) -> dict[str, A
     Raises:
         SafeguardError: the policy is not one that is run here.
     """
-    return worker_options(Judge(runnable(guard.policy, refusal_alone=refusal_alone)))
+    judge = Judge(runnable(guard.policy, refusal_alone=refusal_alone))
+    # `LLM.chat` takes no salt, by which an edited request's keys would be told from others'
+    caching = {"enable_prefix_caching": False} if judge.policy.edits else {}
+    return worker_options(judge) | caching
 
 
 def guarded(llm: Any, guard: Fitted, *, refusal_alone: bool = False) -> GuardedLLM:
@@ -49,10 +52,22 @@ def guarded(llm: Any, guard: Fitted, *, refusal_alone: bool = False) -> GuardedL
     judge = Judge(runnable(guard.policy, refusal_alone=refusal_alone))
     config = llm.llm_engine.vllm_config
     check_config(config, judge, guard.provenance)
+    if judge.policy.edits:
+        if config.cache_config.enable_prefix_caching:
+            raise SafeguardError(
+                "This guard edits states, which vLLM's prefix cache would give to other requests; "
+                "make the engine with LLM(model, **engine_options(guard))."
+            )
+        check_given(judge, llm.collective_rpc("set_subspaces", args=(subspaces(judge),)))
     trial = Trial(guard, judge, packed=config.model_config.quantization is not None)
     texts, questions = trial.texts, trial.questions
     outputs = _generate(llm, texts, [trial.params] * len(texts), [None] * len(texts))
-    trial.check(outputs, list(zip(questions, ask(llm, questions), strict=True)))
+    asked = list(zip(questions, ask(llm, questions), strict=True))
+    trial.check(outputs, asked)
+    if (edit := trial.edit(asked)) is not None:
+        text, mark = edit
+        _generate(llm, [text], [mark.on(trial.bare_params)], [None])
+        _check_edits(llm, [mark])
     return GuardedLLM(llm, judge)
 
 
@@ -139,15 +154,52 @@ class GuardedLLM:
             if judge.awaits_image(receipts[row]):
                 receipts[row] = about.receipt(answer, beside[row])
         opened = [row for row, receipt in enumerate(receipts) if receipt.guarded]
-        instead = _generate(
-            self._llm,
-            [list(requests[row].text) for row in opened],
-            [question.answer_params(judge, params[row], receipts[row]) for row in opened],
-            [salts[row] for row in opened],
-        )
+        if judge.policy.edits:
+            edits = {
+                row: about.edit_mark(answer, receipts[row].layers)
+                for row, about, answer in zip(rows, questions, read, strict=True)
+                if receipts[row].guarded
+            }
+            instead = self._edited(run, asked, params, options, edits)
+        else:
+            instead = _generate(
+                self._llm,
+                [list(requests[row].text) for row in opened],
+                [question.answer_params(judge, params[row], receipts[row]) for row in opened],
+                [salts[row] for row in opened],
+            )
         self.receipts = receipts
         in_place = dict(zip(opened, instead, strict=True))
         return [in_place.get(row, answer) for row, answer in enumerate(answers)]
+
+    def _edited(
+        self,
+        run: Callable[..., list[Any]],
+        asked: Any,
+        params: Sequence[Any],
+        options: dict[str, Any],
+        edits: dict[int, Mark],
+    ) -> list[Any]:
+        """Answers to open requests as they came, edited.
+
+        Args:
+            edits: row → what is done to it.
+
+        Raises:
+            NotEditedError: one was not edited as planned. Nothing is answered then.
+        """
+        answers: list[Any] = []
+        alone = len(params) == 1
+        for start in range(0, len(edits), KEPT):  # workers keep no more than that
+            some = dict(list(edits.items())[start : start + KEPT])
+            again = asked if alone else [asked[row] for row in some]
+            given = [mark.on(params[row]) for row, mark in some.items()]
+            theirs = dict(options)
+            if isinstance(priority := options.get("priority"), Sequence):
+                theirs["priority"] = [priority[row] for row in some]
+            answers += run(again, given, **theirs)
+            _check_edits(self._llm, list(some.values()))
+        return answers
 
     def _states(self, marks: Sequence[Mark | None]) -> dict[int, dict[int, torch.Tensor]]:
         """Row → the states that workers read of requests as they came, where the gate asks so."""
@@ -173,6 +225,17 @@ class GuardedLLM:
             raise ValueError("a request came with media, and the guard reads none in its prompt")
         question.check_end(self._judge, request)
         return request
+
+
+def _check_edits(llm: Any, marks: Sequence[Mark]) -> None:
+    """Ask workers what they edited under these marks' names.
+
+    Raises:
+        NotEditedError: that is not what was to be edited.
+    """
+    shown = llm.collective_rpc("take_edited", args=([mark.name for mark in marks],))
+    for place, mark in enumerate(marks):
+        question.check_edits(mark, [worker[place : place + 1] for worker in shown])
 
 
 def ask(

@@ -1,36 +1,19 @@
-"""What a worker does for the guard in the passes that it makes: whose rows stand where.
+"""What a worker reads in the passes that it makes: which rows of states are whose last ones.
 
-Rows of a pass are flattened: a request's tokens of it stand one behind the other, and request after
-request; chunked prefill gives it some of a prompt's tokens, and preemption gives them to it again.
+Chunked prefill gives a pass some of a prompt's tokens, and preemption gives them to it again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from vlm_safeguard.engines.vllm.layers import WatchedLayers
 from vlm_safeguard.engines.vllm.marks import KEPT, Mark
-from vlm_safeguard.errors import SafeguardError
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """One request's part of a pass.
-
-    Attributes:
-        request: its id in the worker.
-        start: position of its first token in the pass.
-        count: tokens of it in the pass.
-    """
-
-    request: str
-    start: int
-    count: int
+from vlm_safeguard.engines.vllm.scheduled import Admitted, Scheduled, placed
 
 
 def rows_read(batch: Iterable[Scheduled], positions: Mapping[str, int | None]) -> dict[str, int]:
@@ -39,48 +22,34 @@ def rows_read(batch: Iterable[Scheduled], positions: Mapping[str, int | None]) -
     Args:
         positions: of each request, the token that is to be read; None where nothing is.
     """
-    rows, before = {}, 0
-    for part in batch:
+    rows = {}
+    for row, part in placed(batch):
         position = positions[part.request]
         if position is not None and part.start <= position < part.start + part.count:
-            rows[part.request] = before + position - part.start
-        before += part.count
+            rows[part.request] = row + position - part.start
     return rows
 
 
 class Passes:
     """The passes of one worker."""
 
-    def __init__(self, policy: str, layers: WatchedLayers) -> None:
-        """For the policy of this sha256."""
-        self._policy, self._layers = policy, layers
+    def __init__(self, layers: WatchedLayers) -> None:
+        """Of these layers."""
+        self._layers = layers
         self._marks: dict[str, Mark] = {}
         self._positions: dict[str, int | None] = {}
         self._asked: list[str] = []  # requests that the current pass reads, in the buffers' order
         self._kept: OrderedDict[str, tuple[Mark, dict[int, torch.Tensor]]] = OrderedDict()
 
-    def admit(
-        self, new: Iterable[tuple[str, Mapping[str, Any] | None, int]], finished: Iterable[str]
-    ) -> None:
-        """Take note of requests, by their ids, `extra_args` and tokens in the prompt.
-
-        Raises:
-            SafeguardError: one is not marked, or not of this policy. That ends the engine: it did
-                not come through the guarded client.
-        """
+    def admit(self, new: Iterable[Admitted], finished: Iterable[str]) -> None:
+        """Take note of requests that come and go."""
         for request in finished:
             self._marks.pop(request, None)
             self._positions.pop(request, None)
-        for request, arguments, length in new:
-            mark = Mark.of(arguments)
-            if mark.policy != self._policy:
-                raise SafeguardError(
-                    f"A request of policy {mark.policy[:12]} came to workers of "
-                    f"{self._policy[:12]}, so it is not answered."
-                )
-            self._marks[request] = mark
-            last = mark.position == -1
-            self._positions[request] = length - 1 if last else mark.position
+        for each in new:
+            last = each.mark.position == -1
+            self._marks[each.request] = each.mark
+            self._positions[each.request] = each.prompt - 1 if last else each.mark.position
 
     def begin(self, batch: Sequence[Scheduled]) -> None:
         """A pass over these comes next."""
@@ -114,6 +83,11 @@ class Passes:
                 taken.append(None)
                 continue
             mark, states = self._kept.pop(name)
-            shown = {str(n): x.float().cpu().numpy().tobytes() for n, x in states.items()}
+            shown = {str(n): plain(x) for n, x in states.items()}
             taken.append({"policy": mark.policy, "position": mark.position, "states": shown})
         return taken
+
+
+def plain(tensor: torch.Tensor) -> bytes:
+    """Its values in float32, to be sent to another process."""
+    return tensor.float().cpu().numpy().tobytes()

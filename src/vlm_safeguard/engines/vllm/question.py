@@ -10,8 +10,9 @@ from uuid import uuid4
 
 import torch
 
+from vlm_safeguard.engines.vllm.edit_plan import EditPlan, tokens_read
 from vlm_safeguard.engines.vllm.marks import Mark
-from vlm_safeguard.engines.vllm.states import states_of
+from vlm_safeguard.engines.vllm.states import check_edited, coordinates_of, states_of
 from vlm_safeguard.engines.vllm.verdict import Answer, Judge
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.receipt import Receipt
@@ -23,6 +24,10 @@ _READ = ("length", "stop")  # how a request for one token ends that the engine h
 
 class NotReadError(RuntimeError):
     """A question ended without being read, so the request's gate is neither open nor closed."""
+
+
+class NotEditedError(RuntimeError):
+    """An open request was not edited as planned, so its answer is not given."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Question:
     @classmethod
     def about(cls, judge: Judge, request: Request) -> Question:
         """A question of its own: no two share what workers keep."""
-        mark = judge.mark(name=uuid4().hex, position=len(request.text) - 1)
+        tokens = tokens_read(judge.policy, request) if judge.policy.edits else ()
+        mark = judge.mark(name=uuid4().hex, position=len(request.text) - 1, tokens=tokens)
         return cls(judge, request, judge.question(request), mark)
 
     @property
@@ -87,7 +93,19 @@ class Question:
         entries = output.prompt_logprobs if asked else ()
         if self.mark is None:
             return Answer(entries)
-        return Answer(entries, states_read(self.judge, self.mark, shown))
+        states = states_read(self.judge, self.mark, shown)
+        try:
+            seen = coordinates_of(self.mark, self.judge.policy.layers, [each[0] for each in shown])
+        except ValueError as error:
+            raise NotReadError(f"The engine did not read a request's text: {error}.") from error
+        return Answer(entries, states, seen)
+
+    def edit_mark(self, answer: Answer, layers: Sequence[int]) -> Mark:
+        """Of the request as it came, its gate being open in these layers."""
+        plan = EditPlan.of(self.judge.policy, self.request, layers, answer.coordinates)
+        mark = self.judge.mark(name=uuid4().hex, edit=plan)
+        assert mark is not None, "workers know of every request of a policy that edits"
+        return mark
 
     def receipt(self, answer: Answer, image: Mapping[int, torch.Tensor] | None = None) -> Receipt:
         """What the engine's answer decides; see `Judge.receipt`.
@@ -113,6 +131,20 @@ def states_read(
         return states_of(mark, judge.layers, [each[0] for each in shown])
     except (ValueError, IndexError) as error:
         raise NotReadError(f"The engine did not read a request's states: {error}.") from error
+
+
+def check_edits(mark: Mark, shown: Sequence[Sequence[Mapping[str, Any] | None]]) -> None:
+    """`check_edited` by what each worker edited under a mark's name.
+
+    Raises:
+        NotEditedError: that is not what was to be edited.
+    """
+    try:
+        check_edited(mark, [each[0] for each in shown])
+    except (ValueError, IndexError) as error:
+        raise NotEditedError(
+            f"The engine did not edit a request as planned, so it is not answered: {error}."
+        ) from error
 
 
 def read(judge: Judge, prompt: Any) -> Request:
@@ -177,10 +209,15 @@ def check_options(options: Mapping[str, Any]) -> None:
 def tokens(ids: list[int], prompt: Any) -> dict[str, Any]:
     """A rendered prompt of tokens alone; what salts the prefix cache for `prompt` does for it.
 
-    No salt of ours is needed: whatever is decided, all keys are those of an unmodified model.
+    No salt of ours is needed: a text is not edited, so its keys are an unmodified model's.
     """
     salt = {name: prompt[name] for name in ("cache_salt",) if name in prompt}
     return {"type": "token", "prompt_token_ids": ids, **salt}
+
+
+def salted(prompt: Any, mark: Mark) -> Any:
+    """An edited request's prompt: its keys are its own, and no other request's."""
+    return {**prompt, "cache_salt": mark.name}
 
 
 def marked(params: Any, mark: Mark | None) -> Any:

@@ -14,7 +14,7 @@ from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.engines.vllm.supported import check_config, check_version
 from vlm_safeguard.engines.vllm.trial import Trial
 from vlm_safeguard.engines.vllm.verdict import Judge
-from vlm_safeguard.engines.vllm.worker_options import worker_options
+from vlm_safeguard.engines.vllm.worker_options import check_given, subspaces, worker_options
 from vlm_safeguard.errors import SafeguardError
 
 _FRONT = "vlm_safeguard.engines.vllm.front.Front"
@@ -97,6 +97,9 @@ async def _try(engine: Any, guard: Fitted, judge: Judge) -> None:
     """See `Trial`."""
     packed = engine.vllm_config.model_config.quantization is not None
     trial, outputs, asked = Trial(guard, judge, packed=packed), [], []
+    if judge.policy.edits:
+        given = await engine.collective_rpc("set_subspaces", args=(subspaces(judge),))
+        check_given(judge, given)
     for number, text in enumerate(trial.texts):
         last: Any = None
         prompt = question.tokens(text, {})
@@ -106,3 +109,9 @@ async def _try(engine: Any, guard: Fitted, judge: Judge) -> None:
     for number, each in enumerate(trial.questions):
         asked.append((each, await ask(engine, each, f"guard-question-{number}", {})))
     trial.check(outputs, asked)
+    if (edit := trial.edit(asked)) is not None:
+        text, mark = edit
+        prompt = question.salted(question.tokens(text, {}), mark)
+        async for _ in engine.generate(prompt, mark.on(trial.bare_params), "guard-edit"):
+            pass
+        question.check_edits(mark, await engine.collective_rpc("take_edited", args=([mark.name],)))

@@ -82,11 +82,12 @@ def _check_workers(config: Any, judge: Judge) -> None:
         "worker_cls": config.parallel_config.worker_cls,
         "additional_config": config.additional_config,
         "logits_processors": config.model_config.logits_processors,
+        "async_scheduling": config.scheduler_config.async_scheduling,
     }
     for name, value in worker_options(judge).items():
         if chosen[name] != value:
             raise SafeguardError(
-                "This guard's gate reads the model's states, and this engine's workers do not read "
-                "them for it. Make it with LLM(model, **engine_options(guard)); or let the model's "
+                "This guard reads or edits the model's states, and this engine's workers do not do "
+                "it for it. Make it with LLM(model, **engine_options(guard)); or let the model's "
                 "own refusal decide alone (refusal_alone=True)."
             )

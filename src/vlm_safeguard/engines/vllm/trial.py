@@ -9,6 +9,7 @@ import torch
 
 from vlm_safeguard.engines.vllm import question
 from vlm_safeguard.engines.vllm.fitted import Fitted
+from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.question import Question
 from vlm_safeguard.engines.vllm.verdict import Answer, Judge
 from vlm_safeguard.errors import SafeguardError
@@ -50,20 +51,35 @@ class Trial:
     @property
     def params(self) -> Any:
         """By which each anchor's next token is asked for."""
+        return question.marked(self.bare_params, self._judge.mark())
+
+    @property
+    def bare_params(self) -> Any:
+        """The same, not marked yet."""
         from vllm import SamplingParams
 
-        params = SamplingParams(
+        return SamplingParams(
             max_tokens=1,
             temperature=0.0,
             logprob_token_ids=self._known.tokens.tolist(),
             detokenize=False,
         )
-        return question.marked(params, self._judge.mark())
 
     @property
     def questions(self) -> list[Question]:
         """About each anchor."""
         return [Question.about(self._judge, _request(text)) for text in self._known.texts]
+
+    def edit(self, asked: Sequence[tuple[Question, Answer]]) -> tuple[list[int], Mark] | None:
+        """A text to be edited for once, and its mark; None where the policy edits nothing.
+
+        Args:
+            asked: the `questions`, answered.
+        """
+        if not self._judge.policy.edits:
+            return None
+        about, answer = asked[0]
+        return list(about.request.text), about.edit_mark(answer, self._judge.policy.layers)
 
     def check(self, outputs: Sequence[Any], asked: Sequence[tuple[Question, Answer]]) -> None:
         """Refuse a model that behaves otherwise, or readings that are not the model's.
@@ -108,4 +124,5 @@ class Trial:
 
 
 def _request(text: tuple[int, ...]) -> Request:
-    return Request(text, (), len(text) - 1, (), None, Media())
+    last = len(text) - 1
+    return Request(text, ((last, last),), last, (), None, Media())

@@ -42,10 +42,12 @@ class Answer:
     Attributes:
         entries: of each token of the question; empty where no log-probabilities are asked for.
         states: layer → (1, hidden) states of the text's last token; empty where none are read.
+        coordinates: layer → (n, m) of the tokens that an edit needs; empty where none are read.
     """
 
     entries: Sequence[Entry] = ()
     states: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    coordinates: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,8 @@ class Judge:
 
     Attributes:
         sha256: the policy's.
-        layers: whose states are read by workers; none where log-probabilities alone decide.
+        layers: whose states are read by workers; none where log-probabilities alone decide, and
+            nothing is edited.
     """
 
     policy: Policy
@@ -64,7 +67,8 @@ class Judge:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sha256", self.policy.sha256())
         words = all(isinstance(criterion, RefusalWords) for criterion in self.policy.gate)
-        object.__setattr__(self, "layers", () if words else self.policy.watched)
+        left = words and not self.policy.edits  # as they are
+        object.__setattr__(self, "layers", () if left else self.policy.watched)
 
     @property
     def likeliest(self) -> int | None:
@@ -79,10 +83,11 @@ class Judge:
         return read_rendered(self.policy, prompt, ranges)
 
     def question(self, request: Request) -> list[int]:
-        """Token ids to read: the request's text, and behind it the words of a refusal, if any."""
-        if self.likeliest is None:
+        """Token ids to read: the request's text, and the words of a refusal where these count."""
+        policy = self.policy
+        if self.likeliest is None and not policy.follows_refusals:
             return list(request.text)
-        return [*request.text, *(self.policy.refusal_prefix or self.policy.refusal_tokens[:1])]
+        return [*request.text, *(policy.refusal_prefix or policy.refusal_tokens[:1])]
 
     def mark(self, **more: Any) -> Mark | None:
         """Of a request under this policy; None where no worker has to know of it."""
@@ -151,7 +156,7 @@ class Judge:
             request,
             decision.findings[0],
             response=policy.response if decision.is_open.any() else None,
-            layers=(),
+            layers=tuple(n for n, x in zip(policy.layers, decision.is_open[0], strict=True) if x),
             edit=policy.edit.name,
             harm=None,
             policy=self.sha256,
