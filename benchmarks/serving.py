@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import json
 import random
 import socket
@@ -45,7 +47,7 @@ LENGTHS = (4, 8, 16, 32)  # tokens of answers
 LEAVE, TEXTS = 0.1, 0.2  # shares of the requests: whose client leaves, that have no image
 SHORT = 2000  # requests while memory is watched, of `_FEW` tokens each
 TARGET = 0.85  # of the unguarded server's throughput
-_FEW, _WARM = 1, 200
+_FEW, _WARM, _PARTS = 1, 200, 4
 MB = 2**20
 
 
@@ -162,14 +164,17 @@ def memory(address: str) -> Cell:
         for ask in mixed(SHORT, 0.1, seed=0)
     ]
     asyncio.run(ask_all(address, asks[: min(_WARM, SHORT)]))
-    before = resident()
-    tally = asyncio.run(ask_all(address, asks))
-    grown = resident() - before
+    sizes, outcomes, part = [resident()], Counter[str](), SHORT // _PARTS
+    for start in range(0, SHORT, part):
+        outcomes += asyncio.run(ask_all(address, asks[start : start + part])).outcomes
+        sizes.append(resident())
+    each = ", ".join(f"{size:.0f}" for size in sizes)
     return Cell(
         MEMORY,
-        grown,
+        sizes[-1] - sizes[0],
         "MB",
-        note=f"over {SHORT} requests, from {before:.0f} MB; {', '.join(_said(tally.outcomes))}",
+        note=f"{each} MB before and after each {part} of {SHORT} requests; "
+        f"{', '.join(_said(outcomes))}",
     )
 
 
@@ -318,7 +323,10 @@ def judged(model: Any, processor: Any, guard: Guard) -> tuple[list[Receipt], flo
 
 
 def resident() -> float:
-    """Memory of this process, in MB."""
+    """Memory of this process in MB, without what its allocator holds free."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     (size,) = (line.split()[1] for line in lines if line.startswith("VmRSS:"))
     return int(size) * 1024 / MB
