@@ -65,7 +65,7 @@ def fit_discriminant(
     """Fisher's discriminant w = Σ⁻¹(μ₊ − μ₋), Σ the covariance within the classes, shrunk.
 
     Σ = (1 − δ) S + δ·tr(S)/d·I (Friedman 1989, "Regularized discriminant analysis", eq. 18). It is
-    solved among the requests (Woodbury), not among the dimensions: n³ instead of d³.
+    solved among the dimensions or, where these are more, among the requests (Woodbury).
 
     Args:
         harmful: (n, layers, hidden) last-token states.
@@ -158,20 +158,30 @@ def _weights(
     centred = torch.cat([classes[0] - high, classes[1] - low])
     difference = high - low
     n, d = centred.shape
-    gram = centred @ centred.mT
+    few = n < d
+    gram = centred @ centred.mT if few else centred.mT @ centred
     variance = float(gram.diagonal().sum()) / (n * d)
     if variance <= 0:
         raise ValueError("the states do not vary, so there is nothing to tell them by")
-    identity = torch.eye(n, dtype=gram.dtype, device=gram.device)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     along = centred @ difference
     weights = []
     for shrinkage in shrinkages:
         ridge, share = shrinkage * variance, (1 - shrinkage) / n
-        inner = torch.linalg.solve(share * gram + ridge * identity, share * along)
-        w = difference - centred.mT @ inner  # but for its length, which is set next
+        factor = torch.linalg.cholesky(share * gram + ridge * identity)
+        # w but for its length, which is set next
+        if few:
+            w = difference - centred.mT @ _solved(factor, share * along)
+        else:
+            w = _solved(factor, difference)
         weights.append(w * 2 / (w @ difference))
     together = torch.stack(weights)
     return together, together @ (high + low) / 2
+
+
+def _solved(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """x of (L Lᵀ) x = right, by the factor L."""
+    return torch.cholesky_solve(right[:, None], factor)[:, 0]
 
 
 def _check(harmful: torch.Tensor, harmless: torch.Tensor) -> None:
