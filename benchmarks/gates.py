@@ -23,12 +23,12 @@ from tqdm.auto import tqdm
 from machine import machine
 from models import NAMES, load
 from results import FOLDER, told
-from vllm_checkpoint import by_words
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.engines.hooks.reader import TextReader
 from vlm_safeguard.engines.hooks.text_passes import TextReadings
+from vlm_safeguard.engines.vllm.gate import runnable
 from vlm_safeguard.evaluation.asks.benchmarks.own import jailbreak_templates
 from vlm_safeguard.evaluation.asks.prompts import image_questions, read_prompts
 from vlm_safeguard.evaluation.statistics import Estimate, share
@@ -149,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for gate in (CALIBRATED, DISCRIMINANT)
     }
     if guards[CALIBRATED].policy.own_refusal is not None:
-        guards[WORDS] = by_words(guards[CALIBRATED])
+        policy = runnable(guards[CALIBRATED].policy, refusal_alone=True)  # inside vLLM
+        guards[WORDS] = guards[CALIBRATED].variant(gate=policy.gate)
     vlm = VLM(model, processor)
     rows = [
         row

@@ -11,6 +11,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 
 import torch
@@ -27,10 +28,11 @@ from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.loading import Loading, load_model
 from vlm_safeguard.model.conversation import Chat, chat_of
 from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt_object import receipt_object
 
 CONDITIONS = ("text", "blank", "noise", "image")
-_NEAR = 1e-2  # logits
+_NEAR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Row:
     """What both engines made of it.
 
     Attributes:
-        near: whether a margin lies within 0.01 logits of what it is compared with.
+        near: whether a measure lies within 0.01 of what it is compared with.
     """
 
     kind: str
@@ -64,7 +66,7 @@ class Row:
 
     @property
     def margin_error(self) -> float:
-        """The largest difference of a margin, in logits."""
+        """The largest difference of a measure: of margins in logits, of scores in their own."""
         mine, other = self.margins
         return max(
             (abs(mine[name] - other[name]) for name in mine.keys() & other.keys()), default=0
@@ -138,11 +140,16 @@ def go_on(
             file.flush()
 
 
-def compared(asked: Asked, inside: Reply, hooks: Reply, slack: float) -> Row:
+def compared(asked: Asked, inside: Reply, hooks: Reply, policy: Policy) -> Row:
     """One row."""
     scores = [reply.guard["scores"] for reply in (inside, hooks)]
-    limits = {"own_refusal": 0.0, "own_opening": -slack}
-    near = [abs(x - limits[name]) < _NEAR for each in scores for name, x in each.items()]
+    limits: dict[str, float] = {}
+    own, text = policy.own_refusal, policy.text_criterion
+    if own is not None:
+        limits |= {"own_refusal": 0.0, "own_opening": -own.slack}
+    if text is not None:
+        limits[text.measures[0]] = text.threshold
+    near = [abs(x - limits.get(name, inf)) < _NEAR for each in scores for name, x in each.items()]
     return Row(
         asked.kind,
         asked.condition,
@@ -188,10 +195,8 @@ def compare(folder: Path, count: int, tokens: int, at_once: int) -> list[Row]:
     if len(kept(hooks)) < len(asked):
         vlm = VLM(*load_model(str(model), Loading(dtype="float32")))
         go_on(hooks, asked, partial(by_hooks, vlm, guard, tokens=tokens), 8)
-    own = guard.policy.own_refusal
-    assert own is not None
     return [
-        compared(each, mine, other, own.slack)
+        compared(each, mine, other, guard.policy)
         for each, mine, other in zip(asked, kept(vllm), kept(hooks), strict=True)
     ]
 

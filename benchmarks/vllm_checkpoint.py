@@ -10,17 +10,15 @@ import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vlm_safeguard import Guard
-from vlm_safeguard.engines.vllm.gate import runnable
 from vlm_safeguard.loading import kept_guard
 from vlm_safeguard.pocket import load
 from vlm_safeguard.pocket.model import save
-from vlm_safeguard.policy.response import Response
 
 _GRID = 24  # patches a side of the stand-in's images: 576 tokens, as LLaVA-1.5's
 
 
 def checkpoint(folder: Path, *, large: bool = False) -> tuple[Path, Path]:
-    """Folders of the Pocket VLM's checkpoint and of a guard that runs in vLLM.
+    """Folders of the Pocket VLM's checkpoint and of its default guard.
 
     Args:
         large: a stand-in whose images are 576 tokens: the same language model behind a tower whose
@@ -35,14 +33,8 @@ def checkpoint(folder: Path, *, large: bool = False) -> tuple[Path, Path]:
         guard = _enlarge(model, processor, guard, model_folder)
     else:
         save(model, processor, model_folder)
-    by_words(guard).save_pretrained(guard_folder)
+    guard.save_pretrained(guard_folder)
     return model_folder, guard_folder
-
-
-def by_words(guard: Guard) -> Guard:
-    """The same with the gate that decides inside vLLM: the words of a refusal alone."""
-    policy = runnable(replace(guard.policy, response=Response.TEXT), refusal_alone=True)
-    return guard.variant(gate=policy.gate, response=policy.response)
 
 
 def _enlarge(model: Any, processor: Any, guard: Guard, folder: Path) -> Guard:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import vllm_results
+import vllm_scale
 from vlm_safeguard.cli.model_options import flag
 from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
 from vlm_safeguard.evaluation.results.measures import (
@@ -318,6 +319,10 @@ PARTS: dict[str, Part] = {
     "refused": refused,
     "serving": serving,
     "vllm-agreement": partial(vllm_results.agreement, BENCHMARKS),
+    "vllm-costs": partial(vllm_results.costs, BENCHMARKS),
+    "vllm-scale": partial(vllm_scale.sizing, BENCHMARKS),
+    "vllm-scale-assumptions": vllm_scale.assumptions,
+    "vllm-storm": partial(vllm_results.storm, BENCHMARKS),
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of the page on vLLM, from the file that `make bench-vllm` writes."""
+"""The tables of the page on vLLM, from the files that `make bench-vllm` writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_SIZES = {"pocket": "Pocket VLM", "large": "stand-in"}
 _CONDITIONS = {"text": "nothing", "blank": "blank", "noise": "noise", "image": "rendered scene"}
+_ORDERS = ("together", "first")
 
 
 def agreement(folder: Path) -> Iterator[str]:
@@ -33,7 +35,7 @@ def agreement(folder: Path) -> Iterator[str]:
     near = len(result["near"]) + sum(row["near"] for row in differ)
     yield (
         f"\nOf {sum(line['n'] for line in lines)}, {len(differ)} differ in the decision or in "
-        f"whether they refuse; {near} lie within 0.01 logits of a threshold. Margins differ by "
+        f"whether they refuse; {near} lie within 0.01 of a threshold. Measures differ by "
         f"{result['margin_error']:.4f} logits at most. "
         "[The file](../benchmarks/results/vllm-agreement.json) lists both.\n"
     )
@@ -41,6 +43,70 @@ def agreement(folder: Path) -> Iterator[str]:
         yield (
             f"- {row['kind']}, {_CONDITIONS[row['condition']]}: “{row['text']}”; margins "
             f"{row['margins'][0]} and {row['margins'][1]}"
+        )
+
+
+def storm(folder: Path) -> Iterator[str]:
+    """What came of storms, one for each order that was tried."""
+    results = [
+        _read(folder, f"vllm-storm-{order}")
+        for order in _ORDERS
+        if (folder / f"vllm-storm-{order}.json").is_file()
+    ]
+    yield (
+        "`python benchmarks/vllm_storm.py`, "
+        f"{results[0]['requests']} requests at random moments, "
+        f"{results[0]['rate']:g} a second on average, {_where(results[0])}\n"
+    )
+    rows = {
+        "clients that left": "left",
+        "requests that the engine stopped and read again": "preempted",
+        "answers": "answered",
+        "errors": "failed",
+        "without their own receipt": "unguarded",
+        "decided otherwise than alone": "decided_otherwise",
+        "refused where they do not alone, or the other way": "contaminated",
+        "in other words than alone": "worded_otherwise",
+    }
+    yield from _head("", *(f"`{result['order']}`" for result in results))
+    for title, name in rows.items():
+        counts = [len(x) if isinstance(x := result[name], list) else x for result in results]
+        yield f"| {title} | {' | '.join(map(str, counts))} |"
+
+
+def costs(folder: Path) -> Iterator[str]:
+    """Guarded over unguarded, for each model that was tried."""
+    results = {
+        size: _read(folder, f"vllm-cost-{size}")
+        for size in _SIZES
+        if (folder / f"vllm-cost-{size}.json").is_file()
+    }
+    first = next(iter(results.values()))
+    yield (
+        "`python benchmarks/vllm_cost.py`, for the stand-in with `--large`; "
+        f"{_where(first)} Median and middle half: of rounds for throughput, of requests for the "
+        "first token.\n"
+    )
+    yield from _head(
+        *("model", "order", "throughput, 8 at once", "first token, 1 at a time"),
+        *("… without an image", "… closed gate", "… open gate"),
+    )
+    kinds = ("all", "text", "benign", "harmful")
+    for size, result in results.items():
+        for cost in result["costs"]:
+            ratios = [cost["throughput"], *(cost["first_token"][kind] for kind in kinds)]
+            cells = " | ".join(_ratio(ratio) for ratio in ratios)
+            yield f"| {_SIZES[size]} | `{cost['order']}` | {cells} |"
+    yield ""
+    for size, result in results.items():
+        tokens = result["tokens"]
+        yield (
+            f"- {_SIZES[size]}: an image is {tokens['image']} tokens, and text is "
+            f"{100 * (1 - tokens['image'] / tokens['prompt']):.0f} % of the prompt of a request "
+            f"with one; an answer has {tokens['answer']:.0f} tokens on average; "
+            f"{result['rounds']} rounds of {result['requests_a_round']} requests; unguarded "
+            f"{result['unguarded_requests_a_second']:.2f} requests a second, and the first token "
+            f"after {result['unguarded_first_token_ms']['all']:.0f} ms."
         )
 
 
@@ -60,3 +126,8 @@ def _where(result: Any) -> str:
 def _head(*titles: str) -> Iterator[str]:
     yield f"| {' | '.join(titles)} |"
     yield f"|{'---|' * len(titles)}"
+
+
+def _ratio(ratio: Any) -> str:
+    low, high = ratio["middle"]
+    return f"{ratio['median']:.2f} ({low:.2f}–{high:.2f})"

@@ -1,4 +1,4 @@
-"""An `LLM` under the guard, in this process."""
+"""An `LLM` under the guard, in this process; the model's own refusal decides alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def llm(checkpoints: tuple[Path, Path]) -> Any:
 
 @pytest.fixture(scope="module")
 def safe(llm: Any, guard: Guard) -> GuardedLLM:
-    return guarded(llm, guard)
+    return guarded(llm, guard, refusal_alone=True)
 
 
 def params() -> Any:
@@ -85,7 +85,7 @@ def test_another_models_guard_is_refused(llm: Any, guard: Guard) -> None:
     assert isinstance(known, Fingerprint)
     other = replace(known, logits=known.logits.flip(0))
     with pytest.raises(SafeguardError, match="behaves otherwise"):
-        guarded(llm, guard.variant(fingerprint=other))
+        guarded(llm, guard.variant(fingerprint=other), refusal_alone=True)
 
 
 def test_log_probabilities_of_something_else_are_noticed(
@@ -97,4 +97,4 @@ def test_log_probabilities_of_something_else_are_noticed(
     lead = verdict._lead
     monkeypatch.setattr(verdict, "_lead", lambda *given: -lead(*given))
     with pytest.raises(SafeguardError, match="say other than the tokens"):
-        guarded(llm, guard)
+        guarded(llm, guard, refusal_alone=True)

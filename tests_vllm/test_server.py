@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,7 @@ def test_decisions_and_answers_are_those_of_transformers(
     asked = requests(3)
     inside = inside_vllm(server, asked, TOKENS, 8)
     hooks = by_hooks(vlm, guard, asked, TOKENS)
-    own = guard.policy.own_refusal
-    assert own is not None
-    rows = [compared(*each, own.slack) for each in zip(asked, inside, hooks, strict=True)]
+    rows = [compared(*each, guard.policy) for each in zip(asked, inside, hooks, strict=True)]
     assert {row.opened[1] for row in rows} == {True, False}
     for row in rows:
         assert row.decided_alike or row.near, row
@@ -103,7 +102,7 @@ def test_every_way_to_ask_is_guarded(server: Client, path: str) -> None:
         content[0]["content"][0] = {"type": "image", "source": source}
     answer = post(server, path, messages=content, max_tokens=8)
     assert answer.status_code == 200, answer.text
-    assert answer.headers["x-guard"].startswith("open; by=refusal_words; response=text")
+    assert re.match(r"open; by=\w+; response=refusal", answer.headers["x-guard"])
     assert answer.json()["guard"]["open"]
 
 

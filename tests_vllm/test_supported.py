@@ -12,13 +12,15 @@ from vllm_server import serving
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.vllm.supported import check_config
 from vlm_safeguard.engines.vllm.verdict import Judge
+from vlm_safeguard.engines.vllm.worker_options import worker_options
 from vlm_safeguard.errors import SafeguardError
 
 
 def checked(model: Path, guard: Guard, **options: Any) -> None:
+    judge = Judge(guard.policy)
     given = {"enforce_eager": True, "max_model_len": 256, "dtype": "float32", **options}
-    config = EngineArgs(str(model), **given).create_engine_config()
-    check_config(config, Judge(guard.policy), guard.provenance)
+    config = EngineArgs(str(model), **worker_options(judge) | given).create_engine_config()
+    check_config(config, judge, guard.provenance)
 
 
 def test_the_plain_engine_is_supported(checkpoints: tuple[Path, Path], guard: Guard) -> None:

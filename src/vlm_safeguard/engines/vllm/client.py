@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from vlm_safeguard.engines.vllm import question
+from vlm_safeguard.engines.vllm.gate import check_order
 from vlm_safeguard.engines.vllm.ledger import note
 from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.engines.vllm.verdict import Answer, Judge
-from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.request import Request
 
 #: What vLLM's server asks of an engine beside answers. All else is refused: it may answer, or
@@ -45,11 +45,7 @@ class GuardedClient:
         Raises:
             SafeguardError: requests would be begun before it is known how they are edited.
         """
-        if judge.policy.edits and order is not Order.FIRST:
-            raise SafeguardError(
-                "This guard edits open requests, and what they are edited towards is read first; "
-                "choose --guard-order first."
-            )
+        check_order(judge.policy, order)
         self._engine, self._judge, self._order = engine, judge, order
 
     def __getattr__(self, name: str) -> Any:

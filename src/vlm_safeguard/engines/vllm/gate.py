@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.gate import RefusalWords
 from vlm_safeguard.policy.policy import Policy
@@ -44,3 +45,16 @@ def runnable(policy: Policy, *, refusal_alone: bool) -> Policy:
             "decide alone; leave --refusal-alone out."
         )
     return replace(policy, gate=(RefusalWords(tokens=own.tokens, slack=own.slack),))
+
+
+def check_order(policy: Policy, order: Order) -> None:
+    """Refuse to begin requests before it is known how they are edited.
+
+    Raises:
+        SafeguardError: they would be.
+    """
+    if policy.edits and order is not Order.FIRST:
+        raise SafeguardError(
+            "This guard edits open requests, and what they are edited towards is read first; "
+            "choose --guard-order first."
+        )

@@ -9,7 +9,7 @@ from typing import Any
 from vlm_safeguard.engines.vllm import question
 from vlm_safeguard.engines.vllm.client import GuardedClient, ask
 from vlm_safeguard.engines.vllm.fitted import Fitted
-from vlm_safeguard.engines.vllm.gate import runnable
+from vlm_safeguard.engines.vllm.gate import check_order, runnable
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.engines.vllm.supported import check_config, check_version
 from vlm_safeguard.engines.vllm.trial import Trial
@@ -42,6 +42,7 @@ def serve(
 
     check_version(vllm.__version__)
     judge = Judge(runnable(guard.policy, refusal_alone=refusal_alone))
+    check_order(judge.policy, order)
     cli_env_setup()
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", model, *options])
     configure_logging_from_args(arguments)
