@@ -65,7 +65,7 @@ def traffic(count: int, start: int = 0) -> list[tuple[str, Chat]]:
     """(kind, conversation) of so many requests, in turns; no two with the same text or image."""
     harmful = [prompt.text for prompt in read_prompts("harmful")]
     harmless = [prompt.text for prompt in read_prompts("harmless")]
-    questions = [each.text for each in image_questions() if each.language == "en"]
+    questions = [each.text for each in image_questions() if each.language == "English"]
     asked = []
     for number in range(start, start + count):
         kind = _TURN[number % len(_TURN)]

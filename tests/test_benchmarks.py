@@ -187,3 +187,14 @@ def test_gates(tmp_path: Path, model: Any, processor: Any, guard: Guard) -> None
         receipts = attachment.generate(**inputs, max_new_tokens=1).receipts
     opened = sum(receipt.guarded for receipt in receipts) / 5
     assert rows[2]["opened"]["value"] == opened
+
+
+def test_what_vllm_is_asked_for_its_cost() -> None:
+    import vllm_cost
+
+    asked = vllm_cost.traffic(10)
+    kinds = [kind for kind, _ in asked]
+    assert [kinds.count(kind) for kind in ("benign", "text", "harmful")] == [6, 2, 2]
+    for kind, chat in asked:
+        assert (len(chat[-1].content) == 2) == (kind != "text")
+    assert len({str(chat[-1].content[-1]) for _, chat in asked}) == 10
