@@ -180,7 +180,7 @@ def _weights(
 
 
 def _solved(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """x of (L Lᵀ) x = right, by the factor L."""
+    """Solve (L Lᵀ) x = right, by the factor L."""
     return torch.cholesky_solve(right[:, None], factor)[:, 0]
 
 
