@@ -131,8 +131,15 @@ def measure(folder: Path, path: Path, rounds: int, count: int, *, large: bool) -
 def costs(rounds: Sequence[dict[str, Round]]) -> list[Cost]:
     """Of each order, over the unguarded server in the same rounds."""
 
-    def firsts(name: str, kind: str) -> list[float]:
-        return [x for each in rounds for x in each[name].firsts[kind]]
+    def firsts(order: str, kind: str) -> Ratio:
+        """Of those whose answers have a text in both."""
+        pairs = [
+            pair
+            for each in rounds
+            for pair in zip(each[order].firsts[kind], each["unguarded"].firsts[kind], strict=True)
+            if all(pair)
+        ]
+        return Ratio.of(*(list(times) for times in zip(*pairs, strict=True)))
 
     took = {name: [each[name].seconds for each in rounds] for name in rounds[0]}
     kinds = rounds[0]["unguarded"].firsts
@@ -140,7 +147,7 @@ def costs(rounds: Sequence[dict[str, Round]]) -> list[Cost]:
         Cost(
             order,
             Ratio.of(took["unguarded"], took[order]),
-            {kind: Ratio.of(firsts(order, kind), firsts("unguarded", kind)) for kind in kinds},
+            {kind: firsts(order, kind) for kind in kinds},
         )
         for order in Order
     ]
