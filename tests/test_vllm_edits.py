@@ -55,15 +55,16 @@ class Asked:
         spoken = dice.randint(0, len(PREFIX))
         follows = PREFIX[spoken:]
         answer = [*follows[: dice.randint(0, len(follows))], *[1] * dice.randint(0, 3)]
+        layers = dice.choice([EDITED, EDITED[:1], EDITED[1:]])  # as gates of single layers open
         plan = EditPlan(
-            layers=EDITED,
+            layers=layers,
             positions=(*positions, prompt - 1),
             counterparts=(*(dice.randrange(last + 1) for _ in positions), last),
             last=last,
             follows=follows,
             first=last + 1 + spoken,
             whole_answer=whole_answer,
-            coordinates=tuple(torch.randn(rows, RANK).numpy().tobytes() for _ in EDITED),
+            coordinates=tuple(torch.randn(rows, RANK).numpy().tobytes() for _ in layers),
         )
         ids = [0] * prompt + answer
         mark = Mark(policy=POLICY, name=f"r{dice.random()}", edit=plan)
@@ -130,7 +131,7 @@ class Worker:
         for number, layer in enumerate(self.layers):
             hidden, residual = layer.forward(state, None)  # past the hook
             state = hidden + residual
-            if number in EDITED:
+            if number in plan.layers:
                 subspace = self.subspaces[number]
                 text = plan.coordinates_of(number, RANK)[counterparts]
                 last = torch.tensor(counterparts) == plan.last
@@ -227,7 +228,7 @@ def test_nothing_is_edited_without_subspaces() -> None:
     [
         ([None], "worker 0 edited nothing"),
         ([{"positions": [], "layers": [1, 2]}], "worker 0 edited tokens"),
-        ([{"positions": None, "layers": [1]}], "of layers"),
+        ([{"positions": None, "layers": []}], "of layers"),
     ],
 )
 def test_what_was_not_edited_as_planned_is_told(shown: list[dict[str, object]], words: str) -> None:

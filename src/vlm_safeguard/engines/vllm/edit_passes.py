@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,19 @@ from vlm_safeguard.engines.vllm.passes import plain
 from vlm_safeguard.engines.vllm.scheduled import Admitted, Scheduled, placed
 
 
+@dataclass(frozen=True)
+class Edited:
+    """What was edited of one request.
+
+    Attributes:
+        positions: of its prompt's tokens.
+        layers: of this worker, in which they were.
+    """
+
+    positions: set[int]
+    layers: tuple[int, ...]
+
+
 class EditPasses:
     """The passes of one worker."""
 
@@ -22,10 +36,10 @@ class EditPasses:
         self._layers = layers
         self._admitted: dict[str, Admitted] = {}
         self._seen: OrderedDict[str, dict[int, torch.Tensor]] = OrderedDict()
-        self._edited: OrderedDict[str, set[int]] = OrderedDict()
+        self._edited: OrderedDict[str, Edited] = OrderedDict()
         # of the current pass: a request, its tokens' places among those that are read, their rows
         self._read: list[tuple[Admitted, torch.Tensor, torch.Tensor]] = []
-        self._planned: list[tuple[Admitted, list[int]]] = []  # a request, positions in its prompt
+        self._planned: list[tuple[Admitted, Edited]] = []
 
     def admit(self, new: Iterable[Admitted], finished: Iterable[str]) -> None:
         """Take note of requests that come and go."""
@@ -62,8 +76,9 @@ class EditPasses:
             for number, coordinates in seen.items():
                 coordinates[places] = self._layers.seen(number, rows)
             _newest(self._seen, name)
-        for about, positions in self._planned:
-            self._edited.setdefault(_name(about), set()).update(positions)
+        for about, edited in self._planned:
+            before = self._edited.get(_name(about), Edited(set(), edited.layers))
+            self._edited[_name(about)] = Edited(before.positions | edited.positions, edited.layers)
             _newest(self._edited, _name(about))
         self._read, self._planned = [], []
 
@@ -77,12 +92,12 @@ class EditPasses:
     def take_edited(self, names: Iterable[str]) -> list[dict[str, Any] | None]:
         """What was edited under these names, and is kept no longer.
 
-        Of each the positions in its prompt and this worker's layers; None where nothing was.
+        Of each the positions in its prompt and the layers of this worker; None where nothing was.
         """
         return [
             None
-            if (positions := self._edited.pop(name, None)) is None
-            else {"positions": sorted(positions), "layers": list(self._layers.numbers)}
+            if (edited := self._edited.pop(name, None)) is None
+            else {"positions": sorted(edited.positions), "layers": list(edited.layers)}
             for name in names
         ]
 
@@ -107,12 +122,13 @@ class EditPasses:
             return
         chosen = torch.tensor(counterparts)
         rows, last = torch.tensor(tokens) + row, chosen == plan.last
-        for number in self._layers.numbers:
-            if number in plan.layers:
-                text = plan.coordinates_of(number, self._layers.rank)[chosen]
-                self._layers.plan(number, rows, text, last)
-        positions = [part.start + token for token in tokens]
-        self._planned.append((about, [each for each in positions if each < about.prompt]))
+        layers = tuple(number for number in self._layers.numbers if number in plan.layers)
+        for number in layers:
+            text = plan.coordinates_of(number, self._layers.rank)[chosen]
+            self._layers.plan(number, rows, text, last)
+        positions = {part.start + token for token in tokens}
+        edited = Edited({each for each in positions if each < about.prompt}, layers)
+        self._planned.append((about, edited))
 
 
 def _name(about: Admitted) -> str:
