@@ -72,6 +72,7 @@ class GuardedClient:
         Raises:
             ValueError: it cannot be guarded.
             NotReadError: the engine did not read its text.
+            NotEditedError: it is open, and the engine did not edit it as planned.
         """
         judge, place, first = self._judge, note(self._judge.policy), None
         multimodal = isinstance(prompt, dict) and prompt.get("type") == "multimodal"

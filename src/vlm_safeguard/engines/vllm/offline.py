@@ -92,6 +92,7 @@ class GuardedLLM:
         Raises:
             ValueError: a request cannot be guarded.
             NotReadError: the engine did not read one's text. Nothing is answered then.
+            NotEditedError: the engine did not edit one as planned. Likewise.
         """
         alone = bool(messages) and isinstance(messages[0], dict)
         shown = [_shows(each) for each in ([messages] if alone else messages)]
@@ -104,6 +105,7 @@ class GuardedLLM:
         Raises:
             ValueError: a request cannot be guarded.
             NotReadError: the engine did not read one's text. Nothing is answered then.
+            NotEditedError: the engine did not edit one as planned. Likewise.
         """
         alone = isinstance(prompts, str | dict) or not isinstance(prompts, Sequence)
         each = [prompts] if alone else list(prompts)
