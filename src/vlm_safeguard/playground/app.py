@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from vlm_safeguard.model.conversation import Chat, chat_of
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.playground.adversarial import Against, attack
 from vlm_safeguard.playground.comparison import Tell, compare
-from vlm_safeguard.playground.events import line
+from vlm_safeguard.playground.events import Event, line
 from vlm_safeguard.playground.presets import preset
 from vlm_safeguard.playground.worker import Worker
 from vlm_safeguard.policy.response import Response as OpenResponse
@@ -52,6 +52,19 @@ class Asked(BaseModel):
     response: OpenResponse | None = None
     against: Against = "unguarded"
     preset: str = ""
+
+
+class _Streamed(StreamingResponse):
+    """What a piece of work tells, line by line; the work ends with it, read to its end or not."""
+
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
+        super().__init__((line(event) async for event in events), media_type="application/x-ndjson")
+        self._events = events
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """As ASGI calls it."""
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 def make_app(vlm: VLM, guard: Guard, name: str, max_new_tokens: int, hosts: list[str]) -> FastAPI:
@@ -91,11 +104,7 @@ def make_app(vlm: VLM, guard: Guard, name: str, max_new_tokens: int, hosts: list
         return chat_of(asked.question, *(shown or [noise_image(0)] * otherwise))
 
     def streamed(work: Callable[[Tell], None]) -> StreamingResponse:
-        async def lines() -> AsyncIterator[bytes]:
-            async for event in worker.events(work):
-                yield line(event)
-
-        return StreamingResponse(lines(), media_type="application/x-ndjson")
+        return _Streamed(worker.events(work))
 
     @app.get("/about")
     async def about() -> dict[str, Any]:

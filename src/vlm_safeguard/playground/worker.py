@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from vlm_safeguard.errors import SafeguardError
@@ -24,7 +24,9 @@ class Worker:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "model")
 
-    async def events(self, work: Callable[[Callable[[Event], None]], None]) -> AsyncIterator[Event]:
+    async def events(
+        self, work: Callable[[Callable[[Event], None]], None]
+    ) -> AsyncGenerator[Event, None]:
         """What a piece of work tells, as it comes; leaving early stops it at what it tells next.
 
         Args:
