@@ -408,7 +408,7 @@ def test_leaving_stops_the_work_and_the_next_begins() -> None:
     async def leave() -> None:
         events = worker.events(endless)
         assert isinstance(await anext(events), Over)
-        await events.aclose()  # type: ignore[attr-defined]  # of an async generator
+        await events.aclose()
 
     asyncio.run(leave())
     assert stopped.wait(60)
