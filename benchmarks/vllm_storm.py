@@ -102,6 +102,26 @@ def judged(
     )
 
 
+async def weathered(
+    client: Client,
+    distinct: Sequence[Asked],
+    asked: Sequence[Asked],
+    rate: float,
+    tokens: int,
+    seed: int,
+) -> Storm:
+    """Ask each distinct request alone, then all of them at their moments, and compare.
+
+    Args:
+        asked: drawn from `distinct`.
+    """
+    alone = await client.all([each.chat for each in distinct], tokens, 1)
+    before = await preempted(client)
+    replies = await weather(client, asked, rate, tokens, seed)
+    own = {id(each): reply for each, reply in zip(distinct, alone, strict=True)}
+    return judged(asked, own, replies, await preempted(client) - before)
+
+
 async def preempted(client: Client) -> int:
     """Requests that the engine stopped and read again, since it started."""
     metrics = (await client.http.get("/metrics")).text
@@ -116,14 +136,8 @@ def storm(folder: Path, count: int, rate: float, tokens: int, seed: int, order: 
     chance = random.Random(seed)
     asked = [chance.choice(distinct) for _ in range(count)]
 
-    async def both(client: Client) -> Storm:
-        alone = await client.all([each.chat for each in distinct], tokens, 1)
-        replies = await weather(client, asked, rate, tokens, seed)
-        own = {id(each): reply for each, reply in zip(distinct, alone, strict=True)}
-        return judged(asked, own, replies, await preempted(client))
-
     with serving(model, folder / "storm.log", *SMALL_CACHE, guard=guard, order=order) as client:
-        return client.run(both(client))
+        return client.run(weathered(client, distinct, asked, rate, tokens, seed))
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from support.vllm import Layer
 from vlm_safeguard.engines.vllm.edit_passes import EditPasses
 from vlm_safeguard.engines.vllm.edit_plan import EditPlan
 from vlm_safeguard.engines.vllm.edited_layers import EditedLayers
@@ -21,20 +22,6 @@ from vlm_safeguard.policy.subspace import Subspace
 
 POLICY, WIDTH, RANK, EDITED = "a" * 64, 6, 2, (1, 2)
 PREFIX = (7, 8, 9)
-
-
-class Layer(torch.nn.Module):
-    """As vLLM's: what it adds, and what it was added to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(WIDTH, WIDTH))
-
-    def forward(
-        self, hidden: torch.Tensor, residual: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        residual = hidden if residual is None else hidden + residual
-        return (residual @ self.weight).tanh(), residual
 
 
 @dataclass
@@ -89,7 +76,7 @@ class Worker:
     """Three layers, of which two are edited, and the passes over them."""
 
     def __init__(self, edit: Edit, capacity: int = 64) -> None:
-        self.layers: list[torch.nn.Module] = [Layer() for _ in range(3)]
+        self.layers: list[torch.nn.Module] = [Layer(WIDTH) for _ in range(3)]
         settings = EditSettings(edit=edit.to_config(), layers=EDITED, rank=RANK)
         self.edited = EditedLayers(
             self.layers,

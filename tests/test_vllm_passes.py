@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from support.vllm import Layer
 from vlm_safeguard.engines.vllm import passes
 from vlm_safeguard.engines.vllm.layers import WatchedLayers
 from vlm_safeguard.engines.vllm.marks import KEY, Mark
@@ -18,20 +19,6 @@ from vlm_safeguard.engines.vllm.states import states_of
 from vlm_safeguard.errors import SafeguardError
 
 POLICY, WIDTH, WATCHED = "a" * 64, 4, (0, 2)
-
-
-class Layer(torch.nn.Module):
-    """As vLLM's: what it adds, and what it was added to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(WIDTH, WIDTH))
-
-    def forward(
-        self, hidden: torch.Tensor, residual: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        residual = hidden if residual is None else hidden + residual
-        return (residual @ self.weight).tanh(), residual
 
 
 class Elsewhere(torch.nn.Module):
@@ -44,7 +31,7 @@ class Model:
     def __init__(self, capacity: int = 8, missing: Sequence[int] = ()) -> None:
         torch.manual_seed(0)
         self.layers: list[torch.nn.Module] = [
-            Elsewhere() if n in missing else Layer() for n in range(3)
+            Elsewhere() if n in missing else Layer(WIDTH) for n in range(3)
         ]
         self.passes = self.watch(capacity)
 

@@ -9,7 +9,7 @@ import pytest
 
 from vllm_agreement import by_hooks, compared, inside_vllm, requests
 from vllm_server import Client, serving
-from vllm_storm import SMALL_CACHE, Storm, judged, preempted, weather
+from vllm_storm import SMALL_CACHE, weathered
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.errors import SafeguardError
@@ -60,15 +60,7 @@ def test_a_storm_of_edited_requests(server: Client) -> None:
     """Edited and unedited side by side, of the same images and texts: none has another's keys."""
     distinct = requests(2)
     asked = [distinct[7 * n % len(distinct)] for n in range(32)]
-
-    async def work() -> Storm:
-        alone = await server.all([each.chat for each in distinct], TOKENS, 1)
-        before = await preempted(server)
-        replies = await weather(server, asked, 20.0, TOKENS, 0)
-        own = {id(each): reply for each, reply in zip(distinct, alone, strict=True)}
-        return judged(asked, own, replies, await preempted(server) - before)
-
-    made = server.run(work())
+    made = server.run(weathered(server, distinct, asked, 20.0, TOKENS, 0))
     assert made.answered + made.left == len(asked)
     assert made.preempted > 0, "the cache was to be too small"
     assert (made.unguarded, made.decided_otherwise, made.contaminated) == (0, 0, 0)

@@ -12,7 +12,7 @@ import pytest
 
 from vllm_agreement import by_hooks, compared, inside_vllm, requests
 from vllm_server import Client, Reply, messages_of
-from vllm_storm import Storm, judged, preempted, weather
+from vllm_storm import weathered
 from vlm_safeguard import Guard
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.images import noise_image
@@ -64,15 +64,7 @@ def test_no_image_moves_an_open_gates_answer(server: Client) -> None:
 def test_a_storm(server: Client) -> None:
     distinct = requests(2)
     asked = [distinct[7 * n % len(distinct)] for n in range(32)]
-
-    async def work() -> Storm:
-        alone = await server.all([each.chat for each in distinct], TOKENS, 1)
-        before = await preempted(server)
-        replies = await weather(server, asked, 20.0, TOKENS, 0)
-        own = {id(each): reply for each, reply in zip(distinct, alone, strict=True)}
-        return judged(asked, own, replies, await preempted(server) - before)
-
-    made = server.run(work())
+    made = server.run(weathered(server, distinct, asked, 20.0, TOKENS, 0))
     assert made.answered + made.left == len(asked)
     assert made.preempted > 0, "the cache was to be too small"
     assert (made.unguarded, made.decided_otherwise, made.contaminated) == (0, 0, 0)

@@ -113,3 +113,17 @@ class Engine:
     async def get_supported_tasks(self) -> tuple[str, ...]:
         """As `AsyncLLM` has it."""
         return ("generate", "transcription")
+
+
+class Layer(torch.nn.Module):
+    """As vLLM's: what it adds, and what it was added to."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(width, width))
+
+    def forward(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        residual = hidden if residual is None else hidden + residual
+        return (residual @ self.weight).tanh(), residual

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from vlm_safeguard.engines.vllm.edited_layers import EditedLayers
-from vlm_safeguard.engines.vllm.marks import KEPT
-from vlm_safeguard.engines.vllm.passes import plain
+from vlm_safeguard.engines.vllm.passes import keep
+from vlm_safeguard.engines.vllm.plain import to_bytes
 from vlm_safeguard.engines.vllm.scheduled import Admitted, Scheduled, placed
 
 
@@ -72,14 +72,14 @@ class EditPasses:
         self._layers.check()
         for about, places, rows in self._read:
             name, count = _name(about), len(about.mark.tokens)
-            seen = self._seen.setdefault(name, self._layers.unseen(count))
+            seen = self._seen.get(name) or self._layers.unseen(count)
             for number, coordinates in seen.items():
                 coordinates[places] = self._layers.seen(number, rows)
-            _newest(self._seen, name)
+            keep(self._seen, name, seen)
         for about, edited in self._planned:
             before = self._edited.get(_name(about), Edited(set(), edited.layers))
-            self._edited[_name(about)] = Edited(before.positions | edited.positions, edited.layers)
-            _newest(self._edited, _name(about))
+            positions = before.positions | edited.positions
+            keep(self._edited, _name(about), Edited(positions, edited.layers))
         self._read, self._planned = [], []
 
     def take_seen(self, name: str) -> dict[str, bytes]:
@@ -87,7 +87,7 @@ class EditPasses:
 
         Empty where there are none.
         """
-        return {str(n): plain(x) for n, x in self._seen.pop(name, {}).items()}
+        return {str(n): to_bytes(x) for n, x in self._seen.pop(name, {}).items()}
 
     def take_edited(self, names: Iterable[str]) -> list[dict[str, Any] | None]:
         """What was edited under these names, and is kept no longer.
@@ -134,10 +134,3 @@ class EditPasses:
 def _name(about: Admitted) -> str:
     assert about.mark.name is not None, "what is read or edited has a name"
     return about.mark.name
-
-
-def _newest(kept: OrderedDict[str, Any], name: str) -> None:
-    """It was asked for last, so it goes last."""
-    kept.move_to_end(name)
-    while len(kept) > KEPT:
-        kept.popitem(last=False)

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from vlm_safeguard.engines.vllm.plain import from_bytes, to_bytes
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.request import Request
 from vlm_safeguard.policy.span import Span
@@ -75,7 +76,7 @@ class EditPlan(BaseModel):
             follows=prefix[spoken:],
             first=len(rows) - len(prefix) + spoken,
             whole_answer=policy.edit.span is Span.ANSWER,
-            coordinates=tuple(coordinates[n].float().cpu().numpy().tobytes() for n in layers),
+            coordinates=tuple(to_bytes(coordinates[n]) for n in layers),
         )
 
     def rows(
@@ -109,5 +110,4 @@ class EditPlan(BaseModel):
 
     def coordinates_of(self, layer: int, rank: int) -> torch.Tensor:
         """(rows, rank) float32 of one of the `layers`."""
-        values = bytearray(self.coordinates[self.layers.index(layer)])
-        return torch.frombuffer(values, dtype=torch.float32).view(-1, rank)
+        return from_bytes(self.coordinates[self.layers.index(layer)]).view(-1, rank)

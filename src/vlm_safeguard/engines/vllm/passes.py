@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from vlm_safeguard.engines.vllm.layers import WatchedLayers
 from vlm_safeguard.engines.vllm.marks import KEPT, Mark
+from vlm_safeguard.engines.vllm.plain import to_bytes
 from vlm_safeguard.engines.vllm.scheduled import Admitted, Scheduled, placed
+
+T = TypeVar("T")
 
 
 def rows_read(batch: Iterable[Scheduled], positions: Mapping[str, int | None]) -> dict[str, int]:
@@ -63,10 +66,7 @@ class Passes:
         for place, request in enumerate(self._asked):
             mark = self._marks[request]
             assert mark.name is not None, "what is read has a name"
-            self._kept[mark.name] = (mark, self._layers.read(place))
-            self._kept.move_to_end(mark.name)
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+            keep(self._kept, mark.name, (mark, self._layers.read(place)))
         if self._asked:
             self._layers.forget()
         self._asked = []
@@ -83,11 +83,14 @@ class Passes:
                 taken.append(None)
                 continue
             mark, states = self._kept.pop(name)
-            shown = {str(n): plain(x) for n, x in states.items()}
+            shown = {str(n): to_bytes(x) for n, x in states.items()}
             taken.append({"policy": mark.policy, "position": mark.position, "states": shown})
         return taken
 
 
-def plain(tensor: torch.Tensor) -> bytes:
-    """Its values in float32, to be sent to another process."""
-    return tensor.float().cpu().numpy().tobytes()
+def keep(kept: OrderedDict[str, T], name: str, value: T) -> None:
+    """Keep it as the newest; the oldest ones go where there are more than `KEPT`."""
+    kept[name] = value
+    kept.move_to_end(name)
+    while len(kept) > KEPT:
+        kept.popitem(last=False)

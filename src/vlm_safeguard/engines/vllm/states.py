@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vlm_safeguard.engines.vllm.marks import Mark
+from vlm_safeguard.engines.vllm.plain import from_bytes
 
 
 def states_of(
@@ -36,7 +37,7 @@ def states_of(
                 f"{each['policy'][:12]}, not token {mark.position} under {mark.policy[:12]}"
             )
         for number, values in each["states"].items():
-            states[int(number)] = torch.frombuffer(bytearray(values), dtype=torch.float32)[None]
+            states[int(number)] = from_bytes(values)[None]
     if sorted(states) != sorted(layers):
         raise ValueError(f"of layers {list(layers)}, {sorted(states)} were read")
     missed = [number for number, each in states.items() if not torch.isfinite(each).all()]
@@ -63,8 +64,7 @@ def coordinates_of(
     seen: dict[int, torch.Tensor] = {}
     for each in shown:
         for number, values in (each or {})["coordinates"].items():
-            flat = torch.frombuffer(bytearray(values), dtype=torch.float32)
-            seen[int(number)] = flat.view(len(mark.tokens), -1)
+            seen[int(number)] = from_bytes(values).view(len(mark.tokens), -1)
     if sorted(seen) != sorted(layers):
         raise ValueError(f"of the edited layers {list(layers)}, {sorted(seen)} were read")
     missed = [number for number, each in seen.items() if not torch.isfinite(each).all()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from vllm.platforms import current_platform
 
 from vlm_safeguard.engines.vllm.edit_passes import EditPasses
@@ -12,6 +11,7 @@ from vlm_safeguard.engines.vllm.edited_layers import EditedLayers
 from vlm_safeguard.engines.vllm.layers import WatchedLayers
 from vlm_safeguard.engines.vllm.marks import EditSettings, Settings
 from vlm_safeguard.engines.vllm.passes import Passes
+from vlm_safeguard.engines.vllm.plain import from_bytes
 from vlm_safeguard.engines.vllm.scheduled import Admitted, Scheduled
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.subspace import Subspace
@@ -92,7 +92,7 @@ class GuardedWorker(Worker):  # type: ignore[misc]  # vLLM is not in every envir
         assert self._edited is not None, "only who edits is given subspaces"
         given = {}
         for number, values in subspaces.items():
-            V, *rest = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in values)
+            V, *rest = map(from_bytes, values)
             given[int(number)] = Subspace(V.view(self._edited.rank, -1), *rest)
         self._edited.fill(given)
         return list(self._edited.numbers)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vlm_safeguard.engines.vllm.marks import KEY, EditSettings, Settings
+from vlm_safeguard.engines.vllm.plain import to_bytes
 from vlm_safeguard.engines.vllm.verdict import Judge
 from vlm_safeguard.errors import SafeguardError
 
@@ -40,7 +41,7 @@ def subspaces(judge: Judge) -> dict[str, list[bytes]]:
     """Layer → its `Subspace`, in float32 bytes: what workers edit in, given before they edit."""
     made = judge.policy.subspaces(torch.device("cpu"), torch.float32)
     return {
-        str(number): [x.numpy().tobytes() for x in (each.V, each.harmful, each.drift)]
+        str(number): [to_bytes(x) for x in (each.V, each.harmful, each.drift)]
         for number, each in made.items()
     }
 
