@@ -20,6 +20,7 @@ from typing import Any
 
 import vllm_results
 import vllm_scale
+from grid import grid
 from vlm_safeguard.cli.model_options import flag
 from vlm_safeguard.evaluation.results.folder import Evaluation, read_evaluation
 from vlm_safeguard.evaluation.results.measures import (
@@ -97,7 +98,7 @@ def overview() -> Iterator[str]:
             ]
             counts |= {row.n for row in cells}
             lines.append((f"{folder.name.capitalize()}: {name}", *(_share(row) for row in cells)))
-    yield from _grid(["", *(title for title, *_ in _COLUMNS)], lines)
+    yield from grid(["", *(title for title, *_ in _COLUMNS)], lines)
     n = ", ".join(map(str, sorted(counts)))
     yield f"\nPer cent, with 95 % Wilson intervals; n = {n} a cell."
 
@@ -178,7 +179,7 @@ def timings(name: str, command: str, line: Sequence[int], column: Sequence[int])
         if cell["target"] is not None:
             shown.setdefault((*quantity, "target"), {})[over] = f"≤ {cell['target']:.2f}"
     columns = list(dict.fromkeys(over for cells in shown.values() for over in cells))
-    yield from _grid(
+    yield from grid(
         ["", *columns],
         [
             (
@@ -194,7 +195,7 @@ def amounts(name: str, command: str) -> Iterator[str]:
     """Amounts, a line each."""
     document = _document(name)
     yield from _measured(document, command)
-    yield from _grid(
+    yield from grid(
         ["", "measured", "target", "runs", ""],
         [
             (
@@ -227,10 +228,54 @@ def gates(name: str, *chosen: str) -> Iterator[str]:
         low, high = (f"{100 * opened[side]:.1f}" for side in ("low", "high"))
         cell = f"{100 * opened['value']:.1f} % ({low}–{high}; {row['own']})"
         shown.setdefault(kind, {})[row["gate"]] = cell
-    yield from _grid(
+    yield from grid(
         ["opened", *names],
         [(kind, *(cells[name] for name in names)) for kind, cells in shown.items()],
     )
+
+
+def criteria(name: str) -> Iterator[str]:
+    """How well scores of a text tell harm: every averaged one, and the best layer of each kind."""
+    document = _document(name)
+    yield (
+        f"`python benchmarks/criteria.py {name.removeprefix('criteria-')}`, "
+        f"{document['machine']['dtype']}; in brackets 95 % intervals.\n"
+    )
+    rows: dict[str, dict[str, dict[str, Any]]] = {}  # score → form → row
+    for row in document["rows"]:
+        rows.setdefault(row["score"], {})[row["form"]] = row
+    forms = list(next(iter(rows.values())))
+    best: dict[str, str] = {}  # kind of score → its best layer's name
+    for score, by_form in rows.items():
+        kind, _, layer = score.partition(", layer ")
+        if layer and (kind not in best or _worst(by_form) > _worst(rows[best[kind]])):
+            best[kind] = score
+    shown = [score for score in rows if ", layer " not in score] + list(best.values())
+    columns = [f"{form}: {what}" for form in forms for what in ("AUROC", "opened", "harmless")]
+    yield from grid(
+        ["score", *columns],
+        [
+            (
+                f"{score}, the best layer" if score in best.values() else score,
+                *(cell for form in forms for cell in _told_apart(rows[score][form])),
+            )
+            for score in shown
+        ],
+    )
+    sizes = {row[what]["n"] for row in document["rows"] for what in ("opened", "harmless")}
+    yield f"\nn = {', '.join(map(str, sorted(sizes)))} a cell."
+
+
+def _worst(by_form: dict[str, dict[str, Any]]) -> float:
+    """The lower AUROC of a score's two forms."""
+    return min(row["auroc"] for row in by_form.values())
+
+
+def _told_apart(row: dict[str, Any]) -> Iterator[str]:
+    yield f"{row['auroc']:.3f}"
+    for share in (row["opened"], row["harmless"]):
+        value, low, high = (f"{100 * share[key]:.0f}" for key in ("value", "low", "high"))
+        yield f"{value} % ({low}–{high})"
 
 
 def _document(name: str) -> dict[str, Any]:
@@ -262,19 +307,19 @@ def families() -> Iterator[str]:
         }
         lines.append((f"`{name}`", *(words.get(kind, "–") for kind in KINDS)))
     yield f"{len(lines)} model types are verified.\n"
-    yield from _grid(["model type", *KINDS], lines)
+    yield from grid(["model type", *KINDS], lines)
 
 
 def refused() -> Iterator[str]:
     """Every refused type, and why."""
-    yield from _grid(
+    yield from grid(
         ["model type", "why"], [(f"`{name}`", why) for name, why in sorted(REFUSED.items())]
     )
 
 
 def serving() -> Iterator[str]:
     """Every option of the server but its model."""
-    yield from _grid(
+    yield from grid(
         ("option", "default", "what"),
         (
             (
@@ -286,12 +331,6 @@ def serving() -> Iterator[str]:
             if name != "model"
         ),
     )
-
-
-def _grid(header: Sequence[str], lines: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'---|' * len(header)}"
-    yield from (f"| {' | '.join(line)} |" for line in lines)
 
 
 _SECTIONS = ("attack", "over-refusal", "utility", "frontier", "cost")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from grid import head
+
 _SIZES = {"pocket": "Pocket VLM", "large": "stand-in"}
 _CONDITIONS = {"text": "nothing", "blank": "blank", "noise": "noise", "image": "rendered scene"}
 _ORDERS = ("together", "first")
@@ -20,7 +22,7 @@ def agreement(folder: Path) -> Iterator[str]:
         f"`python benchmarks/vllm_agreement.py`, {lines[0]['n']} held-out requests a line, greedy, "
         f"{_where(result)} A pair is vLLM and transformers.\n"
     )
-    yield from _head(
+    yield from head(
         "requests", "beside", "gates open", "decided alike", "refused", "answered alike"
     )
     order = list(_CONDITIONS)
@@ -68,7 +70,7 @@ def storm(folder: Path) -> Iterator[str]:
         "refused where they do not alone, or the other way": "contaminated",
         "in other words than alone": "worded_otherwise",
     }
-    yield from _head("", *(f"`{result['order']}`" for result in results))
+    yield from head("", *(f"`{result['order']}`" for result in results))
     for title, name in rows.items():
         counts = [len(x) if isinstance(x := result[name], list) else x for result in results]
         yield f"| {title} | {' | '.join(map(str, counts))} |"
@@ -87,7 +89,7 @@ def costs(folder: Path) -> Iterator[str]:
         f"{_where(first)} Median and middle half: of rounds for throughput, of requests for the "
         "first token.\n"
     )
-    yield from _head(
+    yield from head(
         *("model", "order", "throughput, 8 at once", "first token, 1 at a time"),
         *("… without an image", "… closed gate", "… open gate"),
     )
@@ -121,11 +123,6 @@ def _where(result: Any) -> str:
         f"{machine['dtype']}, eager, on {machine['gpu'] or machine['cpu']} "
         f"({machine['cores']} CPU cores); {versions}."
     )
-
-
-def _head(*titles: str) -> Iterator[str]:
-    yield f"| {' | '.join(titles)} |"
-    yield f"|{'---|' * len(titles)}"
 
 
 def _ratio(ratio: Any) -> str:

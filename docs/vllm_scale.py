@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grid import head
+
 ORDERS = ("together", "first")
 _MEASURED = {"pocket": "Pocket VLM", "large": "stand-in"}
 _REPLICAS = (8, 64, 512)
@@ -83,7 +85,7 @@ _MODELS = (
 def sizing(folder: Path) -> Iterator[str]:
     """What tokens predict beside what was measured, and what follows for large models."""
     dear = 0.0
-    yield from _head("measured on", "order", "tokens asked", "tokens saved", "time added")
+    yield from head("measured on", "order", "tokens asked", "tokens saved", "time added")
     for name, tokens, order, time in _costs(folder):
         asked, saved = tokens.asked / tokens.unguarded, tokens.saved(order) / tokens.unguarded
         dear = max(dear, (time + saved) / asked)
@@ -92,7 +94,7 @@ def sizing(folder: Path) -> Iterator[str]:
         f"\nSo a token that the guard asks about is taken to cost {dear:.2f} times another, which "
         "is the worst of these.\n"
     )
-    yield from _head(
+    yield from head(
         *("model", "order", "tokens asked", "tokens saved", "throughput"),
         *(f"GPUs for the traffic of {count} replicas" for count in _REPLICAS),
         "GPU hours a month, at the last",
@@ -109,7 +111,7 @@ def sizing(folder: Path) -> Iterator[str]:
                 f"{1 / takes:.2f} | {' | '.join(gpus)} | + {more[-1] * _HOURS:,} |"
             )
     yield ""
-    yield from _head("memory", *(model.name for model in _MODELS))
+    yield from head("memory", *(model.name for model in _MODELS))
     for title, size in {
         "logits of one question": _logits,
         "where states are edited: buffers of the layers": _buffers,
@@ -174,8 +176,3 @@ def _work(model: Model) -> float:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _head(*titles: str) -> Iterator[str]:
-    yield f"| {' | '.join(titles)} |"
-    yield f"|{'---|' * len(titles)}"
