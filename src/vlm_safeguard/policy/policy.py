@@ -123,9 +123,14 @@ class Policy:
         return () if self.own_refusal is None else self.own_refusal.tokens
 
     @property
-    def follows_refusals(self) -> bool:
-        """Whether an answer is edited for as long as it follows the refusal prefix."""
-        return self.edits and self.edit.span is Span.OPENING and bool(self.refusal_prefix)
+    def followed(self) -> tuple[int, ...]:
+        """The refusal prefix, where answers are edited while they follow it; or nothing."""
+        return self.refusal_prefix if self.edits and self.edit.span is Span.OPENING else ()
+
+    def spoken(self, prefill: tuple[int, ...]) -> int:
+        """How many tokens of `followed` a begun answer holds; all where it says something else."""
+        follows = prefill == self.followed[: len(prefill)]
+        return len(prefill) if follows else len(self.followed)
 
     def beginning(self, findings: Iterable[Finding]) -> tuple[int, ...]:
         """What an open request's answer from its text begins with: the model's own refusal.

@@ -77,8 +77,7 @@ def read_request(policy: Policy, prompt: Sequence[int]) -> Request:
     }
     prefill = tuple(prompt[last + 1 :])
     spanned[last] = len(text) - 1
-    follows = policy.refusal_prefix if policy.follows_refusals else ()
-    spoken = same_start(prefill, follows)
+    spoken = same_start(prefill, policy.followed)
     for number in range(len(prefill)):
         spanned[last + 1 + number] = len(text) + number if number < spoken else len(text) - 1
     return Request(

@@ -84,7 +84,6 @@ class Batch:
         prefix = policy.refusal_prefix
         rows = Rows.of(requests, len(prefix))
         starts = token_starts([r.text for r in requests], len(prefix))
-        begun = [r.prefill == prefix[: len(r.prefill)] for r in requests]
         editable = torch.tensor([policy.guards_text or r.media.total > 0 for r in requests])
         asked = [0 if e else None for e in editable.tolist()]
         return cls(
@@ -94,9 +93,7 @@ class Batch:
             ends=torch.tensor(ends),
             stops=torch.tensor(stops),
             text_ends=torch.tensor([starts[r.text] + len(r.text) - 1 for r in requests]),
-            spoken=torch.tensor(
-                [len(r.prefill) if b else len(prefix) for r, b in zip(requests, begun, strict=True)]
-            ),
+            spoken=torch.tensor([policy.spoken(r.prefill) for r in requests]),
             editable=editable,
             decision=decide(policy.gate, "nothing", asked, None, len(policy.layers)),
         )
@@ -134,10 +131,10 @@ class Batch:
             answers: (requests, tokens) ids of the answers so far.
             new: how many tokens, and their prompts' before them, the current pass reads.
         """
-        prefix = self.policy.refusal_prefix if self.policy.follows_refusals else ()
+        followed = self.policy.followed
         among = self.decision.is_open.any(1) if self.finished else self.editable
-        spoken = self.spoken.masked_fill(~among, len(prefix))
-        return Rows.of_openings(self.text_ends, answers, prefix, spoken, new)
+        spoken = self.spoken.masked_fill(~among, len(followed))
+        return Rows.of_openings(self.text_ends, answers, followed, spoken, new)
 
     def beginning(self, request: int) -> tuple[int, ...]:
         """What an answer from the text begins with."""

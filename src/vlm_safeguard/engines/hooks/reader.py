@@ -110,8 +110,7 @@ class TextReader:
         """Of the texts whose requests are edited, or may be yet; zeros of the others."""
         if not self.subspaces:
             return
-        prefix = self.policy.refusal_prefix
-        behind = prefix if self.policy.follows_refusals else ()
+        prefix, behind = self.policy.refusal_prefix, self.policy.followed
         edited = batch.decision.is_open.any(1)
         if batch.decision.awaits_image:
             edited = edited | batch.editable

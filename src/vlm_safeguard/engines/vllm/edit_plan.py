@@ -19,8 +19,7 @@ def tokens_read(policy: Policy, request: Request) -> tuple[int, ...]:
 
     They are those of the edited tokens' counterparts, and of the refusal's words behind the text.
     """
-    follows = policy.refusal_prefix if policy.follows_refusals else ()
-    behind = range(len(request.text), len(request.text) + len(follows))
+    behind = range(len(request.text), len(request.text) + len(policy.followed))
     return tuple(sorted({token for _, token in request.spanned} | {*behind}))
 
 
@@ -65,16 +64,14 @@ class EditPlan(BaseModel):
             coordinates: layer → (n, m) float32, of the n tokens that `tokens_read` names.
         """
         rows = {token: row for row, token in enumerate(tokens_read(policy, request))}
-        prefix = policy.refusal_prefix if policy.follows_refusals else ()
-        prefill = request.prefill
-        spoken = len(prefill) if prefill == prefix[: len(prefill)] else len(prefix)
+        spoken = policy.spoken(request.prefill)
         return cls(
             layers=tuple(layers),
             positions=tuple(position for position, _ in request.spanned),
             counterparts=tuple(rows[token] for _, token in request.spanned),
             last=rows[len(request.text) - 1],
-            follows=prefix[spoken:],
-            first=len(rows) - len(prefix) + spoken,
+            follows=policy.followed[spoken:],
+            first=len(rows) - len(policy.followed) + spoken,
             whole_answer=policy.edit.span is Span.ANSWER,
             coordinates=tuple(to_bytes(coordinates[n]) for n in layers),
         )

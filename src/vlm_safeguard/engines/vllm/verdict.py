@@ -85,7 +85,7 @@ class Judge:
     def question(self, request: Request) -> list[int]:
         """Token ids to read: the request's text, and the words of a refusal where these count."""
         policy = self.policy
-        if self.likeliest is None and not policy.follows_refusals:
+        if self.likeliest is None and not policy.followed:
             return list(request.text)
         return [*request.text, *(policy.refusal_prefix or policy.refusal_tokens[:1])]
 
