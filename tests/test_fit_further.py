@@ -14,7 +14,7 @@ from support.reference import QUESTIONS, ask, run_row, text_ids
 from tiny.pocket import make_processor
 from vlm_safeguard.anchors import Anchor, shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.fit import further
+from vlm_safeguard.fit import further, policy
 from vlm_safeguard.forms import (
     FollowUp,
     Pair,
@@ -274,3 +274,31 @@ def test_a_processor_of_one_turn_is_fitted_for_without_second_turns(
     plain = [pair for pair in few_pairs() if isinstance(pair.harmful, str)]
     assert len(plain) < len(few_pairs())
     assert len(fitted.scores["harmful"]) == len(ANCHORS) + len(plain)
+
+
+def test_fitting_keeps_no_graph_of_any_pass(
+    exact_model: Model, processor: LlavaProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def likeliest(backbone: Backbone, harmful: torch.Tensor, *_: object) -> tuple[int, ...]:
+        return tuple(set(backbone.next_token_logits(harmful).argmax(-1).tolist()))
+
+    monkeypatch.setattr(policy, "refusal_tokens", likeliest)  # so all anchors are refused
+    graded = []
+    layer = Backbone.of(exact_model).layers[0]
+    handle = layer.register_forward_hook(lambda *_: graded.append(torch.is_grad_enabled()))
+    try:
+        guard = Guard.fit(
+            exact_model,
+            processor,
+            anchors=ANCHORS,
+            calibration=ORDINARY,
+            gate="calibrated",
+            budget=0.2,
+            rank=4,
+            refusal_contrast=0.0,
+        )
+    finally:
+        handle.remove()
+    assert guard.policy.own_refusal is not None
+    assert graded
+    assert not any(graded)

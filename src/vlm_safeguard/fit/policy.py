@@ -57,6 +57,7 @@ DISCRIMINANT, CALIBRATED = "discriminant", "calibrated"
 DEFAULT_GATE = DISCRIMINANT
 
 
+@torch.no_grad()
 def fit_policy(
     backbone: Backbone,
     processor: ProcessorMixin,

@@ -94,8 +94,9 @@ def declined_prefix_margins(
     words = margins.clone()
     declined = (margins > 0).nonzero()[:, 0]
     if prefix and len(declined):
-        states = backbone.run_text([rows[i] for i in declined.tolist()], prefix)
-        words[declined] = prefix_margins(backbone, states, prefix, margins[declined])
+        for part in torch.split(declined, _ROWS):
+            states = backbone.run_text([rows[i] for i in part.tolist()], prefix)
+            words[part] = prefix_margins(backbone, states, prefix, margins[part])
     return words
 
 
