@@ -67,12 +67,10 @@ class Row:
 def groups(limit: int | None) -> dict[str, list[Request]]:
     """All requests by what they are for; of each, `limit` at most."""
     anchors, calibration = shipped_anchors(), shipped_calibration()
-    pairs = further_pairs(anchors, FitOptions().wrappings)
-    wrappers = shipped_wrappers("calibration")
-    unseen = wrappers[1::2]
-    further = further_calibration(calibration)
-    wrapped, others = further[: len(calibration)], further[len(calibration) :]
-    seen = [text for number, text in enumerate(wrapped) if number % len(wrappers) % 2 == 0]
+    options, wrappers = FitOptions(), shipped_wrappers()
+    seen, unseen = wrappers[::2], wrappers[1::2]
+    pairs = further_pairs(anchors, seen, options.wrappings, options.folds)
+    further = further_calibration(calibration, seen, options.folds)
     asked: dict[str, list[Request]] = {
         "anchors, harmful": [anchor.harmful for anchor in anchors],
         "anchors, harmless": [anchor.harmless for anchor in anchors],

@@ -34,6 +34,7 @@ from vlm_safeguard.evaluation.asks.prompts import image_questions, read_prompts
 from vlm_safeguard.evaluation.statistics import Estimate, share
 from vlm_safeguard.fit.policy import CALIBRATED, DISCRIMINANT
 from vlm_safeguard.images import blank_image
+from vlm_safeguard.loading.options import DTYPES
 from vlm_safeguard.model.conversation import chat_of
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.report.figures.style import CYCLE
@@ -137,10 +138,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument(
         "--guard", action="append", default=[], metavar="GATE=FOLDER", help="a fitted guard"
     )
+    made.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model's weights")
     made.add_argument("--limit", type=int, help="requests of each kind at most, to try it")
     made.add_argument("--out", type=Path, default=FOLDER, help="folder for JSON and chart")
     given = made.parse_args(argv)
-    model, processor = load(given.model)
+    model, processor = load(given.model, given.dtype)
     folders = dict(each.split("=", 1) for each in given.guard)
     guards = {
         gate: Guard.from_pretrained(folders[gate])

@@ -88,14 +88,18 @@ SHAPES = {
 }
 
 
-def load(name: str) -> tuple[Any, Any]:
+def load(name: str, dtype: str = "auto") -> tuple[Any, Any]:
     """(model, processor) by name.
+
+    Args:
+        dtype: of a reference VLM's weights; the others have their own.
 
     Raises:
         SafeguardError: the model needs a GPU that is not here.
     """
     if name not in SHAPES:
-        return load_model(name, Loading(device="cpu"))  # where the published figures were measured
+        # where the published figures were measured
+        return load_model(name, Loading(device="cpu", dtype=dtype))
     shape = SHAPES[name]
     if shape.device == "cuda" and not torch.cuda.is_available():
         raise SafeguardError(

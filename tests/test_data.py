@@ -44,9 +44,7 @@ SEEN_BY_MODEL_OR_GUARD = {
     "harmless anchors": stems(" ".join(anchor.harmless for anchor in shipped_anchors())),
     "calibration": stems(" ".join(shipped_calibration())),
     "image questions": stems(" ".join(shipped_image_questions())),
-    "wrappers": stems(
-        " ".join(w.text for w in (*shipped_wrappers("fit"), *shipped_wrappers("calibration")))
-    ),
+    "wrappers": stems(" ".join(wrapper.text for wrapper in shipped_wrappers())),
     "follow-up anchors": stems(
         " ".join(
             f"{f.first} {f.answer} {f.request}"

@@ -66,16 +66,17 @@ def test_it_looks_past_what_varies_most() -> None:
 
 
 def test_held_out_scores_leave_a_whole_fold_out() -> None:
-    harmful, harmless = states()
-    fold_of = torch.arange(30) % 3
+    (harmful, harmless), (more, _) = states(), states(17, seed=5)
+    harmless = torch.cat([harmless, more])  # the classes need not be as many
+    fold_of = torch.arange(30) % 3, torch.arange(47) % 4
     shrinkages = (0.1, 0.7)
     positive, negative = held_out_scores(harmful, harmless, fold_of, shrinkages)
-    for fold in range(3):
-        kept, out = fold_of != fold, fold_of == fold
+    for fold in range(4):
+        out = [folds == fold for folds in fold_of]
         for index, shrinkage in enumerate(shrinkages):
-            fitted = fit_discriminant(harmful[kept], harmless[kept], shrinkage)
-            torch.testing.assert_close(positive[index, out], fitted.scores(harmful[out]))
-            torch.testing.assert_close(negative[index, out], fitted.scores(harmless[out]))
+            fitted = fit_discriminant(harmful[~out[0]], harmless[~out[1]], shrinkage)
+            torch.testing.assert_close(positive[index, out[0]], fitted.scores(harmful[out[0]]))
+            torch.testing.assert_close(negative[index, out[1]], fitted.scores(harmless[out[1]]))
 
 
 def test_the_shrinkage_and_the_layers_are_those_that_tell_other_folds_best() -> None:
@@ -84,7 +85,8 @@ def test_the_shrinkage_and_the_layers_are_those_that_tell_other_folds_best() -> 
     harmful[:, 1], harmless[:, 1] = torch.randn(
         2, 40, 30, generator=torch.Generator().manual_seed(9)
     )
-    fold_of, shrinkages = torch.arange(40) % 4, (0.01, 0.3, 0.9)
+    folds, shrinkages = torch.arange(40) % 4, (0.01, 0.3, 0.9)
+    fold_of = folds, folds
     chosen = choose_discriminant(harmful, harmless, fold_of, shrinkages, 0.02)
     scores = held_out_scores(harmful, harmless, fold_of, shrinkages)
     tried = {}

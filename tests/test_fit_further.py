@@ -12,11 +12,12 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.reference import QUESTIONS, ask, run_row, text_ids
 from tiny.pocket import make_processor
-from vlm_safeguard.anchors import Anchor, shipped_anchors, shipped_calibration
+from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.fit import further, policy
 from vlm_safeguard.forms import (
     FollowUp,
+    Ordinary,
     Pair,
     further_calibration,
     further_pairs,
@@ -33,11 +34,13 @@ from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.policy.choice import OwnDecision, TextStates
 from vlm_safeguard.policy.discriminant import Discriminant, fit_discriminant
 from vlm_safeguard.policy.gate import TextDiscriminant, TextScore
+from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.soundness import check_sound
 
 Model = LlavaForConditionalGeneration
 ANCHORS = shipped_anchors()[:8]
 ORDINARY = shipped_calibration()[:21]
+WRAPPERS, FOLDS = shipped_wrappers(), FitOptions().folds
 FEW = 3  # of each language's and of the follow-ups
 
 
@@ -45,8 +48,8 @@ FEW = 3  # of each language's and of the follow-ups
 def told(exact_model: Model, processor: LlavaProcessor) -> Guard:
     with pytest.MonkeyPatch.context() as patch:
         pairs, ordinary = few_pairs(), few_requests()
-        patch.setattr(further, "further_pairs", lambda anchors, wrappings: pairs)
-        patch.setattr(further, "further_calibration", lambda calibration: ordinary)
+        patch.setattr(further, "further_pairs", lambda *_: pairs)
+        patch.setattr(further, "further_calibration", lambda *_: ordinary)
         return Guard.fit(
             exact_model,
             processor,
@@ -59,14 +62,14 @@ def told(exact_model: Model, processor: LlavaProcessor) -> Guard:
 
 
 def few_pairs() -> list[Pair]:
-    every = further_pairs(ANCHORS, 1)
+    every = further_pairs(ANCHORS, WRAPPERS, 1, FOLDS)
     spanish = [pair for pair in every if pair.language == "Spanish"]
     turns = [pair for pair in every if isinstance(pair.harmful, FollowUp)]
     return [*every[: len(ANCHORS)], *spanish[:FEW], *turns[:FEW]]
 
 
-def few_requests() -> list[str | FollowUp]:
-    every = further_calibration(ORDINARY)
+def few_requests() -> list[Ordinary]:
+    every = further_calibration(ORDINARY, WRAPPERS, FOLDS)
     return [*every[: len(ORDINARY)], *every[-FEW:]]
 
 
@@ -81,10 +84,11 @@ def test_it_is_fitted_on_all_forms_and_calibrated_on_all(
     told: Guard, exact_model: Model, processor: LlavaProcessor
 ) -> None:
     """The discriminant, computed again from single texts read one by one."""
-    pairs = [Anchor(a.harmful, a.harmless) for a in ANCHORS]
-    texts = [
-        [getattr(pair, side) for pair in [*pairs, *few_pairs()]] for side in ("harmful", "harmless")
-    ]
+    pairs = [Pair(a.harmful, a.harmless, n) for n, a in enumerate(ANCHORS)] + few_pairs()
+    ordinary = [Ordinary(text, n) for n, text in enumerate(ORDINARY)] + few_requests()
+    folds = [torch.tensor([each.topic for each in side]) % FOLDS for side in (pairs, ordinary)]
+    asked = [each.request for each in ordinary]
+    texts = [[p.harmful for p in pairs], [*(p.harmless for p in pairs), *asked]]
     states = [
         torch.stack([last_states(exact_model, processor, text) for text in side]) for side in texts
     ]
@@ -101,17 +105,20 @@ def test_it_is_fitted_on_all_forms_and_calibrated_on_all(
         if torch.allclose(each.weights, made.weights, rtol=1e-3, atol=1e-5)
     ]
     assert len(alike) == 1
-    asked = [*ORDINARY, *few_requests()]
-    scores = torch.stack(
-        [
-            made.scores(last_states(exact_model, processor, text)[None])[0, list(chosen.layers)]
-            for text in asked
-        ]
-    ).mean(1)
+    scores, judged = torch.empty(len(asked)), states[1][len(pairs) :]
+    for fold in range(FOLDS):
+        out = folds[1] == fold
+        harmless_folds = torch.cat([folds[0], folds[1]])
+        unseen = fit_discriminant(
+            states[0][folds[0] != fold], states[1][harmless_folds != fold], alike[0]
+        )
+        scores[out] = unseen.scores(judged[out])[:, list(chosen.layers)].mean(1)
     torch.testing.assert_close(told.scores["calibration"], scores, rtol=0, atol=1e-3)
     assert chosen.calibrated_on == len(asked)
-    opened = int((scores > chosen.threshold).sum())
-    assert opened < math.floor(chosen.budget * (len(asked) + 1)) + 1
+    wrapped = torch.tensor([each.wrapped for each in ordinary])
+    for form in (wrapped, ~wrapped):
+        opened = int((scores[form] > chosen.threshold).sum())
+        assert opened < math.floor(chosen.budget * (len(scores[form]) + 1)) + 1
 
 
 def last_states(model: Model, processor: LlavaProcessor, request: str | FollowUp) -> torch.Tensor:
@@ -189,7 +196,7 @@ def test_one_that_cannot_be_is_refused(told: Guard, broken: str) -> None:
 
 
 def test_both_requests_of_a_pair_are_in_one_wrapper_and_a_topic_is_in_several() -> None:
-    pairs = further_pairs(ANCHORS, 2)
+    pairs = further_pairs(ANCHORS, WRAPPERS, 2, FOLDS)
     for number, pair in enumerate(pairs[: 2 * len(ANCHORS)]):
         anchor = ANCHORS[number // 2]
         assert pair.topic == number // 2
@@ -208,15 +215,33 @@ def test_both_requests_of_a_pair_are_in_one_wrapper_and_a_topic_is_in_several() 
     )
 
 
-def test_calibration_is_in_other_wrappers_than_the_anchors() -> None:
-    requests = further_calibration(ORDINARY)
+def test_calibration_is_in_wrappers_in_other_languages_and_in_second_turns() -> None:
+    requests = further_calibration(ORDINARY, WRAPPERS, FOLDS)
     foreign = sum(map(len, shipped_calibration_by_language().values()))
     turns = shipped_follow_up_calibration()
     assert len(requests) == len(ORDINARY) + foreign + len(turns)
-    assert requests[-len(turns) :] == turns
-    wrappers = shipped_wrappers("calibration")
+    assert [each.request for each in requests[-len(turns) :]] == turns
+    assert [each.wrapped for each in requests] == [n < len(ORDINARY) for n in range(len(requests))]
     for number, text in enumerate(ORDINARY):
-        assert requests[number] == wrappers[number % len(wrappers)].around(text)
+        assert requests[number].topic == number
+        assert text in str(requests[number].request)
+
+
+def test_a_fold_shares_neither_topic_nor_wrapper_with_another() -> None:
+    """So that a request is scored by discriminants that have seen neither."""
+    anchors, calibration = shipped_anchors(), shipped_calibration()
+    pairs = further_pairs(anchors, WRAPPERS, 2, FOLDS)[: 2 * len(anchors)]
+    requests = further_calibration(calibration, WRAPPERS, FOLDS)[: len(calibration)]
+    wrappers = [set[str]() for _ in range(FOLDS)]
+    around = {}
+    for pair in pairs:
+        around[pair.topic, str(pair.harmful)] = anchors[pair.topic].harmful
+    for each in requests:
+        around[each.topic, str(each.request)] = calibration[each.topic]
+    for (topic, whole), text in around.items():
+        wrappers[topic % FOLDS].add(whole.replace(text, "{request}"))
+    assert sum(map(len, wrappers)) == len(set().union(*wrappers))
+    assert set().union(*wrappers) == {wrapper.text for wrapper in WRAPPERS}
 
 
 # --- refusals in other languages ---
@@ -265,8 +290,8 @@ def test_a_processor_of_one_turn_is_fitted_for_without_second_turns(
     )
     assert takes_turns(make_processor())
     assert not takes_turns(one_turn)
-    monkeypatch.setattr(further, "further_pairs", lambda anchors, wrappings: few_pairs())
-    monkeypatch.setattr(further, "further_calibration", lambda calibration: few_requests())
+    monkeypatch.setattr(further, "further_pairs", lambda *_: few_pairs())
+    monkeypatch.setattr(further, "further_calibration", lambda *_: few_requests())
     with pytest.warns(UserWarning, match="without requests as second turns"):
         fitted = Guard.fit(
             exact_model, one_turn, anchors=ANCHORS, calibration=ORDINARY, budget=0.2, rank=4

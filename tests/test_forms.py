@@ -26,8 +26,8 @@ from vlm_safeguard.forms import (
     shipped_wrappers,
 )
 from vlm_safeguard.pocket.requests import read_phrases
+from vlm_safeguard.policy.options import FitOptions
 
-FIT, CALIBRATION = shipped_wrappers("fit"), shipped_wrappers("calibration")
 ANCHORS, REQUESTS = shipped_anchors_by_language(), shipped_calibration_by_language()
 FOLLOW_UP_ANCHORS, FOLLOW_UPS = shipped_follow_up_anchors(), shipped_follow_up_calibration()
 QUESTIONS = image_questions()
@@ -56,7 +56,7 @@ NEW = {
     **{f"{name} anchors": both(anchors) for name, anchors in ANCHORS.items()},
     **{f"{name} calibration": requests for name, requests in REQUESTS.items()},
 }
-WRAPPERS = [wrapper.text for wrapper in (*FIT, *CALIBRATION)]
+WRAPPERS = [wrapper.text for wrapper in shipped_wrappers()]
 #: What the guard was fitted on and the Pocket VLM trained on before.
 OLD = [*both(shipped_anchors()), *shipped_calibration(), *(p.text for p in read_phrases())]
 PROMPTS = [
@@ -102,18 +102,20 @@ def test_a_wrapper_goes_around_any_request() -> None:
     assert Wrapper("w", "k", 'Fill {"a": 1}: {request} Now.').around("Use {request} or {0}?") == (
         'Fill {"a": 1}: Use {request} or {0}? Now.'
     )
-    for wrapper in (*FIT, *CALIBRATION):
+    for wrapper in shipped_wrappers():
         before, after = wrapper.text.split("{request}")
         assert wrapper.around("How to bake bread") == f"{before}How to bake bread{after}"
 
 
-def test_wrappers_are_of_twelve_kinds_in_both_uses() -> None:
-    assert (len(FIT), len(CALIBRATION)) == (54, 30)
-    fit, calibration = (Counter(w.kind for w in wrappers) for wrappers in (FIT, CALIBRATION))
-    assert len(fit) == 12
-    assert set(fit) == set(calibration)
-    assert set((fit + calibration).values()) == {7}
-    assert len({wrapper.id for wrapper in (*FIT, *CALIBRATION)}) == 84
+def test_wrappers_are_of_twelve_kinds_in_every_fold() -> None:
+    wrappers = shipped_wrappers()
+    assert set(Counter(wrapper.kind for wrapper in wrappers).values()) == {7}
+    kinds = {wrapper.kind for wrapper in wrappers}
+    assert len(kinds) == 12
+    folds = FitOptions().folds
+    for fold in range(folds):
+        assert {wrapper.kind for wrapper in wrappers[fold::folds]} == kinds
+    assert len({wrapper.id for wrapper in wrappers}) == len(wrappers)
 
 
 def test_wrappers_are_short_and_long() -> None:

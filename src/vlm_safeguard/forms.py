@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from vlm_safeguard.anchors import Anchor, records, shipped_file, text_field
 from vlm_safeguard.errors import SafeguardError
@@ -49,6 +48,15 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Ordinary:
+    """A harmless request in one form; those of one topic share its number."""
+
+    request: str | FollowUp
+    topic: int
+    wrapped: bool = False
+
+
+@dataclass(frozen=True)
 class FollowUpAnchor:
     """Two follow-ups of one first turn, alike in form and length."""
 
@@ -56,18 +64,23 @@ class FollowUpAnchor:
     harmless: FollowUp
 
 
-def further_pairs(anchors: Sequence[Anchor], wrappings: int) -> list[Pair]:
+def further_pairs(
+    anchors: Sequence[Anchor], wrappers: Sequence[Wrapper], wrappings: int, folds: int
+) -> list[Pair]:
     """The anchors in jailbreaks' wrappers, then anchors in other languages and as second turns.
 
     Args:
-        wrappings: how many wrappers each anchor is put in; both of its requests in the same ones,
+        wrappers: a fold's topics are put in wrappers that no other fold has, so that who leaves a
+            fold out has seen neither.
+        wrappings: how many of them each anchor is put in; both of its requests in the same ones,
             so that a wrapper is no evidence of harm.
+        folds: topics are in the fold of their number, modulo this.
     """
-    wrappers = shipped_wrappers("fit")
     pairs = []
     for topic, anchor in enumerate(anchors):
         for k in range(wrappings):
-            around = wrappers[(wrappings * topic + k) % len(wrappers)].around
+            number = wrappings * (topic // folds) + k
+            around = _of_fold(wrappers, topic % folds, folds, number).around
             pairs.append(Pair(around(anchor.harmful), around(anchor.harmless), topic))
     for language, several in shipped_anchors_by_language().items():
         pairs += [  # all languages may have the same topics, so that they share numbers
@@ -80,21 +93,39 @@ def further_pairs(anchors: Sequence[Anchor], wrappings: int) -> list[Pair]:
     return pairs
 
 
-def further_calibration(calibration: Sequence[str]) -> list[str | FollowUp]:
-    """The harmless requests in other wrappers, then those of other languages and second turns."""
-    wrappers = shipped_wrappers("calibration")
-    wrapped = [wrappers[i % len(wrappers)].around(text) for i, text in enumerate(calibration)]
-    foreign = [text for texts in shipped_calibration_by_language().values() for text in texts]
-    return [*wrapped, *foreign, *shipped_follow_up_calibration()]
+def further_calibration(
+    calibration: Sequence[str], wrappers: Sequence[Wrapper], folds: int
+) -> list[Ordinary]:
+    """The harmless requests in wrappers, then those of other languages and second turns.
+
+    Args:
+        wrappers: those of `further_pairs`, by the same folds.
+    """
+    requests = []
+    for topic, text in enumerate(calibration):
+        wrapper = _of_fold(wrappers, topic % folds, folds, topic // folds)
+        requests.append(Ordinary(wrapper.around(text), topic, wrapped=True))
+    for texts in shipped_calibration_by_language().values():
+        requests += [Ordinary(text, len(calibration) + number) for number, text in enumerate(texts)]
+    first = 1 + max((each.topic for each in requests), default=0)
+    return requests + [
+        Ordinary(turn, first + number)
+        for number, turn in enumerate(shipped_follow_up_calibration())
+    ]
 
 
-def shipped_wrappers(use: Literal["fit", "calibration"]) -> list[Wrapper]:
-    """The wrappers to fit on, or the others of the same kinds to calibrate on."""
+def _of_fold(wrappers: Sequence[Wrapper], fold: int, folds: int, number: int) -> Wrapper:
+    """One of a fold's own wrappers; its kinds are as many as can be, as files sort by kind."""
+    own = wrappers[fold::folds]
+    return own[number % len(own)]
+
+
+def shipped_wrappers() -> list[Wrapper]:
+    """The wrappers, kind by kind."""
     path = shipped_file("wrappers.jsonl")
     return [
         Wrapper(*(text_field(path, line, fields, name) for name in ("id", "kind", "text")))
         for line, fields in records(path)
-        if fields["use"] == use
     ]
 
 

@@ -13,7 +13,13 @@ from warnings import warn
 import torch
 
 from vlm_safeguard.fit.data import FitData
-from vlm_safeguard.forms import FollowUp, Pair, further_calibration, further_pairs
+from vlm_safeguard.forms import (
+    FollowUp,
+    Pair,
+    further_calibration,
+    further_pairs,
+    shipped_wrappers,
+)
 from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import (
@@ -64,8 +70,9 @@ def measure_further(
 
     Where the processor can write one turn only, there are no second turns among the forms.
     """
-    pairs = further_pairs(data.anchors, options.wrappings)
-    calibration = further_calibration(data.calibration)
+    wrappers = shipped_wrappers()
+    pairs = further_pairs(data.anchors, wrappers, options.wrappings, options.folds)
+    calibration = further_calibration(data.calibration, wrappers, options.folds)
     if not takes_turns(processor):
         warn(
             "The processor can write one turn only, so the gate's discriminant is fitted without "
@@ -73,32 +80,37 @@ def measure_further(
             stacklevel=4,
         )
         pairs = [pair for pair in pairs if isinstance(pair.harmful, str)]
-        calibration = [request for request in calibration if isinstance(request, str)]
-    requests = [*(p.harmful for p in pairs), *(p.harmless for p in pairs), *calibration]
+        calibration = [each for each in calibration if isinstance(each.request, str)]
+    asked = [each.request for each in calibration]
+    requests = [*(p.harmful for p in pairs), *(p.harmless for p in pairs), *asked]
     rows = [prompt.judged(encode(processor, request)) for request in requests]
     sizes = [len(pairs), len(pairs), len(calibration)]
     states, final = text_states(backbone, rows, batch_size=batch_size, label="further forms")
     harmful, harmless, ordinary = torch.split(states, sizes)
 
-    topics = torch.tensor([*range(len(data.anchors)), *(pair.topic for pair in pairs)])
+    topics = [*range(len(data.anchors)), *(pair.topic for pair in pairs)]
+    ordinary_topics = [*range(len(data.calibration)), *(each.topic for each in calibration)]
     shrunk = choose_discriminant(
         torch.cat([plain.texts.harmful, harmful]),
-        torch.cat([plain.texts.harmless, harmless]),
-        topics % options.folds,
+        torch.cat([plain.texts.harmless, harmless, plain.texts.calibration, ordinary]),
+        (
+            torch.tensor(topics) % options.folds,
+            torch.tensor([*topics, *ordinary_topics]) % options.folds,
+        ),
         options.shrinkages,
         options.near_best,
     )
-    judged = torch.cat([plain.texts.calibration, ordinary])
-    scores = shrunk.discriminant.scores(judged)[:, list(shrunk.layers)].mean(1)
+    scores = shrunk.harmless[len(topics) :].clone()
+    wrapped = [False] * len(data.calibration) + [each.wrapped for each in calibration]
     legible = list(plain.choice.legible)
     harm = plain.choice.directions.harm_scores(ordinary)[:, legible].mean(1)
     if plain.own is None:
-        return Further(shrunk, scores, harm, None, None), None
+        return Further(shrunk, scores, torch.tensor(wrapped), harm, None, None), None
     finals = torch.split(final, sizes)
     own = _in_all_languages(backbone, pairs, finals, plain, options)
     margins = refusal_margins(backbone, finals[2], own.tokens)
     words = declined_prefix_margins(backbone, rows[-len(calibration) :], own.prefix, margins)
-    return Further(shrunk, scores, harm, margins, words), own
+    return Further(shrunk, scores, torch.tensor(wrapped), harm, margins, words), own
 
 
 def _in_all_languages(

@@ -125,7 +125,9 @@ def fit_policy(
         gates = calibrate(choice, own, scores, questions, options, further)
     if further is not None:
         scores["calibration"] = further.scores
-        scores["harmful"], scores["harmless"] = further.shrunk.harmful, further.shrunk.harmless
+        pairs = len(further.shrunk.harmful)
+        scores["harmful"] = further.shrunk.harmful
+        scores["harmless"] = further.shrunk.harmless[:pairs].clone()
     policy = Policy(
         directions=choice.directions,
         drift=shift,

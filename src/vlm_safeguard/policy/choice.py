@@ -88,13 +88,16 @@ class Further:
 
     Attributes:
         shrunk: the discriminant, and the layers that the gate reads of it.
-        scores: (requests,) its scores of the calibration requests, then of those in further forms.
+        scores: (requests,) of the calibration requests, then of those in further forms, each by
+            discriminants that have seen neither its topic nor its wrapper.
+        wrapped: (requests,) bool, those in jailbreaks' wrappers.
         harm: (further,) harm scores of the latter; `margins` and `prefix_margins` as `OwnDecision`
             has those of the former, None where the model's own decision cannot be read.
     """
 
     shrunk: Shrunk
     scores: torch.Tensor
+    wrapped: torch.Tensor
     harm: torch.Tensor
     margins: torch.Tensor | None
     prefix_margins: torch.Tensor | None
@@ -185,6 +188,13 @@ def calibrate(
     def threshold(scores: torch.Tensor) -> float:
         return threshold_for(scores.masked_fill(opened[: len(scores)], -torch.inf), share)
 
+    def threshold_of_forms(further: Further) -> float:
+        added = further.scores.masked_fill(opened, -torch.inf)
+        each = [threshold_for(added[~further.wrapped], share)]
+        if further.wrapped.any():
+            each.append(threshold_for(added[further.wrapped], max(share, options.wrapped_budget)))
+        return max(each)
+
     try:
         asked = threshold_for(
             questions.text.masked_fill(~answered, -torch.inf),
@@ -203,7 +213,7 @@ def calibrate(
             gate.append(
                 TextDiscriminant(
                     layers=further.shrunk.layers,
-                    threshold=max(threshold(further.scores), asked),
+                    threshold=max(threshold_of_forms(further), asked),
                     budget=share,
                     calibrated_on=len(further.scores),
                 )

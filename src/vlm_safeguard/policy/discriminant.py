@@ -48,7 +48,8 @@ class Shrunk:
         shrinkage: the share δ that was best.
         layers: that tell harm about as well as the best one; their scores are averaged.
         auroc: (layers,) held out, with that shrinkage.
-        harmful: (n,) averaged scores of the harmful requests, held out; `harmless` likewise.
+        harmful: (n,) averaged scores of the harmful requests, held out.
+        harmless: (m,) likewise.
     """
 
     discriminant: Discriminant
@@ -89,7 +90,7 @@ def fit_discriminant(
 def choose_discriminant(
     harmful: torch.Tensor,
     harmless: torch.Tensor,
-    fold_of: torch.Tensor,
+    fold_of: tuple[torch.Tensor, torch.Tensor],
     shrinkages: Sequence[float],
     near_best: float,
 ) -> Shrunk:
@@ -99,8 +100,9 @@ def choose_discriminant(
     ones are not: on the Pocket VLM it chose far too little.
 
     Args:
-        harmful: (n, layers, hidden) states; `harmless` likewise, as many.
-        fold_of: (n,) the fold of each pair; what is a request in other words shares its fold.
+        harmful: (n, layers, hidden) states.
+        harmless: (m, layers, hidden) states.
+        fold_of: (n,) and (m,) the fold of each; what is a request in other words shares its fold.
         shrinkages: to choose from.
         near_best: by how much a layer's held-out AUROC may be below the best.
 
@@ -123,29 +125,30 @@ def choose_discriminant(
 def held_out_scores(
     harmful: torch.Tensor,
     harmless: torch.Tensor,
-    fold_of: torch.Tensor,
+    fold_of: tuple[torch.Tensor, torch.Tensor],
     shrinkages: Sequence[float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of every request under discriminants fitted without its fold.
 
     Args:
-        harmful: (n, layers, hidden) states; `harmless` likewise, as many.
-        fold_of: (n,) the fold of each pair.
+        harmful: (n, layers, hidden) states.
+        harmless: (m, layers, hidden) states.
+        fold_of: (n,) and (m,) the fold of each.
         shrinkages: one discriminant for each.
 
     Returns:
-        Two (shrinkages, n, layers) tensors, harmful and harmless.
+        (shrinkages, n, layers) of the harmful ones, and (shrinkages, m, layers).
     """
-    shape = (len(shrinkages), *harmful.shape[:2])
-    positive, negative = torch.empty(shape), torch.empty(shape)
-    for fold in sorted(set(fold_of.tolist())):
-        out = fold_of == fold
+    classes = harmful, harmless
+    positive, negative = (torch.empty(len(shrinkages), *x.shape[:2]) for x in classes)
+    for fold in sorted({*fold_of[0].tolist(), *fold_of[1].tolist()}):
+        out = [folds == fold for folds in fold_of]
         for layer in range(harmful.shape[1]):
-            classes = harmful[:, layer], harmless[:, layer]
-            weights, offset = _weights(classes[0][~out], classes[1][~out], shrinkages)
-            for scores, states in zip((positive, negative), classes, strict=True):
-                judged = states[out].double() @ weights.mT - offset
-                scores[:, out, layer] = judged.mT.float()
+            seen = [x[~left, layer] for x, left in zip(classes, out, strict=True)]
+            weights, offset = _weights(seen[0], seen[1], shrinkages)
+            for scores, x, left in zip((positive, negative), classes, out, strict=True):
+                judged = x[left, layer].double() @ weights.mT - offset
+                scores[:, left, layer] = judged.mT.float()
     return positive, negative
 
 
