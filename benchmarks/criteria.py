@@ -1,8 +1,8 @@
 """How well scores of a text tell harm: AUROC, and what opens where 1 % of harmless requests do.
 
-All are fitted on the shipped anchors in all forms (but for those that say otherwise), have their
-threshold by split conformal on the calibration requests, and are tried on the development prompts,
-as they are and in wrappers that neither the fit nor the threshold has seen.
+All have their threshold by conformal rank on the calibration requests, each scored by what was
+fitted without it, and are tried on the development prompts, as they are and in wrappers that
+neither the fit nor the threshold has seen.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,17 @@ from vlm_safeguard.evaluation.statistics import Estimate, share
 from vlm_safeguard.fit.further import encode
 from vlm_safeguard.forms import (
     FollowUp,
+    Ordinary,
+    Pair,
     further_calibration,
     further_pairs,
     shipped_wrappers,
 )
+from vlm_safeguard.loading.options import DTYPES
 from vlm_safeguard.model.activations import hidden_states
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.directions import auroc, choose_layers, fit_directions, legible_layers
-from vlm_safeguard.policy.discriminant import Discriminant, choose_discriminant
+from vlm_safeguard.policy.discriminant import Shrunk, choose_discriminant, held_out_scores
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.threshold import threshold_for
 from vlm_safeguard.report.figures.style import BLUE, GREEN
@@ -64,27 +68,62 @@ class Row:
     harmless: Estimate
 
 
-def groups(limit: int | None) -> dict[str, list[Request]]:
-    """All requests by what they are for; of each, `limit` at most."""
-    anchors, calibration = shipped_anchors(), shipped_calibration()
-    options, wrappers = FitOptions(), shipped_wrappers()
-    seen, unseen = wrappers[::2], wrappers[1::2]
-    pairs = further_pairs(anchors, seen, options.wrappings, options.folds)
-    further = further_calibration(calibration, seen, options.folds)
-    asked: dict[str, list[Request]] = {
-        "anchors, harmful": [anchor.harmful for anchor in anchors],
-        "anchors, harmless": [anchor.harmless for anchor in anchors],
-        "further, harmful": [pair.harmful for pair in pairs],
-        "further, harmless": [pair.harmless for pair in pairs],
-        "calibration": [*calibration, *seen, *others],
-    }
-    for kind in ("harmful", "harmless"):
-        texts = [prompt.text for prompt in read_prompts(kind, "development")]
-        asked[f"plain, {kind}"] = [*texts]
-        asked[f"wrapped, {kind}"] = [
-            unseen[number % len(unseen)].around(text) for number, text in enumerate(texts)
-        ]
-    return {name: requests[:limit] for name, requests in asked.items()}
+@dataclass(frozen=True)
+class Forms:
+    """What scores are fitted on and have their threshold from; of each kind, `limit` at most.
+
+    Half of the wrappers are left to try them on.
+    """
+
+    limit: int | None
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The anchors in all forms."""
+        options, anchors = FitOptions(), shipped_anchors()
+        plain = [Pair(a.harmful, a.harmless, topic) for topic, a in enumerate(anchors)]
+        seen = shipped_wrappers()[::2]
+        more = further_pairs(anchors, seen, options.wrappings, options.folds)
+        return [*plain[: self.limit], *more[: self.limit]]
+
+    @cached_property
+    def ordinary(self) -> list[Ordinary]:
+        """The calibration requests in all forms."""
+        calibration = shipped_calibration()
+        plain = [Ordinary(text, topic) for topic, text in enumerate(calibration)]
+        more = further_calibration(calibration, shipped_wrappers()[::2], FitOptions().folds)
+        return [*plain[: self.limit], *more[: self.limit]]
+
+    @property
+    def anchors(self) -> int:
+        """How many of the pairs are anchors as they are."""
+        return len(shipped_anchors()[: self.limit])
+
+    @property
+    def folds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the pairs, and of the ordinary requests."""
+        count = FitOptions().folds
+        return (
+            torch.tensor([pair.topic for pair in self.pairs]) % count,
+            torch.tensor([each.topic for each in self.ordinary]) % count,
+        )
+
+    @property
+    def requests(self) -> dict[str, list[Request]]:
+        """All by what they are for, the development prompts to try scores on among them."""
+        asked: dict[str, list[Request]] = {
+            "harmful": [pair.harmful for pair in self.pairs],
+            "harmless": [pair.harmless for pair in self.pairs],
+            "calibration": [each.request for each in self.ordinary],
+        }
+        unseen = shipped_wrappers()[1::2]
+        for kind in ("harmful", "harmless"):
+            texts = [prompt.text for prompt in read_prompts(kind, "development")][: self.limit]
+            asked[f"plain, {kind}"] = [*texts]
+            asked[f"wrapped, {kind}"] = [
+                unseen[number % len(unseen)].around(text) for number, text in enumerate(texts)
+            ]
+        return asked
 
 
 @torch.inference_mode()
@@ -139,9 +178,20 @@ def mean(states: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def rows_of(name: str, scores: Callable[[torch.Tensor], torch.Tensor], by: States) -> list[Row]:
-    """A score on both forms."""
-    threshold = threshold_for(scores(by["calibration"]), FitOptions().budget)
+def rows_of(
+    name: str,
+    scores: Callable[[torch.Tensor], torch.Tensor],
+    by: States,
+    ordinary: torch.Tensor | None = None,
+) -> list[Row]:
+    """A score on both forms.
+
+    Args:
+        ordinary: what the calibration requests score where each is left out of what is fitted;
+            by default nothing was fitted on any.
+    """
+    calibration = scores(by["calibration"]) if ordinary is None else ordinary
+    threshold = threshold_for(calibration, FitOptions().budget)
     rows = []
     for form in _FORMS:
         harmful, harmless = (scores(by[f"{form}, {kind}"]) for kind in ("harmful", "harmless"))
@@ -159,76 +209,88 @@ def rows_of(name: str, scores: Callable[[torch.Tensor], torch.Tensor], by: State
 
 def measured(backbone: Backbone, processor: Any, limit: int | None) -> Iterator[Row]:
     """Every score in turn."""
-    options, asked = FitOptions(), groups(limit)
-    by = read(backbone, processor, asked, last, "last tokens")
-    plain = by["anchors, harmful"], by["anchors, harmless"]
+    options, forms = FitOptions(), Forms(limit)
+    by = read(backbone, processor, forms.requests, last, "last tokens")
+    plain = by["harmful"][: forms.anchors], by["harmless"][: forms.anchors]
     made = fit_directions(*plain, 1)
-    count = len(backbone.layers)
-    window = choose_layers(count, options.first_layer, options.last_layer)
+    window = choose_layers(len(backbone.layers), options.first_layer, options.last_layer)
     legible = list(legible_layers(made, window, options.near_best))
     name = f"harm score (SSD), layers {legible[0]}–{legible[-1]}"
     yield from rows_of(name, lambda x: made.harm_scores(x)[:, legible].mean(1), by)
 
-    alone = torch.arange(len(plain[0]))
-    yield from _discriminant("discriminant, anchors alone", by, plain, alone)[1]
-    pairs = further_pairs(shipped_anchors(), options.wrappings)[:limit]
-    topics = torch.cat([alone, torch.tensor([pair.topic for pair in pairs])])
-    everything = _all_forms(by)
-    chosen, rows = _discriminant("discriminant, all forms", by, everything, topics)
-    yield from rows
-    for layer in range(count):
-        for kind, scorer in (("harm score (SSD)", made.harm_score), ("discriminant", chosen.score)):
-            at = _at_layer(scorer, layer)
-            yield from rows_of(f"{kind}, layer {layer}", at, by)
-    probe = _probe(everything[0], everything[1], legible)
-    yield from rows_of("logistic probe, all forms", probe, by)
+    alone, (folds, others) = torch.arange(forms.anchors) % options.folds, forms.folds
+    yield from _rows(_chosen(plain, (alone, alone)), "discriminant, anchors alone", by)
+    paired = _chosen((by["harmful"], by["harmless"]), (folds, folds))
+    yield from _rows(paired, "discriminant, pairs in all forms", by)
+    name, whole = "and harmless requests", _with_ordinary(by)
+    both = folds, torch.cat([folds, others])
+    chosen = _chosen(whole, both)
+    yield from _rows(chosen, f"discriminant, pairs {name}", by, len(others))
+    unseen = held_out_scores(*whole, both, [chosen.shrinkage])[1][0, -len(others) :]
+    for layer in range(len(backbone.layers)):
+        yield from rows_of(f"harm score (SSD), layer {layer}", _at(made.harm_score, layer), by)
+        score = _at(chosen.discriminant.score, layer)
+        yield from rows_of(f"discriminant, layer {layer}", score, by, unseen[:, layer])
+    left_out = torch.empty(len(others))
+    for fold in range(options.folds):
+        probe = _probe(whole[0][both[0] != fold], whole[1][both[1] != fold], legible)
+        left_out[others == fold] = probe(by["calibration"][others == fold])
+    yield from rows_of(f"logistic probe, pairs {name}", _probe(*whole, legible), by, left_out)
 
-    pooled = read(backbone, processor, asked, mean, "means over tokens")
-    name = "discriminant of the tokens' mean"
-    yield from _discriminant(name, pooled, _all_forms(pooled), topics)[1]
+    pooled = read(backbone, processor, forms.requests, mean, "means over tokens")
+    yield from _rows(
+        _chosen(_with_ordinary(pooled), both),
+        f"discriminant of the tokens' mean, pairs {name}",
+        pooled,
+        len(others),
+    )
 
     def highest(states: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
-        scores = states @ chosen.weights[layer].to(states.device) - chosen.offset[layer]
+        made = paired.discriminant
+        scores = states @ made.weights[layer].to(states.device) - made.offset[layer]
         return scores.masked_fill(~mask, -torch.inf).amax(1)
 
-    fitted_on = ("anchors", "further")
-    tried = {name: x for name, x in asked.items() if not name.startswith(fitted_on)}
+    tried = {name: x for name, x in forms.requests.items() if name not in ("harmful", "harmless")}
     peaks = read(backbone, processor, tried, highest, "maxima over tokens")
     yield from rows_of(
-        "discriminant, highest of the tokens", lambda x: x[:, legible].mean(1), peaks
+        "discriminant, pairs in all forms, highest of the tokens",
+        lambda x: x[:, list(paired.layers)].mean(1),
+        peaks,
     )
 
 
-def _at_layer(
+def _at(
     scorer: Callable[[torch.Tensor, int], torch.Tensor], layer: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda states: scorer(states[:, layer], layer)
 
 
-def _all_forms(by: States) -> tuple[torch.Tensor, torch.Tensor]:
-    """States of the anchors, then of the pairs in further forms: harmful, harmless."""
-    return (
-        torch.cat([by["anchors, harmful"], by["further, harmful"]]),
-        torch.cat([by["anchors, harmless"], by["further, harmless"]]),
-    )
+def _with_ordinary(by: States) -> tuple[torch.Tensor, torch.Tensor]:
+    """Harmful states, and harmless ones with the calibration requests' behind them."""
+    return by["harmful"], torch.cat([by["harmless"], by["calibration"]])
 
 
-def _discriminant(
-    name: str, by: States, classes: tuple[torch.Tensor, torch.Tensor], topics: torch.Tensor
-) -> tuple[Discriminant, list[Row]]:
+def _chosen(
+    classes: tuple[torch.Tensor, torch.Tensor], folds: tuple[torch.Tensor, torch.Tensor]
+) -> Shrunk:
     """With its shrinkage and layers chosen as the fit does it."""
     options = FitOptions()
-    folds = topics % options.folds
-    chosen = choose_discriminant(
-        classes[0], classes[1], folds, options.shrinkages, options.near_best
-    )
+    return choose_discriminant(*classes, folds, options.shrinkages, options.near_best)
+
+
+def _rows(chosen: Shrunk, name: str, by: States, ordinary: int = 0) -> list[Row]:
+    """Averaged over its layers.
+
+    Args:
+        ordinary: how many of what it was fitted on, at the end, are calibration requests.
+    """
     layers = list(chosen.layers)
-    title = f"{name}, layers {layers[0]}–{layers[-1]}, δ {chosen.shrinkage:g}"
 
     def scores(states: torch.Tensor) -> torch.Tensor:
         return chosen.discriminant.scores(states)[:, layers].mean(1)
 
-    return chosen.discriminant, rows_of(title, scores, by)
+    title = f"{name}, layers {layers[0]}–{layers[-1]}, δ {chosen.shrinkage:g}"
+    return rows_of(title, scores, by, chosen.harmless[-ordinary:] if ordinary else None)
 
 
 def _probe(
@@ -305,10 +367,11 @@ def main(argv: list[str] | None = None) -> None:
     """Measure all scores of one model."""
     made = ArgumentParser(description=__doc__)
     made.add_argument("model", choices=(*NAMES, "coder"))
+    made.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model's weights")
     made.add_argument("--limit", type=int, help="requests of each group at most, to try it")
     made.add_argument("--out", type=Path, default=FOLDER, help="folder for JSON and chart")
     given = made.parse_args(argv)
-    model, processor = load(given.model)
+    model, processor = load(given.model, given.dtype)
     rows = list(measured(Backbone.of(model), processor, given.limit))
     show(rows, given.out / f"criteria-{given.model}.json", machine(model))
 

@@ -172,7 +172,7 @@ def test_gates(tmp_path: Path, model: Any, processor: Any, guard: Guard) -> None
 
     guard.save_pretrained(tmp_path / "guard")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gates, "load", lambda name: (model, processor))
+        patch.setattr(gates, "load", lambda *_: (model, processor))
         given = [f"--guard={gate}={tmp_path / 'guard'}" for gate in ("calibrated", "discriminant")]
         gates.main(["tiny", "--limit", "5", "--out", str(tmp_path), *given])
     rows = json.loads((tmp_path / "gates-tiny.json").read_text("utf-8"))["rows"]
