@@ -225,6 +225,7 @@ def test_calibration_is_in_wrappers_in_other_languages_and_in_second_turns() -> 
     for number, text in enumerate(ORDINARY):
         assert requests[number].topic == number
         assert text in str(requests[number].request)
+    assert further_calibration(ORDINARY, [], FOLDS) == [x for x in requests if not x.wrapped]
 
 
 def test_a_fold_shares_neither_topic_nor_wrapper_with_another() -> None:

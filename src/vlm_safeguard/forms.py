@@ -99,10 +99,11 @@ def further_calibration(
     """The harmless requests in wrappers, then those of other languages and second turns.
 
     Args:
-        wrappers: those of `further_pairs`, by the same folds.
+        wrappers: those of `further_pairs`, by the same folds; none where no pair is in one, as
+            a wrapper around harmless requests alone would be evidence of harmlessness.
     """
     requests = []
-    for topic, text in enumerate(calibration):
+    for topic, text in enumerate(calibration if wrappers else ()):
         wrapper = _of_fold(wrappers, topic % folds, folds, topic // folds)
         requests.append(Ordinary(wrapper.around(text), topic, wrapped=True))
     for texts in shipped_calibration_by_language().values():

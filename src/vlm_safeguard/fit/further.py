@@ -70,7 +70,7 @@ def measure_further(
 
     Where the processor can write one turn only, there are no second turns among the forms.
     """
-    wrappers = shipped_wrappers()
+    wrappers = shipped_wrappers() if options.wrappings else []
     pairs = further_pairs(data.anchors, wrappers, options.wrappings, options.folds)
     calibration = further_calibration(data.calibration, wrappers, options.folds)
     if not takes_turns(processor):
