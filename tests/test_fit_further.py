@@ -115,10 +115,9 @@ def test_it_is_fitted_on_all_forms_and_calibrated_on_all(
         scores[out] = unseen.scores(judged[out])[:, list(chosen.layers)].mean(1)
     torch.testing.assert_close(told.scores["calibration"], scores, rtol=0, atol=1e-3)
     assert chosen.calibrated_on == len(asked)
-    wrapped = torch.tensor([each.wrapped for each in ordinary])
-    for form in (wrapped, ~wrapped):
-        opened = int((scores[form] > chosen.threshold).sum())
-        assert opened < math.floor(chosen.budget * (len(scores[form]) + 1)) + 1
+    for part in (scores[: len(ORDINARY)], scores[len(ORDINARY) :]):
+        opened = int((part > chosen.threshold).sum())
+        assert opened < math.floor(chosen.budget * (len(part) + 1)) + 1
 
 
 def last_states(model: Model, processor: LlavaProcessor, request: str | FollowUp) -> torch.Tensor:
@@ -221,11 +220,10 @@ def test_calibration_is_in_wrappers_in_other_languages_and_in_second_turns() -> 
     turns = shipped_follow_up_calibration()
     assert len(requests) == len(ORDINARY) + foreign + len(turns)
     assert [each.request for each in requests[-len(turns) :]] == turns
-    assert [each.wrapped for each in requests] == [n < len(ORDINARY) for n in range(len(requests))]
     for number, text in enumerate(ORDINARY):
         assert requests[number].topic == number
         assert text in str(requests[number].request)
-    assert further_calibration(ORDINARY, [], FOLDS) == [x for x in requests if not x.wrapped]
+    assert further_calibration(ORDINARY, [], FOLDS) == requests[len(ORDINARY) :]
 
 
 def test_a_fold_shares_neither_topic_nor_wrapper_with_another() -> None:

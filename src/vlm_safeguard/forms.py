@@ -53,7 +53,6 @@ class Ordinary:
 
     request: str | FollowUp
     topic: int
-    wrapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def further_calibration(
     requests = []
     for topic, text in enumerate(calibration if wrappers else ()):
         wrapper = _of_fold(wrappers, topic % folds, folds, topic // folds)
-        requests.append(Ordinary(wrapper.around(text), topic, wrapped=True))
+        requests.append(Ordinary(wrapper.around(text), topic))
     for texts in shipped_calibration_by_language().values():
         requests += [Ordinary(text, len(calibration) + number) for number, text in enumerate(texts)]
     first = 1 + max((each.topic for each in requests), default=0)

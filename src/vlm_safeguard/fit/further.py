@@ -101,16 +101,15 @@ def measure_further(
         options.near_best,
     )
     scores = shrunk.harmless[len(topics) :].clone()
-    wrapped = [False] * len(data.calibration) + [each.wrapped for each in calibration]
     legible = list(plain.choice.legible)
     harm = plain.choice.directions.harm_scores(ordinary)[:, legible].mean(1)
     if plain.own is None:
-        return Further(shrunk, scores, torch.tensor(wrapped), harm, None, None), None
+        return Further(shrunk, scores, harm, None, None), None
     finals = torch.split(final, sizes)
     own = _in_all_languages(backbone, pairs, finals, plain, options)
     margins = refusal_margins(backbone, finals[2], own.tokens)
     words = declined_prefix_margins(backbone, rows[-len(calibration) :], own.prefix, margins)
-    return Further(shrunk, scores, torch.tensor(wrapped), harm, margins, words), own
+    return Further(shrunk, scores, harm, margins, words), own
 
 
 def _in_all_languages(

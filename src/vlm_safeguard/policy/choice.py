@@ -90,14 +90,12 @@ class Further:
         shrunk: the discriminant, and the layers that the gate reads of it.
         scores: (requests,) of the calibration requests, then of those in further forms, each by
             discriminants that have seen neither its topic nor its wrapper.
-        wrapped: (requests,) bool, those in jailbreaks' wrappers.
         harm: (further,) harm scores of the latter; `margins` and `prefix_margins` as `OwnDecision`
             has those of the former, None where the model's own decision cannot be read.
     """
 
     shrunk: Shrunk
     scores: torch.Tensor
-    wrapped: torch.Tensor
     harm: torch.Tensor
     margins: torch.Tensor | None
     prefix_margins: torch.Tensor | None
@@ -188,12 +186,10 @@ def calibrate(
     def threshold(scores: torch.Tensor) -> float:
         return threshold_for(scores.masked_fill(opened[: len(scores)], -torch.inf), share)
 
-    def threshold_of_forms(further: Further) -> float:
-        added = further.scores.masked_fill(opened, -torch.inf)
-        each = [threshold_for(added[~further.wrapped], share)]
-        if further.wrapped.any():
-            each.append(threshold_for(added[further.wrapped], max(share, options.wrapped_budget)))
-        return max(each)
+    def threshold_of_forms(scores: torch.Tensor) -> float:
+        added = scores.masked_fill(opened, -torch.inf)
+        more = max(share, options.further_budget)
+        return max(threshold_for(added[:count], share), threshold_for(added[count:], more))
 
     try:
         asked = threshold_for(
@@ -213,7 +209,7 @@ def calibrate(
             gate.append(
                 TextDiscriminant(
                     layers=further.shrunk.layers,
-                    threshold=max(threshold_of_forms(further), asked),
+                    threshold=max(threshold_of_forms(further.scores), asked),
                     budget=share,
                     calibrated_on=len(further.scores),
                 )

@@ -20,8 +20,8 @@ class FitOptions(BaseModel):
         stored_rank: directions kept in the artifact at least, to choose a smaller rank from.
         budget: share of harmless requests that may open the gate though the model would answer
             them.
-        wrapped_budget: the same of requests in jailbreaks' wrappers, for a discriminant; `budget`
-            where that is more.
+        further_budget: the same of those in jailbreaks' wrappers, in other languages and as second
+            turns, for a discriminant; `budget` where that is more.
         first_layer: the first edited layer, as a share of the depth; `last_layer` likewise. See
             `choose_layers` for what was measured.
         folds: of the anchors, whose scores are taken under directions fitted on the other folds.
@@ -51,7 +51,7 @@ class FitOptions(BaseModel):
     rank: int = Field(default=64, ge=1)
     stored_rank: int = Field(default=8, ge=1)
     budget: float = Field(default=0.01, gt=0, lt=1)
-    wrapped_budget: Share = 0.03
+    further_budget: Share = 0.03
     first_layer: Share = 0.27
     last_layer: Share = 0.9
     folds: int = Field(default=5, ge=2, le=20)
