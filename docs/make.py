@@ -268,7 +268,8 @@ def criteria(name: str) -> Iterator[str]:
 
 def _worst(by_form: dict[str, dict[str, Any]]) -> float:
     """The lower AUROC of a score's two forms."""
-    return min(row["auroc"] for row in by_form.values())
+    lower: float = min(row["auroc"] for row in by_form.values())
+    return lower
 
 
 def _told_apart(row: dict[str, Any]) -> Iterator[str]:
