@@ -234,51 +234,6 @@ def gates(name: str, *chosen: str) -> Iterator[str]:
     )
 
 
-def criteria(name: str) -> Iterator[str]:
-    """How well scores of a text tell harm: every averaged one, and the best layer of each kind."""
-    document = _document(name)
-    yield (
-        f"`python benchmarks/criteria.py {name.removeprefix('criteria-')}`, "
-        f"{document['machine']['dtype']}; in brackets 95 % intervals.\n"
-    )
-    rows: dict[str, dict[str, dict[str, Any]]] = {}  # score → form → row
-    for row in document["rows"]:
-        rows.setdefault(row["score"], {})[row["form"]] = row
-    forms = list(next(iter(rows.values())))
-    best: dict[str, str] = {}  # kind of score → its best layer's name
-    for score, by_form in rows.items():
-        kind, _, layer = score.partition(", layer ")
-        if layer and (kind not in best or _worst(by_form) > _worst(rows[best[kind]])):
-            best[kind] = score
-    shown = [score for score in rows if ", layer " not in score] + list(best.values())
-    columns = [f"{form}: {what}" for form in forms for what in ("AUROC", "opened", "harmless")]
-    yield from grid(
-        ["score", *columns],
-        [
-            (
-                f"{score}, the best layer" if score in best.values() else score,
-                *(cell for form in forms for cell in _told_apart(rows[score][form])),
-            )
-            for score in shown
-        ],
-    )
-    sizes = {row[what]["n"] for row in document["rows"] for what in ("opened", "harmless")}
-    yield f"\nn = {', '.join(map(str, sorted(sizes)))} a cell."
-
-
-def _worst(by_form: dict[str, dict[str, Any]]) -> float:
-    """The lower AUROC of a score's two forms."""
-    lower: float = min(row["auroc"] for row in by_form.values())
-    return lower
-
-
-def _told_apart(row: dict[str, Any]) -> Iterator[str]:
-    yield f"{row['auroc']:.3f}"
-    for share in (row["opened"], row["harmless"]):
-        value, low, high = (f"{100 * share[key]:.0f}" for key in ("value", "low", "high"))
-        yield f"{value} % ({low}–{high})"
-
-
 def _document(name: str) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
     return read
