@@ -297,6 +297,7 @@ PARTS: dict[str, Part] = {
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
     "gates-pocket": partial(gates, "gates-pocket"),
+    "gates-coder": partial(gates, "gates-coder"),
     "gates-vllm": partial(gates, "gates-pocket", "discriminant", "refusal words"),
     "defences": defences,
     "speed-pocket": partial(
