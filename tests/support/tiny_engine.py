@@ -64,7 +64,7 @@ def make_tiny(folder: Path) -> Tiny:
             if parameter.dim() > 1:
                 parameter.mul_(0.5)  # as large as states of a width of 32 are
     save(model, processor, folder)
-    fitted = Guard.fit(model, processor, calibration=shipped_calibration()[:60], layers=(2, 3))
+    fitted = Guard.fit(model, processor, calibration=shipped_calibration()[:100], layers=(2, 3))
     backbone, directions = Backbone.of(model), fitted.policy.directions
     anchors = shipped_anchors()[:40]
     harmful, harmless, asked = (
