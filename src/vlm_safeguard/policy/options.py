@@ -24,7 +24,8 @@ class FitOptions(BaseModel):
             turns, for a discriminant; `budget` where that is more.
         first_layer: the first edited layer, as a share of the depth; `last_layer` likewise. See
             `choose_layers` for what was measured.
-        folds: of the anchors, whose scores are taken under directions fitted on the other folds.
+        folds: of the anchors, whose scores are taken under what was fitted on the other folds; for
+            a discriminant of the calibration requests, too.
         near_best: by how much a layer's held-out AUROC may be below the best for the gate to read
             it.
         legible: held-out AUROC from which a layer before the edit is worth reading.
