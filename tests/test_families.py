@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,20 +49,24 @@ def test_final_states_of_text_give_the_next_token_s_own_logits(model_type: str) 
 
 @torch.no_grad()
 def _check_going_on(backbone: Backbone, processor: ProcessorMixin) -> None:
-    """What follows texts of two lengths, in another order, is as if they were read with it."""
+    """What follows texts of two lengths, in another order, is as if they were read with it.
+
+    Within float32's rounding, as some families compute a part in it whatever the model's type is.
+    """
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
     short, long = (tuple(encode_chat(processor, text)) for text in ("Why?", "How is bread made?"))
     tokens = (backbone.text_token, backbone.text_token + 1, backbone.text_token)
     read = backbone.read_texts([short, long])
-    torch.testing.assert_close(read.final, backbone.run_text([short, long])[:, 0])
+    close(read.final, backbone.run_text([short, long])[:, 0])
     expected = backbone.run_text([long, short], tokens)[:, 1:]
-    torch.testing.assert_close(backbone.go_on(None, [long, short], tokens), expected)
+    close(backbone.go_on(None, [long, short], tokens), expected)
     if not read.holds([long, short]):
         assert read.cache_of([short]) is None
-        torch.testing.assert_close(backbone.go_on(read, [long, short], tokens), expected)
+        close(backbone.go_on(read, [long, short], tokens), expected)
         return
     for _ in range(2):  # the texts' own cache stays as it was
         behind = backbone.go_on(read, [long, short], tokens)
-        torch.testing.assert_close(behind, expected)
+        close(behind, expected)
     assert read.cache_of([long]).get_seq_length() == len(long)
 
 
