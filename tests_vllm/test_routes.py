@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pytest
 import vllm
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.app import build_app
@@ -13,6 +14,8 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vlm_safeguard.engines.vllm import routes
 from vlm_safeguard.engines.vllm.supported import check_version
+
+pytestmark = pytest.mark.xdist_group("pocket")  # they share a checkpoint and its guard
 
 
 def test_the_installed_release_was_tested() -> None:

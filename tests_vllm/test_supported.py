@@ -15,6 +15,8 @@ from vlm_safeguard.engines.vllm.verdict import Judge
 from vlm_safeguard.engines.vllm.worker_options import worker_options
 from vlm_safeguard.errors import SafeguardError
 
+pytestmark = pytest.mark.xdist_group("pocket")  # they share a checkpoint and its guard
+
 
 def checked(model: Path, guard: Guard, **options: Any) -> None:
     judge = Judge(guard.policy)

@@ -37,6 +37,7 @@ from vlm_safeguard.model.fingerprint import Fingerprint
 from vlm_safeguard.policy.request import read_request
 from vlm_safeguard.policy.response import Response
 
+pytestmark = pytest.mark.xdist_group("worker")  # they share an engine
 in_process = pytest.mark.parametrize("llm", ["eager", "compiled, in chunks"], indirect=True)
 
 
