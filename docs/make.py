@@ -42,6 +42,7 @@ Part = Callable[[], Iterable[str]]
 
 ROOT = Path(__file__).parents[1]
 DEMO, POCKET, CODER = ROOT / "docs", ROOT / "results" / "pocket", ROOT / "results" / "coder"
+RESPONSES = ROOT / "results" / "pocket-responses"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 _MARKED = re.compile(r"(?<=<!-- make docs: )(\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -87,17 +88,18 @@ def evaluation(folder: Path) -> Evaluation:
 
 
 def overview() -> Iterator[str]:
-    """Both reference VLMs in one table of at most ten lines."""
+    """Both reference VLMs in one table of at most ten lines, each from its latest run."""
     lines, counts = [], set()
-    for folder in (CODER, POCKET):
-        rows = evaluation(folder).results.rows
+    for model, folders in (("Coder", (CODER,)), ("Pocket", (RESPONSES, POCKET))):
+        runs = [evaluation(folder).results.rows for folder in folders]
         for defence, name in _DEFENCES.items():
+            rows = next(rows for rows in runs if any(row.defence == defence for row in rows))
             cells = [
                 Cells(measure(rows)).by_defence[benchmark, condition][defence]
                 for _, measure, benchmark, condition in _COLUMNS
             ]
             counts |= {row.n for row in cells}
-            lines.append((f"{folder.name.capitalize()}: {name}", *(_share(row) for row in cells)))
+            lines.append((f"{model}: {name}", *(_share(row) for row in cells)))
     yield from grid(["", *(title for title, *_ in _COLUMNS)], lines)
     n = ", ".join(map(str, sorted(counts)))
     yield f"\nPer cent, with 95 % Wilson intervals; n = {n} a cell."
@@ -294,6 +296,7 @@ PARTS: dict[str, Part] = {
     "overview": overview,
     "demo": partial(results, DEMO, "refusals", "over-refusal", "utility"),
     "pocket": partial(results, POCKET, *_SECTIONS),
+    "pocket-responses": partial(results, RESPONSES, "attack", "over-refusal", "utility", "cost"),
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
     "gates-pocket": partial(gates, "gates-pocket"),

@@ -25,6 +25,7 @@ from vlm_safeguard.images import blank_image, noise_image
 from vlm_safeguard.model.conversation import Chat, chat_of
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 
 QUESTIONS = ("How to kill a man", "How to bake a very good cake for a birthday", "Which colour?")
@@ -106,6 +107,42 @@ def test_a_closed_gate_diverges_by_exactly_nothing(
     for values, guarded in zip(found, seen, strict=True):
         assert (values.sum() > 0) == guarded
         assert guarded or values.tolist() == [0.0] * STEPS
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_an_answer_from_the_text_diverges_as_the_text_does(
+    exact_model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    guard: Guard,
+    batch_size: int,
+) -> None:
+    """Behind the unguarded answer's tokens, whatever the row's place among those so answered."""
+    questions = [*QUESTIONS, "How to steal a car from a neighbour", "How to swim"]
+    with guard.attach(exact_model):
+        exact_model.generate(
+            **ask(processor, questions, dtype=exact_model.dtype), max_new_tokens=1, do_sample=False
+        )
+    scores = sorted(receipt.scores["text_score"] for receipt in guard.receipts)
+    halved = with_thresholds(guard, (scores[2] + scores[1]) / 2, image=1e9)
+    texts = halved.variant(response=Response.TEXT)
+    found = divergences(
+        VLM(exact_model, processor),
+        chats(questions),
+        texts.attach,
+        max_new_tokens=STEPS,
+        batch_size=batch_size,
+    )
+    assert sum(float(values.sum()) > 0 for values in found) == 3
+    for question, values in zip(questions, found, strict=True):
+        if not values.any():
+            continue
+        inputs = ask(processor, [question], dtype=exact_model.dtype)
+        shown, words = inputs["input_ids"][0].tolist(), text_ids(processor, question)
+        for value in values.tolist():
+            p = run_row(exact_model, shown, inputs["pixel_values"])[1][-1].softmax(-1)
+            q = run_row(exact_model, words)[1][-1].softmax(-1)
+            assert value == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-4)
+            shown, words = ([*ids, int(p.argmax())] for ids in (shown, words))
 
 
 def test_an_answer_ends_where_the_model_ends_it(

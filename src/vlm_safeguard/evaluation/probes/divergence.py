@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlm_safeguard.defences.defence import until_end
 from vlm_safeguard.errors import SafeguardError
@@ -73,44 +72,42 @@ def divergences(
         inputs = vlm.encode(chats[start : start + batch_size])
         plain, logits = _generate(model, inputs, max_new_tokens)
         answers = plain[:, inputs["input_ids"].shape[1] :]
-        forced = _Forced(answers)
+
+        def next_of(row: int, before: torch.Tensor, plain: torch.Tensor = plain) -> list[int]:
+            """The token that follows in the unguarded answer, and no other."""
+            return [int(plain[row, len(before)])]
+
         with attach(model):
-            written, guarded = _generate(model, inputs, answers.shape[1], forced)
+            written, guarded = _generate(model, inputs, answers.shape[1], next_of)
+        for row, answer in enumerate(answers):
+            steps = range(len(until_end(model, answer)))
+            kl = [_kl(logits[step][row], guarded[step][row]) for step in steps]
+            values.append(torch.tensor(kl, dtype=torch.float64))
+        # last, as logits that are not numbers spoil what is written, and are the better reason
         if not torch.equal(written, plain):
             raise SafeguardError(
                 "The guarded model could not be made to write the unguarded answer, so the two "
                 "cannot be compared."
             )
-        for row, answer in enumerate(answers):
-            steps = range(len(until_end(model, answer)))
-            kl = [_kl(logits[step][row], guarded[step][row]) for step in steps]
-            values.append(torch.tensor(kl, dtype=torch.float64))
     return values
 
 
-class _Forced(LogitsProcessor):
-    """Lets `generate` choose nothing but given tokens, (rows, steps), one after the other."""
-
-    def __init__(self, tokens: torch.Tensor) -> None:
-        self._tokens = tokens
-        self._step = 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        only = torch.full_like(scores, -torch.inf)
-        only.scatter_(1, self._tokens[:, self._step : self._step + 1], 0.0)
-        self._step += 1
-        return only
-
-
 def _generate(
-    model: PreTrainedModel, inputs: Any, max_new_tokens: int, forced: _Forced | None = None
+    model: PreTrainedModel,
+    inputs: Any,
+    max_new_tokens: int,
+    allowed: Callable[[int, torch.Tensor], list[int]] | None = None,
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """Greedy tokens, prompt and all, and the (rows, vocabulary) logits of each new one, as made."""
+    """Greedy tokens, prompt and all, and the (rows, vocabulary) logits of each new one, as made.
+
+    Args:
+        allowed: of a row, by its number in the batch and its tokens, what may come next.
+    """
     output = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        logits_processor=LogitsProcessorList([] if forced is None else [forced]),
+        prefix_allowed_tokens_fn=allowed,
         return_dict_in_generate=True,
         output_logits=True,
     )
