@@ -144,7 +144,11 @@ def _run(evaluation: Evaluation) -> Iterator[str]:
 
 def defences() -> Iterator[str]:
     """What the names of the tables stand for."""
-    rows = [row for folder in (POCKET, CODER, DEMO) for row in evaluation(folder).results.rows]
+    rows = [
+        row
+        for folder in (POCKET, CODER, RESPONSES, DEMO)
+        for row in evaluation(folder).results.rows
+    ]
     yield from table(glossary_sheet(rows))
 
 

@@ -158,8 +158,8 @@ def _bars(rows: Sequence[Row], what: str, label: str) -> tuple[Figure, ...]:
                 name=f"{what.replace(' ', '_')}_{benchmark}",
                 alt=f"Bars of {what} on {benchmark} by defence and image condition. Default guard: "
                 f"{guarded or 'not measured'}. The table below has all values.",
-                caption=f"{benchmark}: {what}, with 95 % intervals. Green: this guard's edits; "
-                "blue: defences by others; orange and red: controls; grey: none.",
+                caption=f"{benchmark}: {what}, with 95 % intervals. Green: this guard and its "
+                "edits; blue: other defences; orange and red: controls; grey: none.",
                 draw=partial(bars_figure, group, label=f"{benchmark}: {label}"),
             )
         )
