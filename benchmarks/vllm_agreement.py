@@ -194,7 +194,7 @@ def compare(folder: Path, count: int, tokens: int, at_once: int) -> list[Row]:
             go_on(vllm, asked, partial(inside_vllm, client, tokens=tokens, at_once=at_once), 40)
     if len(kept(hooks)) < len(asked):
         vlm = VLM(*load_model(str(model), Loading(dtype="float32")))
-        go_on(hooks, asked, partial(by_hooks, vlm, guard, tokens=tokens), 8)
+        go_on(hooks, asked, partial(by_hooks, vlm, guard, tokens=tokens), 40)
     return [
         compared(each, mine, other, guard.policy)
         for each, mine, other in zip(asked, kept(vllm), kept(hooks), strict=True)
