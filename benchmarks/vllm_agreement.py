@@ -33,6 +33,7 @@ from vlm_safeguard.policy.receipt_object import receipt_object
 
 CONDITIONS = ("text", "blank", "noise", "image")
 _NEAR = 1e-2
+_ROWS = 40  # requests whose answers are kept together
 
 
 @dataclass(frozen=True)
@@ -191,10 +192,10 @@ def compare(folder: Path, count: int, tokens: int, at_once: int) -> list[Row]:
     vllm, hooks = (folder / f"{engine}-{count}-{tokens}.jsonl" for engine in ("vllm", "hooks"))
     if len(kept(vllm)) < len(asked):
         with serving(model, folder / "agreement.log", guard=guard_folder) as client:
-            go_on(vllm, asked, partial(inside_vllm, client, tokens=tokens, at_once=at_once), 40)
+            go_on(vllm, asked, partial(inside_vllm, client, tokens=tokens, at_once=at_once), _ROWS)
     if len(kept(hooks)) < len(asked):
         vlm = VLM(*load_model(str(model), Loading(dtype="float32")))
-        go_on(hooks, asked, partial(by_hooks, vlm, guard, tokens=tokens), 40)
+        go_on(hooks, asked, partial(by_hooks, vlm, guard, tokens=tokens), _ROWS)
     return [
         compared(each, mine, other, guard.policy)
         for each, mine, other in zip(asked, kept(vllm), kept(hooks), strict=True)
