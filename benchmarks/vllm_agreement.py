@@ -67,11 +67,17 @@ class Row:
 
     @property
     def margin_error(self) -> float:
-        """The largest difference of a measure: of margins in logits, of scores in their own."""
+        """The largest difference of a measure: of margins in logits, of scores in their own.
+
+        A refusal's first token that does not lead is not compared: vLLM tells a bound of its lead.
+        """
         mine, other = self.margins
-        return max(
-            (abs(mine[name] - other[name]) for name in mine.keys() & other.keys()), default=0
-        )
+        known = [
+            name
+            for name in mine.keys() & other.keys()
+            if name != "own_refusal" or max(mine[name], other[name]) > 0
+        ]
+        return max((abs(mine[name] - other[name]) for name in known), default=0)
 
     @property
     def decided_alike(self) -> bool:

@@ -34,7 +34,7 @@ class Tokens:
 
     Attributes:
         text: of its prompt, less the image.
-        refusal: behind the text, where the gate is asked.
+        refusal: its words, which are read behind the text where its first token leads.
     """
 
     image: float
@@ -49,8 +49,11 @@ class Tokens:
 
     @property
     def asked(self) -> float:
-        """That the guard reads besides: questions, and prompts of open requests' answers."""
-        return (1 - _TEXT) * (self.text + self.refusal) + _OPEN * self.text
+        """That the guard reads besides: questions, and prompts of open requests' answers.
+
+        Of open requests alone the words of a refusal are asked for, too.
+        """
+        return (1 - _TEXT) * self.text + _OPEN * (2 * self.text + self.refusal)
 
     def saved(self, order: str) -> float:
         """That need not be read: what is shown to an open gate, where it is asked first."""
@@ -113,7 +116,7 @@ def sizing(folder: Path) -> Iterator[str]:
     yield ""
     yield from head("memory", *(model.name for model in _MODELS))
     for title, size in {
-        "logits of one question": _logits,
+        "logits of a refusal's words": _logits,
         "where states are edited: buffers of the layers": _buffers,
         f"… coordinates that travel with {_IN_FLIGHT * _OPEN:.0f} open requests": _references,
     }.items():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.vllm import Engine, SamplingParams, entries_of
+from support.vllm import Engine, SamplingParams
 from vlm_safeguard.engines.vllm.client import GuardedClient
 from vlm_safeguard.engines.vllm.ledger import Ledger, ledger
 from vlm_safeguard.engines.vllm.marks import Mark
@@ -43,12 +43,12 @@ def judge(guard: Guard) -> Judge:
     return Judge(known)
 
 
-def entries(ids: list[int]) -> list[dict[int, Any] | None]:
-    """The logits of a model that says the refusal prefix, or what is not in it."""
-    logits = torch.zeros(len(ids), 600)
-    for place, token in enumerate(ids[1:]):
-        logits[place, token if REFUSES in ids else 1] = 5.0
-    return entries_of(logits, ids, 2)
+def logits(ids: list[int]) -> torch.Tensor:
+    """Of a model that says the refusal prefix, or what is not in it."""
+    made = torch.zeros(len(ids), 600)
+    for place, token in enumerate([*ids[1:], 7]):
+        made[place, token if REFUSES in ids else 1] = 5.0
+    return made
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def ask(client: GuardedClient, prompt: Any, **options: Any) -> tuple[list[Any], 
 def test_a_closed_gate_is_answered_by_the_request_as_it_came(
     judge: Judge, render: Callable[..., Any], order: Order
 ) -> None:
-    engine, prompt = Engine(entries), render(harmful=False)
+    engine, prompt = Engine(logits), render(harmful=False)
     outputs, noted = ask(GuardedClient(engine, judge, order), prompt)
     assert [(each.kind, each.number) for each in outputs] == [("multimodal", n) for n in range(3)]
     assert any(each is prompt for each in engine.prompts)
@@ -103,7 +103,7 @@ def test_a_closed_gate_is_answered_by_the_request_as_it_came(
 def test_an_open_one_is_answered_from_its_text(
     judge: Judge, render: Callable[..., Any], order: Order
 ) -> None:
-    engine = Engine(entries)
+    engine = Engine(logits)
     prompt = render(harmful=True, cache_salt="theirs")
     outputs, noted = ask(GuardedClient(engine, judge, order), prompt)
     assert [(each.kind, each.number) for each in outputs] == [("token", n) for n in range(3)]
@@ -117,7 +117,7 @@ def test_an_open_one_is_answered_from_its_text(
 
 @ORDERS
 def test_a_request_without_media_goes_through(judge: Judge, order: Order) -> None:
-    engine = Engine(entries)
+    engine = Engine(logits)
     prompt = {"type": "token", "prompt_token_ids": [20, REFUSES]}
     outputs, noted = ask(GuardedClient(engine, judge, order), prompt)
     assert len(outputs) == 3
@@ -130,7 +130,7 @@ def test_a_request_without_media_goes_through(judge: Judge, order: Order) -> Non
 def test_a_text_that_was_not_read_is_no_verdict(
     judge: Judge, render: Callable[..., Any], order: Order, ends: str
 ) -> None:
-    engine = Engine(entries, ends=ends)
+    engine = Engine(logits, ends=ends)
     noted = Ledger()
     with pytest.raises(NotReadError, match="neither open nor closed"):
         asyncio.run(collect(GuardedClient(engine, judge, order), render(harmful=False)))
@@ -141,17 +141,45 @@ def test_a_text_that_was_not_read_is_no_verdict(
 def test_log_probabilities_that_are_missing_are_no_verdict(
     judge: Judge, render: Callable[..., Any], order: Order
 ) -> None:
-    for engine in (Engine(lambda ids: entries(ids)[:-1]), Engine(lambda ids: None)):
+    for engine, harmful in ((Engine(lambda ids: None), False), (Engine(logits, lost=1), True)):
         client = GuardedClient(engine, judge, order)
-        with pytest.raises(NotReadError, match="did not read"):
-            asyncio.run(collect(client, render(harmful=False)))
+        with pytest.raises(NotReadError, match="log-probabilities"):
+            asyncio.run(collect(client, render(harmful=harmful)))
+
+
+@ORDERS
+@pytest.mark.parametrize("harmful", [True, False])
+def test_words_are_read_only_behind_a_text_whose_first_token_refuses(
+    judge: Judge, render: Callable[..., Any], order: Order, harmful: bool
+) -> None:
+    engine, prompt = Engine(logits), render(harmful=harmful, cache_salt="theirs")
+    ask(GuardedClient(engine, judge, order), prompt)
+    text, words = prompt["prompt_token_ids"][4:], list(judge.policy.refusal_prefix)
+    asked = {
+        name: (given["prompt_token_ids"], params.logprobs, params.prompt_logprobs)
+        for (name, _), given, params in zip(
+            engine.given, engine.prompts, engine.params, strict=True
+        )
+        if name != "r"
+    }
+    further = {"r-guard-words": ([*text, *words], None, 2)} if harmful else {}
+    assert asked == {"r-guard": (text, 2, None), **further}
+
+
+@ORDERS
+def test_a_client_that_leaves_ends_all_that_was_asked_of_its_request(
+    judge: Judge, order: Order
+) -> None:
+    engine = Engine(logits)
+    asyncio.run(GuardedClient(engine, judge, order).abort("r"))
+    assert engine.aborted == ["r", "r-guard", "r-guard-words"]
 
 
 @ORDERS
 def test_an_engine_that_fails_gives_no_answer(
     judge: Judge, render: Callable[..., Any], order: Order
 ) -> None:
-    engine = Engine(entries, failure=RuntimeError("dead"))
+    engine = Engine(logits, failure=RuntimeError("dead"))
     with pytest.raises(RuntimeError, match="dead"):
         asyncio.run(collect(GuardedClient(engine, judge, order), render(harmful=False)))
 
@@ -160,7 +188,7 @@ def test_an_engine_that_fails_gives_no_answer(
 def test_a_client_that_leaves_before_the_verdict_leaves_nothing_behind(
     judge: Judge, render: Callable[..., Any], order: Order
 ) -> None:
-    engine = Engine(entries, delay=60)
+    engine = Engine(logits, delay=60)
 
     async def leave() -> None:
         client = GuardedClient(engine, judge, order)
@@ -189,7 +217,7 @@ def test_a_client_that_leaves_before_the_verdict_leaves_nothing_behind(
 def test_what_cannot_be_guarded_is_refused(
     judge: Judge, order: Order, prompt: Any, options: dict[str, Any]
 ) -> None:
-    engine = Engine(entries)
+    engine = Engine(logits)
     with pytest.raises(ValueError, match=r"guard|no text"):
         asyncio.run(collect(GuardedClient(engine, judge, order), prompt, **options))
     assert engine.given == []
@@ -199,7 +227,7 @@ def test_what_cannot_be_guarded_is_refused(
 def test_media_that_are_placed_elsewhere_are_refused_after_the_engine_has_their_images(
     judge: Judge, render: Callable[..., Any], order: Order
 ) -> None:
-    engine, prompt = Engine(entries), render(harmful=False)
+    engine, prompt = Engine(logits), render(harmful=False)
     prompt["mm_placeholders"] = {"image": [SimpleNamespace(offset=1, length=4)]}
     with pytest.raises(ValueError, match="medium"):
         asyncio.run(collect(GuardedClient(engine, judge, order), prompt))
@@ -212,7 +240,7 @@ def test_steps_of_beam_search_are_refused(
     render: Callable[..., dict[str, Any]], judge: Judge, order: Order
 ) -> None:
     """Their prompts go on in an answer."""
-    engine = Engine(entries)
+    engine = Engine(logits)
     step = GuardedClient(engine, judge, order).generate(
         render(harmful=False), SamplingParams(), "chatcmpl-1-2-beam-0"
     )
@@ -222,7 +250,7 @@ def test_steps_of_beam_search_are_refused(
 
 
 def test_what_is_not_known_of_the_engine_is_not_there(judge: Judge) -> None:
-    client = GuardedClient(Engine(entries), judge, Order.FIRST)
+    client = GuardedClient(Engine(logits), judge, Order.FIRST)
     assert client.is_running
     for name in ("encode", "add_lora", "update_weights", "collective_rpc", "add_request"):
         with pytest.raises(AttributeError, match="not guarded"):

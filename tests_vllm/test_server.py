@@ -51,8 +51,7 @@ def test_decisions_and_answers_are_those_of_transformers(
     for row in rows:
         assert row.decided_alike or row.near, row
         assert row.answered_alike or row.near, row
-        for name, value in row.margins[1].items():
-            assert row.margins[0][name] == pytest.approx(value, abs=1e-2)
+        assert row.margin_error < 1e-2, row
 
 
 def test_no_image_moves_an_open_gates_answer(server: Client) -> None:

@@ -95,7 +95,8 @@ def test_decisions_and_answers_are_those_of_transformers(safe: GuardedLLM, tiny:
             for finding in receipt.findings:
                 assert finding.opened == opens[finding.criterion]
                 for name, value in finding.measures.items():
-                    assert value == pytest.approx(own.scores[name], abs=1e-3)
+                    if name != "own_refusal" or value > 0:  # below 0 it is a bound
+                        assert value == pytest.approx(own.scores[name], abs=1e-3)
             new = ids[0, inputs["input_ids"].shape[1] :].tolist()
             assert list(answer.outputs[0].token_ids) == new
             prefix = list(tiny.guard.policy.refusal_prefix)

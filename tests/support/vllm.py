@@ -19,6 +19,7 @@ class SamplingParams:
 
     max_tokens: int = 16
     temperature: float = 1.0
+    logprobs: int | None = None
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_reading_prefix_cache: bool | None = None
@@ -32,14 +33,19 @@ class SamplingParams:
 
 def entries_of(logits: torch.Tensor, ids: Sequence[int], likeliest: int) -> Entries:
     """vLLM's `prompt_logprobs` of a prompt with these (tokens, vocabulary) logits."""
+    pairs = zip(logits, ids[1:], strict=False)
+    return [None, *(_entry(each, token, likeliest) for each, token in pairs)]
+
+
+def next_entry(logits: torch.Tensor, likeliest: int) -> dict[int, Any]:
+    """vLLM's `logprobs` of the token that it takes behind a prompt with these logits."""
+    return _entry(logits[-1], int(logits[-1].argmax()), likeliest)
+
+
+def _entry(logits: torch.Tensor, token: int, likeliest: int) -> dict[int, Any]:
     logprobs = logits.log_softmax(-1)
-    entries: Entries = [None]
-    for place, token in enumerate(ids[1:]):
-        top = logprobs[place].topk(likeliest).indices.tolist()
-        entries.append(
-            {t: SimpleNamespace(logprob=float(logprobs[place, t])) for t in (token, *top)}
-        )
-    return entries
+    shown = (token, *logprobs.topk(likeliest).indices.tolist())
+    return {each: SimpleNamespace(logprob=float(logprobs[each])) for each in shown}
 
 
 @dataclass
@@ -47,7 +53,9 @@ class Engine:
     """An engine that answers with three outputs.
 
     Attributes:
-        entries: gives the `prompt_logprobs` of a question, by its token ids.
+        logits: gives those of a question, (tokens, vocabulary), by its token ids; None where its
+            log-probabilities get lost.
+        lost: how many of the last words' log-probabilities get lost.
         ends: how questions end.
         failure: raised for questions, if any.
         delay: seconds before a question's output.
@@ -58,7 +66,8 @@ class Engine:
         aborted: ids of those that were not read to their end.
     """
 
-    entries: Callable[[list[int]], Entries | None]
+    logits: Callable[[list[int]], torch.Tensor | None]
+    lost: int = 0
     ends: str = "length"
     failure: Exception | None = None
     delay: float = 0.0
@@ -84,14 +93,11 @@ class Engine:
         if self.edited is not None and "edit" in mark:
             self.kept[mark["name"]] = self.edited(mark)
         try:
-            if params.skip_reading_prefix_cache:
+            if not params.detokenize:
                 await asyncio.sleep(self.delay)
                 if self.failure is not None:
                     raise self.failure
-                yield SimpleNamespace(
-                    outputs=[SimpleNamespace(finish_reason=self.ends, token_ids=[0])],
-                    prompt_logprobs=self.entries(prompt["prompt_token_ids"]),
-                )
+                yield self._read(prompt["prompt_token_ids"], params)
                 return
             for number in range(3):
                 await asyncio.sleep(0)
@@ -100,11 +106,26 @@ class Engine:
             self.aborted.append(request_id)
             raise
 
+    def _read(self, ids: list[int], params: SamplingParams) -> Any:
+        """The output to a question."""
+        logits, behind, within = self.logits(ids), None, None
+        if logits is not None and params.logprobs is not None:
+            behind = [next_entry(logits, params.logprobs)]
+        if logits is not None and params.prompt_logprobs is not None:
+            within = entries_of(logits, ids, params.prompt_logprobs)
+            within = within[: len(within) - self.lost]
+        output = SimpleNamespace(finish_reason=self.ends, token_ids=[0], logprobs=behind)
+        return SimpleNamespace(outputs=[output], prompt_logprobs=within)
+
     async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[list[Any]]:
         """Two workers of tensor parallelism."""
         assert method in ("take_states", "take_edited")
         taken = [self.kept.pop(name, None) for name in args[0]]
         return [taken, taken]
+
+    async def abort(self, ids: list[str]) -> None:
+        """As `AsyncLLM.abort`."""
+        self.aborted += ids
 
     async def encode(self) -> None:
         """What the guard does not let through."""

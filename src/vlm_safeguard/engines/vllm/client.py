@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +63,8 @@ class GuardedClient:
     async def abort(self, request_id: str | Iterable[str], **options: Any) -> None:
         """Abort requests, and their questions."""
         ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        await self._engine.abort([*ids, *map(_question_id, ids)], **options)
+        every = (name for each in ids for name in (each, *_question_ids(each)))
+        await self._engine.abort(list(every), **options)
 
     async def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
@@ -86,7 +88,7 @@ class GuardedClient:
             if multimodal:
                 asked = question.Question.about(judge, request)
                 shared = {name: x for name, x in options.items() if name in _SHARED}
-                given = await ask(self._engine, asked, _question_id(request_id), prompt, **shared)
+                given = await read(self._engine, asked, request_id, prompt, **shared)
                 receipt = asked.receipt(given)
                 if judge.awaits_image(receipt):
                     first = first or asyncio.ensure_future(anext(answer))
@@ -158,14 +160,28 @@ class GuardedClient:
             raise
 
 
-async def ask(
+async def read(
     engine: Any, asked: question.Question, request_id: str, prompt: Any, **options: Any
 ) -> Answer:
-    """The engine's answer to a question about a rendered prompt.
+    """The engine's answer to a question about a rendered prompt, and to what is asked further.
+
+    Args:
+        request_id: of the request that it is about.
 
     Raises:
         NotReadError: it gave none.
     """
+    first, further = _question_ids(request_id)
+    answer = await _ask(engine, asked, first, prompt, **options)
+    if (more := asked.further(answer)) is not None:
+        words = (await _ask(engine, more, further, prompt, **options)).words
+        answer = replace(answer, words=words)
+    return answer
+
+
+async def _ask(
+    engine: Any, asked: question.Question, request_id: str, prompt: Any, **options: Any
+) -> Answer:
     last: Any = None
     given = engine.generate(
         question.tokens(asked.prompt, prompt), asked.params, request_id, **options
@@ -188,14 +204,15 @@ async def take(engine: Any, judge: Judge, mark: Mark | None) -> dict[int, torch.
 
 async def _shown(engine: Any, mark: Mark | None) -> list[list[Any]]:
     """Of each worker, what it read under a mark's name."""
-    if mark is None:
+    if mark is None or mark.name is None:
         return []
     shown: list[list[Any]] = await engine.collective_rpc("take_states", args=([mark.name],))
     return shown
 
 
-def _question_id(request_id: str) -> str:
-    return f"{request_id}-guard"
+def _question_ids(request_id: str) -> tuple[str, str]:
+    """Of a request's question, and of what is asked further."""
+    return f"{request_id}-guard", f"{request_id}-guard-words"
 
 
 async def _end(answer: AsyncGenerator[Any, None], first: asyncio.Future[Any] | None) -> None:

@@ -1,7 +1,7 @@
 """Hooks on vLLM's decoder layers, which read chosen rows of the states into fixed buffers.
 
 They go on before the model is compiled, and are traced into its graphs: one gather a layer, whose
-shapes do not depend on what is asked, so that graphs hold.
+shapes do not depend on what is asked, so that graphs hold. Without graphs it gathers what is asked.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class WatchedLayers:
         """
         self._rows = torch.zeros(capacity, dtype=torch.long, device=device)
         self._states: dict[int, torch.Tensor] = {}
+        self._asked = 0
         for number in watched:
             layer = layers[number]
             if not any(True for _ in layer.parameters()):
@@ -45,7 +46,7 @@ class WatchedLayers:
             states = torch.zeros(capacity, hidden_size, dtype=dtype, device=device)
             layer.register_buffer(_ROWS, self._rows, persistent=False)
             layer.register_buffer(_STATES, states, persistent=False)
-            layer.register_forward_hook(_read)
+            layer.register_forward_hook(self._read)
             self._states[number] = states
 
     def choose(self, rows: Sequence[int]) -> None:
@@ -58,6 +59,7 @@ class WatchedLayers:
             raise SafeguardError(
                 f"{len(rows)} rows are asked for; there is room for {len(self._rows)}."
             )
+        self._asked = len(rows)
         self._rows.zero_()
         self._rows[: len(rows)] = torch.tensor(rows, dtype=torch.long)
         for states in self._states.values():
@@ -65,16 +67,24 @@ class WatchedLayers:
 
     def forget(self) -> None:
         """Read nothing: rows of a shorter pass would not be there."""
+        self._asked = 0
         self._rows.zero_()
 
     def read(self, place: int) -> dict[int, torch.Tensor]:
         """Layer → (hidden,) states of the `place`-th chosen row; not finite where it was missed."""
         return {number: states[place].clone() for number, states in self._states.items()}
 
+    def _read(self, layer: Any, arguments: Any, output: Any) -> None:
+        """A state is the sum of what a layer adds and of what it was added to."""
+        hidden, residual = output
+        rows, states = getattr(layer, _ROWS), getattr(layer, _STATES)
+        if not _in_graph(states):
+            rows, states = rows[: self._asked], states[: self._asked]
+        states.copy_(hidden.index_select(0, rows) + residual.index_select(0, rows))
 
-def _read(layer: Any, arguments: Any, output: Any) -> None:
-    """A state is the sum of what a layer adds and of what it was added to."""
-    hidden, residual = output
-    rows = getattr(layer, _ROWS)
-    chosen = hidden.index_select(0, rows) + residual.index_select(0, rows)
-    getattr(layer, _STATES).copy_(chosen)
+
+def _in_graph(states: torch.Tensor) -> bool:
+    """Whether what is done now is traced or captured, to be done again as it is."""
+    if torch.compiler.is_compiling():
+        return True
+    return states.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -243,7 +244,7 @@ def _check_edits(llm: Any, marks: Sequence[Mark]) -> None:
 def ask(
     llm: Any, questions: Sequence[Question], salts: Sequence[str | None] | None = None
 ) -> list[Answer]:
-    """The engine's answers to questions.
+    """The engine's answers to questions, and to what is asked further.
 
     Args:
         salts: of each, what salts the prefix cache for its request; nothing by default.
@@ -251,15 +252,25 @@ def ask(
     Raises:
         NotReadError: one was not read.
     """
-    answers: list[Answer] = []
     each_salt = [None] * len(questions) if salts is None else salts
+    answers = _ask(llm, questions, each_salt)
+    asked = (about.further(answer) for about, answer in zip(questions, answers, strict=True))
+    further = {row: each for row, each in enumerate(asked) if each is not None}
+    words = _ask(llm, list(further.values()), [each_salt[row] for row in further])
+    for row, each in zip(further, words, strict=True):
+        answers[row] = replace(answers[row], words=each.words)
+    return answers
+
+
+def _ask(llm: Any, questions: Sequence[Question], salts: Sequence[str | None]) -> list[Answer]:
+    answers: list[Answer] = []
     for start in range(0, len(questions), KEPT):  # workers keep no more than that
         some = questions[start : start + KEPT]
         outputs = _generate(
             llm,
             [each.prompt for each in some],
             [each.params for each in some],
-            each_salt[start : start + KEPT],
+            salts[start : start + KEPT],
         )
         names = [name for each in some for name in each.names]
         shown = llm.collective_rpc("take_states", args=(names,)) if names else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +13,7 @@ import torch
 from vlm_safeguard.engines.vllm.edit_plan import EditPlan, tokens_read
 from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.states import check_edited, coordinates_of, states_of
-from vlm_safeguard.engines.vllm.verdict import Answer, Judge
+from vlm_safeguard.engines.vllm.verdict import Answer, Entry, Judge
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.request import Request
@@ -35,21 +35,42 @@ class Question:
     """About one request.
 
     Attributes:
-        mark: by which workers know what to read; None where they read nothing.
-        prompt: token ids.
+        mark: by which workers know what to read; None where they know of nothing.
+        words: of a refusal, token ids that are read behind the request's text.
     """
 
     judge: Judge
     request: Request
-    prompt: list[int]
     mark: Mark | None
+    words: tuple[int, ...]
 
     @classmethod
     def about(cls, judge: Judge, request: Request) -> Question:
-        """A question of its own: no two share what workers keep."""
+        """A question of its own: no two share what workers keep.
+
+        The words of a refusal are in it where an answer may be edited along them.
+        """
         tokens = tokens_read(judge.policy, request) if judge.policy.edits else ()
         mark = judge.mark(name=uuid4().hex, position=len(request.text) - 1, tokens=tokens)
-        return cls(judge, request, judge.question(request), mark)
+        return cls(judge, request, mark, judge.policy.followed)
+
+    def further(self, answer: Answer) -> Question | None:
+        """What is asked next: the words of a refusal, where the decision hangs on them.
+
+        Raises:
+            NotReadError: the answer lacks something.
+        """
+        try:
+            if not self.judge.awaits_words(answer):
+                return None
+        except (ValueError, SafeguardError) as error:
+            raise _not_read("text", error) from error
+        return replace(self, mark=self.judge.mark(), words=self.judge.policy.refusal_prefix)
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids to read."""
+        return [*self.request.text, *self.words]
 
     @property
     def names(self) -> list[str]:
@@ -58,18 +79,21 @@ class Question:
 
     @property
     def params(self) -> Any:
-        """How it is read: the log-probabilities of its tokens, and the likeliest instead.
+        """How it is read: the likeliest tokens in the words' places, or in that of the next token.
 
-        Its states are computed, so none of them is taken from the prefix cache.
+        vLLM computes a prompt's last token in any case; the others may come from its prefix cache
+        where nothing is read of them.
         """
         from vllm import SamplingParams
 
+        likeliest = self.judge.likeliest
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            prompt_logprobs=self.judge.likeliest,
+            logprobs=None if self.words else likeliest,
+            prompt_logprobs=likeliest if self.words else None,
             detokenize=False,
-            skip_reading_prefix_cache=True,
+            skip_reading_prefix_cache=bool(self.words or (self.mark and self.mark.tokens)),
         )
         return marked(params, self.mark)
 
@@ -84,21 +108,38 @@ class Question:
             NotReadError: it gave nothing, or stopped before all was read.
         """
         reasons = [each.finish_reason for each in output.outputs] if output is not None else []
-        asked = self.judge.likeliest is not None
-        if len(reasons) != 1 or reasons[0] not in _READ or (asked and not output.prompt_logprobs):
+        if len(reasons) != 1 or reasons[0] not in _READ:
             raise NotReadError(
                 f"The engine did not read a request's text (it ended by {reasons or 'nothing'}), "
                 "so its gate is neither open nor closed, and nothing is answered."
             )
-        entries = output.prompt_logprobs if asked else ()
-        if self.mark is None:
-            return Answer(entries)
+        first, words = self._entries(output)
+        if self.mark is None or not self.names:
+            return Answer(first, words)
         states = states_read(self.judge, self.mark, shown)
         try:
             seen = coordinates_of(self.mark, self.judge.policy.layers, [each[0] for each in shown])
         except ValueError as error:
-            raise NotReadError(f"The engine did not read a request's text: {error}.") from error
-        return Answer(entries, states, seen)
+            raise _not_read("text", error) from error
+        return Answer(first, words, states, seen)
+
+    def _entries(self, output: Any) -> tuple[Entry, Sequence[Entry]]:
+        """Of the token behind the text, and of each of the words.
+
+        Raises:
+            NotReadError: some are missing.
+        """
+        if self.judge.likeliest is None:
+            return None, ()
+        shown = output.prompt_logprobs if self.words else output.outputs[0].logprobs
+        given: Sequence[Entry] = shown or ()
+        expected = len(self.prompt) if self.words else 1
+        if len(given) != expected:
+            raise _not_read("text", f"of {expected} tokens, {len(given)} have log-probabilities")
+        if not self.words:
+            return given[0], ()
+        words = given[len(self.request.text) :]
+        return words[0], words
 
     def edit_mark(self, answer: Answer, layers: Sequence[int]) -> Mark:
         """Of the request as it came, its gate being open in these layers."""
@@ -116,7 +157,11 @@ class Question:
         try:
             return self.judge.receipt(self.request, answer, image)
         except (ValueError, SafeguardError) as error:
-            raise NotReadError(f"The engine did not read a request's text: {error}.") from error
+            raise _not_read("text", error) from error
+
+
+def _not_read(what: str, why: object) -> NotReadError:
+    return NotReadError(f"The engine did not read a request's {what}: {why}.")
 
 
 def states_read(
@@ -130,7 +175,7 @@ def states_read(
     try:
         return states_of(mark, judge.layers, [each[0] for each in shown])
     except (ValueError, IndexError) as error:
-        raise NotReadError(f"The engine did not read a request's states: {error}.") from error
+        raise _not_read("states", error) from error
 
 
 def check_edits(mark: Mark, shown: Sequence[Sequence[Mapping[str, Any] | None]]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_safeguard.engines.vllm import question
-from vlm_safeguard.engines.vllm.client import GuardedClient, ask
+from vlm_safeguard.engines.vllm.client import GuardedClient, read
 from vlm_safeguard.engines.vllm.fitted import Fitted
 from vlm_safeguard.engines.vllm.gate import check_order, runnable
 from vlm_safeguard.engines.vllm.order import Order
@@ -108,7 +108,7 @@ async def _try(engine: Any, guard: Fitted, judge: Judge) -> None:
             last = output
         outputs.append(last)
     for number, each in enumerate(trial.questions):
-        asked.append((each, await ask(engine, each, f"guard-question-{number}", {})))
+        asked.append((each, await read(engine, each, f"guard-question-{number}", {})))
     trial.check(outputs, asked)
     if (edit := trial.edit(asked)) is not None:
         text, mark = edit

@@ -105,14 +105,16 @@ class Trial:
             error = self._known.scores_error(self._judge.policy, torch.stack(states))
             self._check_near("harm scores", error, self._scores)
         for (about, given), answer in zip(asked, following, strict=True):
-            margin = about.receipt(given).scores.get("own_refusal", 0.0)
+            about.receipt(given)
+            if self._judge.likeliest is None:
+                continue
             refuses = answer.token_ids[0] in self._judge.policy.refusal_tokens
-            if abs(margin) > _TIE and refuses != (margin > 0):
-                raise SafeguardError(
-                    "vLLM's log-probabilities of a prompt say other than the tokens that it "
-                    f"generates behind it (a margin of {margin:+.2f} logits), so no gate can be "
-                    "decided by them."
-                )
+            for margin in self._judge.opening_leads(given):
+                if abs(margin) > _TIE and refuses != (margin > 0):
+                    raise SafeguardError(
+                        "vLLM's log-probabilities say other than the tokens that it generates (a "
+                        f"margin of {margin:+.2f} logits), so no gate can be decided by them."
+                    )
 
     def _check_near(self, what: str, error: float, limit: float) -> None:
         if not error <= limit:

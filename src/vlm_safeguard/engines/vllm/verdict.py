@@ -1,7 +1,7 @@
 """The gate's verdict on one request, from what the engine reads of its text.
 
-These are the states of the text's last token, where workers read them, and the log-probabilities of
-a refusal's words behind it.
+These are the states of the text's last token, where workers read them, the log-probabilities of
+what comes next, and, where the decision hangs on them, those of a refusal's words.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LogProb(Protocol):
         """Natural logarithm."""
 
 
-#: Of one token of a prompt: its own log-probability, and the likeliest tokens' in its place.
+#: Of one token behind a text: the likeliest ones' log-probabilities, and its own.
 Entry = Mapping[int, LogProb] | None
 
 
@@ -40,12 +40,14 @@ class Answer:
     """What the engine gave to a request's question.
 
     Attributes:
-        entries: of each token of the question; empty where no log-probabilities are asked for.
+        first: of the token that comes next; None where no log-probabilities are asked for.
+        words: of each of the refusal's words behind the text; empty where they are not read.
         states: layer → (1, hidden) states of the text's last token; empty where none are read.
         coordinates: layer → (n, m) of the tokens that an edit needs; empty where none are read.
     """
 
-    entries: Sequence[Entry] = ()
+    first: Entry = None
+    words: Sequence[Entry] = ()
     states: Mapping[int, torch.Tensor] = field(default_factory=dict)
     coordinates: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
@@ -82,40 +84,42 @@ class Judge:
         """See `read_rendered`."""
         return read_rendered(self.policy, prompt, ranges)
 
-    def question(self, request: Request) -> list[int]:
-        """Token ids to read: the request's text, and the words of a refusal where these count."""
-        policy = self.policy
-        if self.likeliest is None and not policy.followed:
-            return list(request.text)
-        return [*request.text, *(policy.refusal_prefix or policy.refusal_tokens[:1])]
-
     def mark(self, **more: Any) -> Mark | None:
         """Of a request under this policy; None where no worker has to know of it."""
         return Mark(policy=self.sha256, **more) if self.layers else None
 
-    def margins(self, request: Request, entries: Sequence[Entry]) -> tuple[float, float]:
+    def awaits_words(self, answer: Answer) -> bool:
+        """Whether the words of a refusal are yet to be read behind the text, to decide the gate.
+
+        Raises:
+            ValueError: something else is missing in the answer.
+        """
+        own = self.policy.own_refusal
+        if own is None or answer.words or not self.policy.refusal_prefix:
+            return False
+        return bool(own.awaits_words(self._reading(answer)))
+
+    def opening_leads(self, answer: Answer) -> list[float]:
+        """`first_token_margin` wherever the engine showed it: behind the text, and in a prompt."""
+        shown = [answer.first, *answer.words[:1]]
+        return [_lead(entry, frozenset(self.policy.refusal_tokens)) for entry in shown]
+
+    def margins(self, answer: Answer) -> tuple[float, float]:
         """The leads of a refusal's first token and of its least likely word, in logits.
 
         Differences of log-probabilities are those of logits, so they are what
-        `refusal.first_token_margin` and `refusal.token_margin` give. Of several tokens that open
-        refusals, the unlikely ones are not seen; where none is likely, the first margin is that of
-        the prefix's own, no greater and of the same sign.
-
-        Args:
-            entries: of each token of the `question`.
+        `refusal.first_token_margin` and `refusal.token_margin` give. Where the first one is
+        negative it is a bound from above: tokens that are not among the likeliest are not seen.
+        Where words are not read, the second one is the first.
 
         Raises:
-            ValueError: some are missing.
+            ValueError: log-probabilities are missing.
         """
-        asked, start = len(self.question(request)), len(request.text)
-        if len(entries) != asked:
-            raise ValueError(f"{asked} tokens were read, and {len(entries)} have log-probabilities")
-        first = _lead(entries[start], frozenset(self.policy.refusal_tokens))
-        if first <= 0:
+        first, *_ = self.opening_leads(answer)
+        if first <= 0 or not answer.words:
             return first, first
-        prefix = enumerate(self.policy.refusal_prefix, start)
-        leads = (_lead(entries[place], frozenset({token})) for place, token in prefix)
-        return first, min(leads, default=first)
+        words = zip(answer.words, self.policy.refusal_prefix, strict=True)
+        return first, min(_lead(entry, frozenset({token})) for entry, token in words)
 
     def media_mark(self) -> Mark | None:
         """Of a request with media as it came, whose last state the gate may ask for."""
@@ -145,7 +149,9 @@ class Judge:
             SafeguardError: a score is not a number.
         """
         policy = self.policy
-        asked, reading = (None, None) if answer is None else (0, self._reading(request, answer))
+        if answer is not None and self.awaits_words(answer):
+            raise ValueError("the words of a refusal were not read, and the decision hangs on them")
+        asked, reading = (None, None) if answer is None else (0, self._reading(answer))
         window = len(policy.layers)
         decision = decide(policy.gate, "nothing", [asked], None, window)
         decision = decision.merged(decide(policy.gate, "text", [asked], reading, window))
@@ -162,10 +168,10 @@ class Judge:
             policy=self.sha256,
         )
 
-    def _reading(self, request: Request, answer: Answer) -> Reading:
+    def _reading(self, answer: Answer) -> Reading:
         policy, first, least = self.policy, None, None
         if policy.own_refusal is not None:
-            first, least = (torch.tensor([x]) for x in self.margins(request, answer.entries))
+            first, least = (torch.tensor([x]) for x in self.margins(answer))
         if answer.states.keys() != set(self.layers):
             raise ValueError(f"of layers {list(self.layers)}, {sorted(answer.states)} were read")
         return Reading(
@@ -174,10 +180,13 @@ class Judge:
 
 
 def _lead(entry: Entry, among: frozenset[int]) -> float:
-    """By how much the likeliest of some tokens leads all others."""
+    """By how much the likeliest of some tokens leads all others.
+
+    Where none of them is shown, they are no likelier than what is shown; that is a bound.
+    """
     chances = {} if entry is None else {token: each.logprob for token, each in entry.items()}
     inside = [chance for token, chance in chances.items() if token in among]
     outside = [chance for token, chance in chances.items() if token not in among]
-    if not inside or not outside:
+    if len(chances) <= len(among) or not outside:
         raise ValueError("a token's log-probabilities lack those that they are compared with")
-    return max(inside) - max(outside)
+    return max(inside, default=min(outside)) - max(outside)
