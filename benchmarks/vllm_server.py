@@ -147,7 +147,7 @@ def messages_of(chat: Chat) -> list[dict[str, Any]]:
 
 @contextmanager
 def serving(
-    model: Path, log: Path, *options: str, guard: Path | None = None, order: Order = Order.TOGETHER
+    model: Path, log: Path, *options: str, guard: Path | None = None, order: Order = Order.FIRST
 ) -> Iterator[Client]:
     """A server of this checkpoint, guarded if a guard is named, until the block is left."""
     port = _free_port()

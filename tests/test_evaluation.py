@@ -145,7 +145,7 @@ def test_guards_that_share_a_reading_answer_as_if_alone(
     """Float64."""
     vlm = VLM(exact_model, processor)
     asks = asks_with(["How to bake a large loaf of rye bread", "How to swim", "Why?"], condition)
-    guards = variants(guard.variant(gate=GATES["open"]))
+    guards = variants(guard.variant(gate=GATES["open"]), ("default", "refuse", "project"))
     lines = direct_answers(
         vlm,
         asks,
@@ -209,7 +209,7 @@ def test_demo_gives_every_cell_once_and_its_json_reads_back(
         report=lambda what, done, total: seen.append((done, total)),
     )
     assert (total := seen[0][1]) in [done for done, _ in seen]  # all answers, then the attack
-    assert total == 4 * 3 * 2 * 4 + 3 * 3
+    assert total == 3 * 3 * 2 * 4 + 3 * 3
     attacked = [row for row in results.attacks if row.metric == "attack_success"]
     assert Counter((row.attack, row.defence, row.through) for row in attacked) == Counter(
         (attack, defence, through)

@@ -38,6 +38,7 @@ ARCHITECTURES = {
     "pocket": "llava",
     "pocket-responses": "llava",
     "coder": "llava",
+    "coder-responses": "llava",
 }
 ONE_OF_A_KIND = {"none", "self-reminder", "ecso", "cmrm", "shiftdc", "default"}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from support.vllm import Layer
-from vlm_safeguard.engines.vllm import passes
+from vlm_safeguard.engines.vllm import layers, passes
 from vlm_safeguard.engines.vllm.layers import WatchedLayers
 from vlm_safeguard.engines.vllm.marks import KEY, Mark
 from vlm_safeguard.engines.vllm.passes import Passes, rows_read
@@ -79,8 +79,12 @@ def mark_of(name: str, position: int) -> Mark:
     return Mark(policy=POLICY, name=name, position=position)
 
 
+@pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("seed", range(20))
-def test_any_chunks_in_any_order_read_the_same_states(seed: int) -> None:
+def test_any_chunks_in_any_order_read_the_same_states(
+    seed: int, graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "_in_graph", lambda states: graphs)
     dice, model = random.Random(seed), Model()
     tokens = {str(n): torch.randn(dice.randint(1, 9), WIDTH) for n in range(dice.randint(1, 4))}
     places = {name: dice.randrange(len(x)) for name, x in tokens.items()}
@@ -124,6 +128,19 @@ def test_the_last_token_of_a_prompt_is_read() -> None:
     model.run([Scheduled("a", 4, 1, ())], tokens)
     states = states_of(mark_of("r", -1), WATCHED, model.passes.take(["r"]))
     torch.testing.assert_close(states[2][0], model.states(tokens["a"])[2][2])
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_without_graphs_what_is_not_asked_for_is_not_gathered(
+    graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "_in_graph", lambda states: graphs)
+    model = Model(capacity=4)
+    buffer = model.layers[2].get_buffer("guard_states").fill_(9.0)
+    model.passes.admit([given("a", arguments(name="r", position=1), 2)], [])
+    model.run([Scheduled("a", 0, 2, ())], {"a": torch.randn(2, WIDTH)})
+    written = (buffer != 9.0).any(1).tolist()
+    assert written == ([True] * 4 if graphs else [True, False, False, False])
 
 
 def test_a_request_that_reads_nothing_is_let_through() -> None:

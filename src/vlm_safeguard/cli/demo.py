@@ -21,9 +21,9 @@ def demo(
     ),
     prompts: Annotated[
         int, typer.Option(min=1, max=219, help="Held-out prompts of each kind.")
-    ] = 40,
-    questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 60,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 40,
+    ] = 25,
+    questions: Annotated[int, typer.Option(min=1, help="Image questions for utility.")] = 30,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 50,
     dtype: Dtype = "auto",
     device: Device = "auto",
     as_json: AsJson = False,

@@ -35,7 +35,7 @@ def serve(
     guard_order: Annotated[
         Order,
         typer.Option(help="vLLM: whether a request with an image waits for its verdict (first)."),
-    ] = Order.TOGETHER,
+    ] = Order.FIRST,
     refusal_alone: Annotated[
         bool,
         typer.Option(help="vLLM: let the model's own refusal decide where the gate reads states."),

@@ -49,7 +49,7 @@ VARIANTS: dict[str, Callable[[Guard], Guard]] = {
     ),
 }
 #: Those that the demo shows.
-SHOWN = ("default", "refuse", "project")
+SHOWN = ("default", "refuse")
 
 
 def _editing(guard: Guard, **changes: Any) -> Guard:

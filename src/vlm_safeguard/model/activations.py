@@ -5,21 +5,18 @@ Only one row of each layer's output is ever kept, so memory does not depend on s
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from vlm_safeguard.model.backbone import Backbone, model_inputs
+from vlm_safeguard.progress import bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import ProcessorMixin
-
-_NOW_AND_THEN = 20.0  # seconds
 
 
 def hidden_states(output: Any, streams_at: int | None = None) -> torch.Tensor:
@@ -91,12 +88,12 @@ def text_states(
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     result = torch.empty(len(rows), len(backbone.layers), backbone.hidden_size)
     final = torch.empty(len(rows), backbone.model.config.get_text_config().hidden_size)
-    with capture_last_token(backbone) as states, _progress(len(rows), label) as bar:
+    with capture_last_token(backbone) as states, _progress(len(rows), label) as shown:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             final[batch] = backbone.run_text([rows[index] for index in batch])[:, 0].float().cpu()
             result[batch] = _stack(states)
-            bar.update(len(batch))
+            shown.update(len(batch))
     return result, final
 
 
@@ -122,7 +119,10 @@ def image_states(
     order = sorted(range(len(requests)), key=lambda index: len(requests[index]))
     count = len(backbone.layers) if upto is None else upto + 1
     result = torch.empty(len(requests), count, backbone.hidden_size)
-    with capture_last_token(backbone, upto=upto) as states, _progress(len(requests), label) as bar:
+    with (
+        capture_last_token(backbone, upto=upto) as states,
+        _progress(len(requests), label) as shown,
+    ):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             inputs = model_inputs(
@@ -134,7 +134,7 @@ def image_states(
             with suppress(_Enough):
                 backbone.model(**inputs, use_cache=False, logits_to_keep=1)
             result[batch] = _stack(states)
-            bar.update(len(batch))
+            shown.update(len(batch))
     return result
 
 
@@ -143,12 +143,4 @@ def _stack(states: dict[int, torch.Tensor]) -> torch.Tensor:
 
 
 def _progress(total: int, label: str) -> Any:
-    """A bar; where the output is no terminal, now and then a line, if it takes that long."""
-    every = 0.0 if sys.stderr.isatty() else _NOW_AND_THEN
-    return tqdm(
-        total=total,
-        desc=f"hidden states, {label}",
-        unit="request",
-        delay=every,
-        mininterval=max(every, 0.1),
-    )
+    return bar(total, f"hidden states, {label}", "request")

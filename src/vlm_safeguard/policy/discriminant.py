@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 
 import torch
 
 from vlm_safeguard.policy.directions import auroc
+from vlm_safeguard.progress import bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,14 +143,16 @@ def held_out_scores(
     """
     classes = harmful, harmless
     positive, negative = (torch.empty(len(shrinkages), *x.shape[:2]) for x in classes)
-    for fold in sorted({*fold_of[0].tolist(), *fold_of[1].tolist()}):
-        out = [folds == fold for folds in fold_of]
-        for layer in range(harmful.shape[1]):
+    folds = sorted({*fold_of[0].tolist(), *fold_of[1].tolist()})
+    with bar(len(folds) * harmful.shape[1], "discriminants", "layer") as shown:
+        for fold, layer in product(folds, range(harmful.shape[1])):
+            out = [each == fold for each in fold_of]
             seen = [x[~left, layer] for x, left in zip(classes, out, strict=True)]
             weights, offset = _weights(seen[0], seen[1], shrinkages)
             for scores, x, left in zip((positive, negative), classes, out, strict=True):
                 judged = x[left, layer].double() @ weights.mT - offset
                 scores[:, left, layer] = judged.mT.float()
+            shown.update()
     return positive, negative
 
 
