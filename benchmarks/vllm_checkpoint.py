@@ -1,4 +1,4 @@
-"""What is served in vLLM: the Pocket VLM's checkpoint, or a stand-in with longer images."""
+"""What is served in vLLM: a reference VLM's checkpoint, or a stand-in with longer images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vlm_safeguard.pocket.model import save
 _GRID = 24  # patches a side of the stand-in's images: 576 tokens, as LLaVA-1.5's
 
 
-def checkpoint(folder: Path, *, large: bool = False) -> tuple[Path, Path]:
-    """Folders of the Pocket VLM's checkpoint and of its default guard.
+def checkpoint(folder: Path, name: str = "pocket", *, large: bool = False) -> tuple[Path, Path]:
+    """Folders of a reference VLM's checkpoint and of its default guard.
 
     Args:
         large: a stand-in whose images are 576 tokens: the same language model behind a tower whose
@@ -27,8 +27,8 @@ def checkpoint(folder: Path, *, large: bool = False) -> tuple[Path, Path]:
     model_folder, guard_folder = folder / "model", folder / "guard"
     if guard_folder.is_dir():
         return model_folder, guard_folder
-    model, processor = load(torch.float32)
-    guard = kept_guard("pocket", model, processor)
+    model, processor = load(torch.float32, name=name)
+    guard = kept_guard(name, model, processor)
     if large:
         guard = _enlarge(model, processor, guard, model_folder)
     else:

@@ -321,7 +321,7 @@ PARTS: dict[str, Part] = {
     "families": families,
     "refused": refused,
     "serving": serving,
-    "vllm-agreement": partial(vllm_results.agreement, BENCHMARKS),
+    "vllm-agreement": partial(vllm_results.agreement, BENCHMARKS, "pocket"),
     "vllm-costs": partial(vllm_results.costs, BENCHMARKS),
     "vllm-scale": partial(vllm_scale.sizing, BENCHMARKS),
     "vllm-scale-assumptions": vllm_scale.assumptions,

@@ -14,13 +14,13 @@ _CONDITIONS = {"text": "nothing", "blank": "blank", "noise": "noise", "image": "
 _ORDERS = ("together", "first")
 
 
-def agreement(folder: Path) -> Iterator[str]:
+def agreement(folder: Path, model: str) -> Iterator[str]:
     """Decisions and answers inside vLLM beside those under transformers."""
-    result = _read(folder, "vllm-agreement")
+    result = _read(folder, f"vllm-agreement-{model}")
     lines = result["counts"]
     yield (
-        f"`python benchmarks/vllm_agreement.py`, {lines[0]['n']} held-out requests a line, greedy, "
-        f"{_where(result)} A pair is vLLM and transformers.\n"
+        f"`python benchmarks/vllm_agreement.py {model}`, {lines[0]['n']} held-out requests a line, "
+        f"greedy, {_where(result)} A pair is vLLM and transformers.\n"
     )
     yield from head(
         "requests", "beside", "gates open", "decided alike", "refused", "answered alike"
@@ -39,7 +39,7 @@ def agreement(folder: Path) -> Iterator[str]:
         f"\nOf {sum(line['n'] for line in lines)}, {len(differ)} differ in the decision or in "
         f"whether they refuse; {near} lie within 0.01 of a threshold. Measures differ by "
         f"{result['margin_error']:.4f} logits at most. "
-        "[The file](../benchmarks/results/vllm-agreement.json) lists both.\n"
+        f"[The file](../benchmarks/results/vllm-agreement-{model}.json) lists both.\n"
     )
     for row in differ:
         yield (

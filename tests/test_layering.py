@@ -17,7 +17,7 @@ import vlm_safeguard
 ROOT = Path(vlm_safeguard.__file__).parent
 #: Rooms and files of the package, lower ones first.
 ORDER = (
-    *("errors", "extras", "images", "anchors", "forms"),
+    *("errors", "extras", "images", "progress", "anchors", "forms"),
     *("policy", "model", "engines", "fit", "guard"),
     *("timing", "doctor", "pocket", "loading", "defences", "evaluation", "report", "serving"),
     *("playground", "cli"),

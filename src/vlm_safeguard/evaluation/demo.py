@@ -21,7 +21,6 @@ from vlm_safeguard.evaluation.attack_plan import AttackPlan
 from vlm_safeguard.evaluation.attacks.checkpoints import Checkpoints
 from vlm_safeguard.evaluation.attacks.pgd import PGD
 from vlm_safeguard.evaluation.attacks.target import Target
-from vlm_safeguard.evaluation.probes.speed import time_ratio
 from vlm_safeguard.evaluation.results.attacks import attack_shares
 from vlm_safeguard.evaluation.results.counting import closed_gates, refusal_judge, rows
 from vlm_safeguard.evaluation.results.results import Results
@@ -56,7 +55,7 @@ def run(
     out: Path,
     report: Callable[[str, int, int], None],
 ) -> Results:
-    """Every variant on every image condition; then image questions, an attack, and time.
+    """Every variant on every image condition; then image questions, and an attack.
 
     Args:
         out: a folder for the images of the attack.
@@ -102,12 +101,10 @@ def run(
         asks = [Ask("scenes", condition, number, each) for number, each in enumerate(samples)]
         scenes += answers(f"image questions, {condition}", asks, compared, ANSWER_TOKENS)
     attacked = attacked_lines(vlm, guard, out, report)
-    ratio = time_ratio(vlm, guard)
     return Results(
         model=guard.provenance.model_name,
         rows=rows([*requests, *scenes]),
-        time_ratio=ratio.median,
-        time_ratio_range=(ratio.low, ratio.high),
+        time_ratio=0,
         closed_gates=closed_gates(requests),
         attacks=attack_shares(attacked),
         refusal_judge=refusal_judge(requests),
