@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 from tiny import each_family, load_makers
 from vlm_safeguard.doctor import Examination
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_batch, encode_chat
 from vlm_safeguard.model.families import FAMILIES, REFUSED, every_family
@@ -49,13 +50,15 @@ def test_final_states_of_text_give_the_next_token_s_own_logits(model_type: str) 
 
 @torch.no_grad()
 def _check_going_on(backbone: Backbone, processor: ProcessorMixin) -> None:
-    """What follows texts of two lengths, in another order, is as if they were read with it.
+    """What follows texts, or what they begin with, is as if it was read with that.
 
     Within float32's rounding, as some families compute a part in it whatever the model's type is.
     """
     close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
     short, long = (tuple(encode_chat(processor, text)) for text in ("Why?", "How is bread made?"))
     tokens = (backbone.text_token, backbone.text_token + 1, backbone.text_token)
+    _, final = text_states(backbone, [long, short])  # which begin alike
+    close(final, backbone.run_text([long, short])[:, 0].float())
     read = backbone.read_texts([short, long])
     close(read.final, backbone.run_text([short, long])[:, 0])
     expected = backbone.run_text([long, short], tokens)[:, 1:]
@@ -68,6 +71,21 @@ def _check_going_on(backbone: Backbone, processor: ProcessorMixin) -> None:
         behind = backbone.go_on(read, [long, short], tokens)
         close(behind, expected)
     assert read.cache_of([long]).get_seq_length() == len(long)
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "llava"])
+@torch.no_grad()
+def test_texts_longer_than_a_sliding_window_are_read_as_they_are_alone(model_type: str) -> None:
+    """All begin alike; of Gemma's layers some see 16 tokens."""
+    model, processor = MAKERS[model_type]()
+    backbone = Backbone.of(model.double())
+    texts = ["Why?", "How do I bake bread, and how long?", "How do I bake a large loaf of rye " * 3]
+    rows = [encode_chat(processor, text) for text in texts]
+    assert max(map(len, rows)) > 2 * 16
+    _, final = text_states(backbone, rows)
+    for row, mine in zip(rows, final, strict=True):
+        alone = backbone.run_text([row])[0, 0].float()
+        torch.testing.assert_close(mine, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_every_verified_family_has_a_small_model_here() -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlm_safeguard.model.backbone import Backbone, model_inputs
+from vlm_safeguard.model.text_pass import TextPass
+from vlm_safeguard.policy.token_ids import same_start
 from vlm_safeguard.progress import bar
 
 if TYPE_CHECKING:
@@ -86,12 +88,14 @@ def text_states(
         which predict the next token; float32, on the CPU.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    start = _read_start(backbone, rows)
     result = torch.empty(len(rows), len(backbone.layers), backbone.hidden_size)
     final = torch.empty(len(rows), backbone.model.config.get_text_config().hidden_size)
     with capture_last_token(backbone) as states, _progress(len(rows), label) as shown:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            final[batch] = backbone.run_text([rows[index] for index in batch])[:, 0].float().cpu()
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            texts = [rows[index] for index in batch]
+            final[batch] = backbone.run_behind(start, texts)[:, 0].float().cpu()
             result[batch] = _stack(states)
             shown.update(len(batch))
     return result, final
@@ -136,6 +140,21 @@ def image_states(
             result[batch] = _stack(states)
             shown.update(len(batch))
     return result
+
+
+def _read_start(backbone: Backbone, rows: Sequence[Sequence[int]]) -> TextPass | None:
+    """A pass of what all rows begin with, such as a system prompt, so that it is read once.
+
+    Each row's last token is left to be read. None where it cannot be gone on from.
+    """
+    if len(rows) < 2 or backbone.bidirectional:
+        return None
+    count = same_start(min(rows, key=tuple), max(rows, key=tuple))
+    start = tuple(rows[0][: min(count, *(len(row) - 1 for row in rows))])
+    if not start:
+        return None
+    read = backbone.read_texts([start])
+    return read if read.reaches(max(map(len, rows))) else None
 
 
 def _stack(states: dict[int, torch.Tensor]) -> torch.Tensor:

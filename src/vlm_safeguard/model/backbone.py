@@ -148,6 +148,25 @@ class Backbone:
         states: torch.Tensor = output.last_hidden_state
         return states[:, -1 - len(answer) :]
 
+    def run_behind(self, start: TextPass | None, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The same as `run_text`, where what `rows` begin with was read before.
+
+        Args:
+            start: a pass of that, of one text; None to read them whole.
+        """
+        if start is None:
+            return self.run_text(rows)
+        (text,) = start.rows
+        ids, mask, positions = _left_padded([row[len(text) :] for row in rows], self.device)
+        states: torch.Tensor = self.decoder(
+            input_ids=ids,
+            attention_mask=torch.cat([mask.new_ones(len(rows), len(text)), mask], dim=1),
+            position_ids=len(text) + positions,
+            past_key_values=start.cache_of([text] * len(rows)),
+            use_cache=True,
+        ).last_hidden_state
+        return states[:, -1:]
+
     def read_texts(self, texts: Sequence[tuple[int, ...]]) -> TextPass:
         """The same as `run_text`, with what is needed to go on from it."""
         output, mask = self._run(texts, [len(text) for text in texts], use_cache=True)
@@ -215,29 +234,26 @@ class Backbone:
         Args:
             prompts: tokens at the start of each row that are its prompt; what follows is answer.
         """
-        width = max(len(row) for row in rows)
-        left = [width - len(row) for row in rows]
-        ids = torch.tensor([[0] * pad + list(row) for pad, row in zip(left, rows, strict=True)])
-        place = torch.arange(width)
-        start = torch.tensor(left)[:, None]
-        mask = (place >= start).long()
-        answer = (place >= start + torch.tensor(list(prompts))[:, None]).long()
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        ids, mask, positions, answer = (x.to(self.device) for x in (ids, mask, positions, answer))
-        seen = self._both_ways(ids, mask, positions, answer) if self.bidirectional else mask
+        ids, mask, positions = _left_padded(rows, self.device)
+        seen = self._both_ways(ids, mask, positions, prompts) if self.bidirectional else mask
         output = self.decoder(
             input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=use_cache
         )
         return output, mask
 
     def _both_ways(
-        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, answer: torch.Tensor
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        prompts: Sequence[int],
     ) -> Any:
         """The mask that the model itself gives its decoder for a prompt, here without an image.
 
-        Args:
-            answer: 1 where a token is the answer's, which attends to earlier ones only.
+        A token of the answer attends to earlier ones only.
         """
+        counts = torch.tensor(list(prompts), device=mask.device)[:, None]
+        answer = (mask * (positions >= counts)).long()
         make_masks: Any = self.model.create_masks_for_generate  # such families' own
         return make_masks(
             config=self.model.config,
@@ -258,6 +274,18 @@ class Backbone:
         logits = logits * self.logit_scale
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _left_padded(
+    rows: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(rows, width) ids, mask and positions."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+    left = torch.tensor([width - len(row) for row in rows])
+    mask = (torch.arange(width) >= left[:, None]).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return ids.to(device), mask.to(device), positions.to(device)
 
 
 def model_inputs(

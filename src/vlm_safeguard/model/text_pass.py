@@ -42,6 +42,13 @@ class TextPass:
         """Whether all of these can be gone on in."""
         return self.cache is not None and all(text in self.rows for text in texts)
 
+    def reaches(self, length: int) -> bool:
+        """Whether so many tokens can be gone on in, none of them out of a sliding window."""
+        layers = () if self.cache is None else self.cache.layers
+        return bool(layers) and all(
+            not layer.is_sliding or length <= layer.sliding_window for layer in layers
+        )
+
     def cache_of(self, texts: Sequence[tuple[int, ...]]) -> Any:
         """A cache of these texts' own, in this order; None where there can be none."""
         if not self.holds(texts):
