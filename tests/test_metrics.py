@@ -180,13 +180,13 @@ def test_rows_hold_what_the_suite_measures() -> None:
 
 def test_the_published_results_still_read() -> None:
     results = Results.model_validate_json((ROOT / "docs" / "results.json").read_text("utf-8"))
-    assert len(results.rows) > 40
-    assert {(row.benchmark, row.judge) for row in results.rows} == {(None, None)}
+    assert {row.benchmark for row in results.rows} == {"harmful", "harmless", "scenes"}
+    assert {row.judge for row in results.rows if row.metric == "refusal"} == {"refusal"}
     assert all(row.low <= row.value <= row.high for row in results.rows)
     assert Results.model_validate_json(results.model_dump_json()) == results
 
 
-@pytest.mark.parametrize("name", ["docs", "results/pocket", "results/coder"])
+@pytest.mark.parametrize("name", ["results/pocket", "results/coder"])
 def test_format_1_is_read_whole(name: str) -> None:
     path = ROOT / name / "results.json"
     old = json.loads(path.read_text("utf-8")) | {"format": 1}

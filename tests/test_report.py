@@ -442,7 +442,8 @@ def test_a_demo_s_folder_is_enough_and_what_lacks_is_said(tmp_path: Path) -> Non
     results = Results.model_validate_json(DEMO.read_text("utf-8"))
     assert any("samples.jsonl, guard, gap.json" in text for text in page.text("li"))
     assert not [s for s in page.all("section") if s["id"] == "samples"]
-    none = {r.condition: r for r in results.rows if (r.defence, r.prompts) == ("none", "harmful")}
+    asked = ("none", "harmful", "refusal")
+    none = {r.condition: r for r in results.rows if (r.defence, r.prompts, r.metric) == asked}
     worst = min(none.values(), key=lambda r: r.value)
     gap = next(text for text in page.text("li") if text.startswith("The gap"))
     assert f"{100 * (1 - worst.value):.0f}\u00a0% (" in gap
