@@ -187,8 +187,9 @@ def test_the_table_has_an_order_and_says_what_is_in_it(guard: Guard) -> None:
 
 
 def test_table_and_demo_share_their_variants(guard: Guard) -> None:
-    shown = variants(guard)
-    assert list(shown) == ["default", "refuse"]
+    assert list(variants(guard)) == ["default", "refuse"]
+    shown = variants(guard, ("default", "refuse", "project"))
+    assert shown["project"].policy.gate == GATES["open"]
     table = defences(guard)
     for name in set(shown) & set(table):
         defence = table[name]

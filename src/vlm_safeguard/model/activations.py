@@ -13,7 +13,7 @@ import torch
 
 from vlm_safeguard.model.backbone import Backbone, model_inputs
 from vlm_safeguard.model.text_pass import TextPass
-from vlm_safeguard.policy.token_ids import same_start
+from vlm_safeguard.policy.token_ids import shared_start
 from vlm_safeguard.progress import bar
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ def _read_start(backbone: Backbone, rows: Sequence[Sequence[int]]) -> TextPass |
     """
     if len(rows) < 2 or backbone.bidirectional:
         return None
-    count = same_start(min(rows, key=tuple), max(rows, key=tuple))
-    start = tuple(rows[0][: min(count, *(len(row) - 1 for row in rows))])
+    start = tuple(shared_start([row[:-1] for row in rows]))
     if not start:
         return None
     read = backbone.read_texts([start])

@@ -157,15 +157,8 @@ class Backbone:
         if start is None:
             return self.run_text(rows)
         (text,) = start.rows
-        ids, mask, positions = _left_padded([row[len(text) :] for row in rows], self.device)
-        states: torch.Tensor = self.decoder(
-            input_ids=ids,
-            attention_mask=torch.cat([mask.new_ones(len(rows), len(text)), mask], dim=1),
-            position_ids=len(text) + positions,
-            past_key_values=start.cache_of([text] * len(rows)),
-            use_cache=True,
-        ).last_hidden_state
-        return states[:, -1:]
+        rest = [row[len(text) :] for row in rows]
+        return self._behind(start, [text] * len(rows), rest)[:, -1:]
 
     def read_texts(self, texts: Sequence[tuple[int, ...]]) -> TextPass:
         """The same as `run_text`, with what is needed to go on from it."""
@@ -191,16 +184,7 @@ class Backbone:
         """
         if read is None or not read.holds(texts):
             return self.run_text(texts, answer)[:, 1:]
-        mask = read.mask[read.places(texts)]
-        ids = torch.tensor([list(answer)] * len(texts), device=mask.device)
-        states: torch.Tensor = self.decoder(
-            input_ids=ids,
-            attention_mask=torch.cat([mask, torch.ones_like(ids)], dim=1),
-            position_ids=mask.sum(1, keepdim=True) + torch.arange(len(answer), device=mask.device),
-            past_key_values=read.cache_of(texts),
-            use_cache=True,
-        ).last_hidden_state
-        return states
+        return self._behind(read, texts, [answer] * len(texts))
 
     def answer_log_probs(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
@@ -240,6 +224,21 @@ class Backbone:
             input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=use_cache
         )
         return output, mask
+
+    def _behind(
+        self, read: TextPass, texts: Sequence[tuple[int, ...]], rest: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """(texts, width, hidden) final states of each text's `rest`, left-padded behind it."""
+        ids, mask, positions = _left_padded(rest, self.device)
+        before = read.mask[read.places(texts)]
+        states: torch.Tensor = self.decoder(
+            input_ids=ids,
+            attention_mask=torch.cat([before, mask], dim=1),
+            position_ids=before.sum(1, keepdim=True) + positions,
+            past_key_values=read.cache_of(texts),
+            use_cache=True,
+        ).last_hidden_state
+        return states
 
     def _both_ways(
         self,

@@ -14,7 +14,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_messages, tokenizer_of, user_turn
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
-from vlm_safeguard.policy.token_ids import same_start
+from vlm_safeguard.policy.token_ids import same_start, shared_start
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -121,7 +121,7 @@ def _before_given_answers(processor: ProcessorMixin) -> tuple[int, ...]:
             )
             for answer in _ANSWERS
         ]
-        before.append(_start(rows))
+        before.append(shared_start(rows))
     return _end(before)
 
 
@@ -136,7 +136,7 @@ def _between_turns(processor: ProcessorMixin) -> tuple[int, ...]:
         ]
     except SafeguardError:
         return ()
-    shared = _start(rows)
+    shared = shared_start(rows)
     return tuple(shared[same_start(alone, shared) :])
 
 
@@ -144,12 +144,6 @@ def _answer_turn(answer: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
 
 
-def _start(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The common start of sequences."""
-    first = rows[0]
-    return list(first[: min(same_start(first, row) for row in rows)])
-
-
 def _end(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """The common end of sequences."""
-    return tuple(_start([row[::-1] for row in rows])[::-1])
+    return tuple(shared_start([row[::-1] for row in rows])[::-1])

@@ -9,3 +9,9 @@ def same_start(left: Sequence[int], right: Sequence[int]) -> int:
     """Length of the common start of two sequences: where they first differ, or the shorter ends."""
     shortest = min(len(left), len(right))
     return next((i for i in range(shortest) if left[i] != right[i]), shortest)
+
+
+def shared_start(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The common start of sequences, of which there is one at least."""
+    first = rows[0]
+    return list(first[: min(same_start(first, row) for row in rows)])

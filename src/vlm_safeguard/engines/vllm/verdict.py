@@ -94,10 +94,7 @@ class Judge:
         Raises:
             ValueError: something else is missing in the answer.
         """
-        own = self.policy.own_refusal
-        if own is None or answer.words or not self.policy.refusal_prefix:
-            return False
-        return bool(own.awaits_words(self._reading(answer)))
+        return self._lacks_words(answer, self._reading(answer))
 
     def opening_leads(self, answer: Answer) -> list[float]:
         """`first_token_margin` wherever the engine showed it: behind the text, and in a prompt."""
@@ -149,9 +146,13 @@ class Judge:
             SafeguardError: a score is not a number.
         """
         policy = self.policy
-        if answer is not None and self.awaits_words(answer):
-            raise ValueError("the words of a refusal were not read, and the decision hangs on them")
-        asked, reading = (None, None) if answer is None else (0, self._reading(answer))
+        asked, reading = None, None
+        if answer is not None:
+            asked, reading = 0, self._reading(answer)
+            if self._lacks_words(answer, reading):
+                raise ValueError(
+                    "the words of a refusal were not read, and the decision hangs on them"
+                )
         window = len(policy.layers)
         decision = decide(policy.gate, "nothing", [asked], None, window)
         decision = decision.merged(decide(policy.gate, "text", [asked], reading, window))
@@ -167,6 +168,12 @@ class Judge:
             harm=None,
             policy=self.sha256,
         )
+
+    def _lacks_words(self, answer: Answer, reading: Reading) -> bool:
+        own = self.policy.own_refusal
+        if own is None or answer.words or not self.policy.refusal_prefix:
+            return False
+        return bool(own.awaits_words(reading))
 
     def _reading(self, answer: Answer) -> Reading:
         policy, first, least = self.policy, None, None
