@@ -518,7 +518,8 @@ def test_who_leaves_the_page_stops_the_work(
             httpx.Client(trust_env=False, timeout=60) as client,
             client.stream("POST", f"{address}/compare", json=body) as answer,
         ):
-            assert next(answer.iter_lines()) == '{"kind": "over"}'
+            lines = answer.iter_lines()  # a reader that is let go of leaves the page
+            assert next(lines) == '{"kind": "over"}'
             assert not stopped.is_set()
         assert stopped.wait(60)
         asking.should_exit = True
