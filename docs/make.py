@@ -240,6 +240,47 @@ def gates(name: str, *chosen: str) -> Iterator[str]:
     )
 
 
+_FORMS = ("plain", "wrapped")
+_CRITERIA = ("AUROC", "harmful", "harmless")
+
+
+def criteria(model: str) -> Iterator[str]:
+    """How well each score tells harm: averaged over its layers, and at its best single layer."""
+    document = _document(f"criteria-{model}")
+    yield (
+        f"`python benchmarks/criteria.py {model}`, {document['machine']['dtype']}; AUROC, and how "
+        "many of the harmful and the harmless requests open, in per cent, with 95 % intervals.\n"
+    )
+    by: dict[str, dict[str, Any]] = {}  # score → form → row
+    for row in document["rows"]:
+        by.setdefault(row["score"], {})[row["form"]] = row
+    layers = [score for score in by if ", layer " in score]
+    best: dict[str, str] = {}
+    for score in sorted(layers, key=lambda score: by[score]["plain"]["auroc"]):
+        best[score.partition(",")[0]] = score
+    chosen = [score for score in by if score not in layers]
+    yield from grid(
+        ["score", *(f"{form}: {name}" for form in _FORMS for name in _CRITERIA)],
+        [
+            (label, *(cell for form in _FORMS for cell in _told(by[score][form])))
+            for label, score in (
+                *((score, score) for score in chosen),
+                *((f"best single layer: {score}", score) for score in best.values()),
+            )
+        ],
+    )
+    n = sorted({row[name]["n"] for row in document["rows"] for name in ("opened", "harmless")})
+    yield f"\nn = {', '.join(map(str, n))} of each kind."
+
+
+def _told(row: dict[str, Any]) -> tuple[str, ...]:
+    shares = [
+        f"{100 * of['value']:.0f} ({100 * of['low']:.0f}–{100 * of['high']:.0f})"
+        for of in (row["opened"], row["harmless"])
+    ]
+    return f"{row['auroc']:.3f}", *shares
+
+
 def _document(name: str) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
     return read
@@ -305,6 +346,7 @@ PARTS: dict[str, Part] = {
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
     "gates-pocket": partial(gates, "gates-pocket"),
     "gates-coder": partial(gates, "gates-coder"),
+    "criteria-pocket": partial(criteria, "pocket"),
     "gates-vllm": partial(gates, "gates-pocket", "discriminant", "refusal words"),
     "defences": defences,
     "speed-pocket": partial(

@@ -49,6 +49,7 @@ def test_a_file_says_the_same_as_values(tmp_path: Path) -> None:
         (SMALL | {"judges": ["rubric"]}, "needs a grader"),
         (SMALL | {"grader": "pocket"}, "not named as inspect does"),
         (SMALL | {"judges": ["oracle"]}, "there is no judge 'oracle'"),
+        (SMALL | {"probes": ["gap", "speed"]}, "probes.1: there is no probe 'speed'"),
         ({"benchmarks": [{"name": "harmful"}, {"name": "harmful"}]}, "named twice"),
         ({"benchmarks": [{"name": "harmful", "defences": ["ecso"]}]}, "defended by ecso"),
         ({"benchmarks": []}, "names neither a benchmark nor an attack"),

@@ -41,6 +41,8 @@ from vlm_safeguard.evaluation.statistics import wilson
 from vlm_safeguard.evaluation.suite import run
 from vlm_safeguard.evaluation.tasks import TASKS
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.report.contents import contents
+from vlm_safeguard.report.markdown import plain
 
 pytestmark = [
     pytest.mark.usefixtures("small_probes"),
@@ -335,6 +337,29 @@ def test_progress_is_told_from_the_model_to_the_last_likelihood(tiny: Path, tmp_
     answers = [(done, total) for what, done, total in told if what in ("none", "default")]
     assert answers == sorted(answers)
     assert answers[-1] == (4, 4)
+
+
+def test_probes_that_a_plan_leaves_out_are_not_run(tiny: Path, tmp_path: Path) -> None:
+    few: dict[str, Any] = {
+        "defences": ["none", "default"],
+        "benchmarks": [{"name": "harmless"}],
+        "limit": 2,
+        "judges": ["refusal"],
+        "grader": None,
+    }
+    told: list[str] = []
+    plan = a_plan(tiny, **few, probes=[])
+    results = run(plan, tmp_path, report=lambda what, done, total: told.append(what))
+    assert set(told) == {"the model", "none", "default"}
+    assert not (tmp_path / "gap.json").exists()
+    assert (results.time_ratio, results.time_ratio_range) == (0, None)
+    assert not {row.metric for row in results.rows} & {"kl", "perplexity"}
+    assert {line["nll"] for line in lines_of(tmp_path)} == {None}
+    report = contents(read_evaluation(tmp_path))
+    assert not any("guarded over unguarded" in plain(words) for words in report.summary.sentences)
+    more = run(a_plan(tiny, **few, probes=["perplexity"]), tmp_path)
+    assert {row.metric for row in more.rows} & {"kl", "perplexity"} == {"perplexity"}
+    assert more.time_ratio == 0
 
 
 def test_a_judge_that_sees_is_shown_the_benchmarks_own_picture_and_no_other(

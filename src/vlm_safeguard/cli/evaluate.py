@@ -110,8 +110,10 @@ def _show(screen: Console, results: Results, out: Path) -> None:
     ]
     if attacks:
         screen.print(results_table(attacks, "Under attack: the attack got through"))
-    facts: dict[str, object] = {
-        "guarded / unguarded time": f"{results.time_ratio:.2f}×",
+    facts: dict[str, object] = {}
+    if results.time_ratio:
+        facts["guarded / unguarded time"] = f"{results.time_ratio:.2f}×"
+    facts |= {
         "rows with a closed gate": results.closed_gates.answers,
         "of these, answers identical": results.closed_gates.identical,
     }

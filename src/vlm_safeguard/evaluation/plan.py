@@ -14,11 +14,13 @@ from pydantic import Field, model_validator
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.attack_plan import AttackPlan
 from vlm_safeguard.evaluation.plan_fields import (
+    PROBES,
     BenchmarkName,
     Condition,
     DefenceName,
     JudgeName,
     Part,
+    ProbeName,
 )
 from vlm_safeguard.loading import Loading
 from vlm_safeguard.loading.fields import loading_field, loading_of, validated
@@ -96,6 +98,9 @@ class Plan(Part):
     grader: str | None = Field(
         None,
         description="Who grades by rubric, as inspect names it: openai/…, vlm-safeguard/MODEL, …",
+    )
+    probes: tuple[ProbeName, ...] = Field(
+        PROBES, description="What is measured besides answers: gap, time, divergence, perplexity."
     )
     ppl_model: str | None = Field(
         None, description="Scores the answers' perplexity; the model's own LLM if left out."

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 JUDGES = ("refusal", "llama-guard", "rubric")
+PROBES = ("gap", "time", "divergence", "perplexity")
 
 
 def _known(name: str, names: Collection[str], what: str) -> str:
@@ -45,10 +46,15 @@ def _judge(judge: str) -> str:
     return judge
 
 
+def _probe(name: str) -> str:
+    return _known(name, PROBES, "probe")
+
+
 BenchmarkName = Annotated[str, AfterValidator(_benchmark)]
 Condition = Annotated[str, AfterValidator(_condition)]
 DefenceName = Annotated[str, AfterValidator(_defence)]
 JudgeName = Annotated[str, AfterValidator(_judge)]
+ProbeName = Annotated[str, AfterValidator(_probe)]
 
 
 class Part(BaseModel):

@@ -55,7 +55,9 @@ _PACKAGES = ("vlm-safeguard", "torch", "transformers", "inspect-ai")  # that dec
 def run(
     plan: Plan, out: Path, *, command: str = "", report: Report = lambda what, done, total: None
 ) -> Results:
-    """Carry out a plan, or go on with it, and write results.json, samples.jsonl, gap.json, guard/.
+    """Carry out a plan, or go on with it, and write results.json, samples.jsonl and guard/.
+
+    The gap, where the plan has that measured, is in gap.json.
 
     Args:
         out: the output's folder; a run into the same folder takes what is there.
@@ -86,18 +88,20 @@ def run(
     settings = frontier(sweeps, plan.frontier_judges)
     images = save_images(asks, out)
     measurements = Measurements(plan, out, report)
-    write_gap(out, measurements.gap())
-    time_ratio = measurements.time_ratio()
-    divergence = measurements.divergence(_asked_of(plan, DEFAULT, asks))
-    lines = measurements.with_likelihoods(
-        [line.model_copy(update={"image": images.get(line.place)}) for line in lines]
-    )
+    if "gap" in plan.probes:
+        write_gap(out, measurements.gap())
+    time_ratio = measurements.time_ratio() if "time" in plan.probes else None
+    harmless = _asked_of(plan, DEFAULT, asks) if "divergence" in plan.probes else []
+    divergence = measurements.divergence(harmless)
+    lines = [line.model_copy(update={"image": images.get(line.place)}) for line in lines]
+    if "perplexity" in plan.probes:
+        lines = measurements.with_likelihoods(lines)
     first = DEFAULT if DEFAULT in plan.defences else plan.defences[0]
     results = Results(
         model=plan.model,
         rows=rows(lines) + divergence,
-        time_ratio=time_ratio.median,
-        time_ratio_range=(time_ratio.low, time_ratio.high),
+        time_ratio=time_ratio.median if time_ratio else 0,
+        time_ratio_range=(time_ratio.low, time_ratio.high) if time_ratio else None,
         closed_gates=closed_gates(lines),
         cost_ratios=cost_ratios(lines),
         comparisons=comparisons(lines, first),
