@@ -15,6 +15,7 @@ from support.reference import ask, text_ids, with_thresholds
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.refusal import (
+    declined_prefix_margins,
     prefix_margins,
     refusal_margins,
     refusal_prefix,
@@ -58,7 +59,7 @@ def saying(answers: dict[int, list[int]]) -> Backbone:
         return torch.tensor(said)[:, :, None]
 
     def read_texts(texts: Sequence[tuple[int, ...]]) -> Any:
-        return SimpleNamespace(final=run_text(texts)[:, 0])
+        return SimpleNamespace(final=run_text(texts)[:, 0] if texts else None)
 
     def go_on(_: Any, texts: Sequence[tuple[int, ...]], answer: tuple[int, ...]) -> torch.Tensor:
         return run_text(texts, answer)[:, 1:]
@@ -82,7 +83,8 @@ def test_the_opening_is_what_half_of_the_refusals_share() -> None:
         ([], ()),
     ):
         prompts = dict(enumerate(answers, 11))
-        assert refusal_prefix(saying(prompts), [[p] for p in prompts], 12) == expected
+        backbone, texts = saying(prompts), [(prompt,) for prompt in prompts]
+        assert refusal_prefix(backbone, backbone.read_texts(texts), texts, 12) == expected
 
 
 def test_the_opening_is_what_the_model_says_to_its_anchors(
@@ -92,7 +94,9 @@ def test_the_opening_is_what_the_model_says_to_its_anchors(
     backbone = Backbone.of(model)
     prompt = text_ids(processor, QUESTIONS[0])
     said = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
-    assert refusal_prefix(backbone, [prompt] * 3, 12) == tuple(said[0, len(prompt) :].tolist())
+    prompts = [tuple(prompt)] * 3
+    prefix = refusal_prefix(backbone, backbone.read_texts(prompts), prompts, 12)
+    assert prefix == tuple(said[0, len(prompt) :].tolist())
 
 
 def test_the_gate_opens_where_the_model_would_refuse_without_the_image(
@@ -168,6 +172,23 @@ def test_the_openings_margin_is_its_weakest_tokens_lead() -> None:
     declined[1] = -0.25  # its first token does not lead, so its words are not read
     assert prefix_margins(backbone, states, (0, 1), declined).tolist() == [2.0, -0.25, -3.0]
     assert prefix_margins(backbone, states, (), declined).tolist() == declined.tolist()
+
+
+def test_words_are_read_behind_declined_requests_alone(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor
+) -> None:
+    """By a whole pass of each; what all begin with is read once."""
+    backbone, prefix = Backbone.of(model), (20, 21, 22)
+    rows = [text_ids(processor, question) for question in [*QUESTIONS, *reversed(QUESTIONS)]]
+    margins = torch.tensor([3.0, 0.5, -1.0, 2.0, -0.5, 4.0])
+    given = declined_prefix_margins(backbone, rows, prefix, margins)
+    for row, margin, words in zip(rows, margins, given, strict=True):
+        expected = margin[None]
+        if margin > 0:
+            states = backbone.run_text([row], prefix)
+            expected = prefix_margins(backbone, states, prefix, expected)
+        torch.testing.assert_close(words, expected[0], atol=1e-4, rtol=0)
+    assert torch.equal(declined_prefix_margins(backbone, rows, (), margins), margins)
 
 
 def test_a_model_that_does_not_refuse_is_not_asked(guard: Guard) -> None:

@@ -256,13 +256,17 @@ def _measure_own_decision(
     refused = refusal_margins(backbone, harmful, tokens) > 0
     margins = refusal_margins(backbone, ordinary, tokens)
     contrast = refused.float().mean() - (margins > 0).float().mean()
-    if contrast < options.refusal_contrast:
+    if contrast < options.refusal_contrast or not refused.any():
         return None
     places = refused.nonzero()[: options.refusal_anchors, 0].tolist()
-    prompts = [rows[i] for i in places]
-    prefix = refusal_prefix(backbone, prompts, options.prefix_tokens)
-    states = backbone.run_text(prompts, prefix)
-    shown = prefix_margins(backbone, states, prefix, torch.ones(len(prompts)))
+    prompts = [tuple(rows[i]) for i in places]
+    read = backbone.read_texts(prompts)
+    prefix = refusal_prefix(backbone, read, prompts, options.prefix_tokens)
+    shown = torch.ones(len(prompts))
+    if prefix:
+        behind = backbone.go_on(read, prompts, prefix)
+        states = torch.cat([read.final[:, None], behind], dim=1)
+        shown = prefix_margins(backbone, states, prefix, shown)
     return OwnDecision(
         tokens=tokens,
         prefix=prefix,

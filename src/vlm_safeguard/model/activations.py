@@ -88,7 +88,7 @@ def text_states(
         which predict the next token; float32, on the CPU.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    start = _read_start(backbone, rows)
+    start = read_start(backbone, rows)
     result = torch.empty(len(rows), len(backbone.layers), backbone.hidden_size)
     final = torch.empty(len(rows), backbone.model.config.get_text_config().hidden_size)
     with capture_last_token(backbone) as states, _progress(len(rows), label) as shown:
@@ -142,10 +142,15 @@ def image_states(
     return result
 
 
-def _read_start(backbone: Backbone, rows: Sequence[Sequence[int]]) -> TextPass | None:
+def read_start(
+    backbone: Backbone, rows: Sequence[Sequence[int]], answer: int = 0
+) -> TextPass | None:
     """A pass of what all rows begin with, such as a system prompt, so that it is read once.
 
     Each row's last token is left to be read. None where it cannot be gone on from.
+
+    Args:
+        answer: tokens that follow each row.
     """
     if len(rows) < 2 or backbone.bidirectional:
         return None
@@ -153,7 +158,7 @@ def _read_start(backbone: Backbone, rows: Sequence[Sequence[int]]) -> TextPass |
     if not start:
         return None
     read = backbone.read_texts([start])
-    return read if read.reaches(max(map(len, rows))) else None
+    return read if read.reaches(max(map(len, rows)) + answer) else None
 
 
 def _stack(states: dict[int, torch.Tensor]) -> torch.Tensor:

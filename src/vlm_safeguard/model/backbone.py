@@ -148,17 +148,19 @@ class Backbone:
         states: torch.Tensor = output.last_hidden_state
         return states[:, -1 - len(answer) :]
 
-    def run_behind(self, start: TextPass | None, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    def run_behind(
+        self, start: TextPass | None, rows: Sequence[Sequence[int]], answer: Sequence[int] = ()
+    ) -> torch.Tensor:
         """The same as `run_text`, where what `rows` begin with was read before.
 
         Args:
             start: a pass of that, of one text; None to read them whole.
         """
         if start is None:
-            return self.run_text(rows)
+            return self.run_text(rows, answer)
         (text,) = start.rows
-        rest = [row[len(text) :] for row in rows]
-        return self._behind(start, [text] * len(rows), rest)[:, -1:]
+        rest = [[*row[len(text) :], *answer] for row in rows]
+        return self._behind(start, [text] * len(rows), rest)[:, -1 - len(answer) :]
 
     def read_texts(self, texts: Sequence[tuple[int, ...]]) -> TextPass:
         """The same as `run_text`, with what is needed to go on from it."""

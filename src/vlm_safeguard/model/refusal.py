@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from vlm_safeguard.model.activations import read_start
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.policy.refusal import first_token_margin, token_margin
+from vlm_safeguard.progress import bar
 
 _ROWS = 64  # rows whose logits are held at once
 
@@ -56,21 +59,20 @@ def refusal_margins(
 
 @torch.no_grad()
 def refusal_prefix(
-    backbone: Backbone, refused: Sequence[Sequence[int]], longest: int
+    backbone: Backbone, read: TextPass, refused: Sequence[tuple[int, ...]], longest: int
 ) -> tuple[int, ...]:
     """The longest start, of `longest` tokens at most, that half of a model's refusals share.
 
     Args:
+        read: a pass of the prompts.
         refused: prompts that the model refuses, in its chat template, without images.
 
     Returns:
         Token ids; none where there is no such start.
     """
     prefix: tuple[int, ...] = ()
-    sharing = [tuple(prompt) for prompt in refused]
-    read = backbone.read_texts(sharing) if sharing and longest else None
+    sharing = list(refused)
     while sharing and len(prefix) < longest:
-        assert read is not None
         states = backbone.go_on(read, sharing, prefix)[:, -1] if prefix else read.final
         next_tokens = backbone.next_token_logits(states).argmax(-1).tolist()
         token, count = Counter(next_tokens).most_common(1)[0]
@@ -92,11 +94,18 @@ def declined_prefix_margins(
 ) -> torch.Tensor:
     """(requests,) `prefix_margins` of requests as token ids; only declined ones are read."""
     words = margins.clone()
-    declined = (margins > 0).nonzero()[:, 0]
-    if prefix and len(declined):
-        for part in torch.split(declined, _ROWS):
-            states = backbone.run_text([rows[i] for i in part.tolist()], prefix)
+    declined = sorted(
+        (margins > 0).nonzero()[:, 0].tolist(), key=lambda request: len(rows[request])
+    )
+    if not prefix or not declined:
+        return words
+    start = read_start(backbone, [rows[request] for request in declined], len(prefix))
+    with bar(len(declined), "words of refusals", "request") as shown:
+        for first in range(0, len(declined), _ROWS):
+            part = declined[first : first + _ROWS]
+            states = backbone.run_behind(start, [rows[request] for request in part], prefix)
             words[part] = prefix_margins(backbone, states, prefix, margins[part])
+            shown.update(len(part))
     return words
 
 
