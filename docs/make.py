@@ -42,7 +42,9 @@ Part = Callable[[], Iterable[str]]
 
 ROOT = Path(__file__).parents[1]
 DEMO, POCKET, CODER = ROOT / "docs", ROOT / "results" / "pocket", ROOT / "results" / "coder"
-RESPONSES = ROOT / "results" / "pocket-responses"
+RESPONSES, CODER_RESPONSES = (
+    ROOT / "results" / f"{model}-responses" for model in ("pocket", "coder")
+)
 BENCHMARKS = ROOT / "benchmarks" / "results"
 _MARKED = re.compile(r"(?<=<!-- make docs: )(\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -88,21 +90,28 @@ def evaluation(folder: Path) -> Evaluation:
 
 
 def overview() -> Iterator[str]:
-    """Both reference VLMs in one table of at most ten lines, each from its latest run."""
+    """Both reference VLMs in at most ten lines, each from its latest run of all columns."""
     lines, counts = [], set()
-    for model, folders in (("Coder", (CODER,)), ("Pocket", (RESPONSES, POCKET))):
+    folders_of = {"Coder": (CODER_RESPONSES, CODER), "Pocket": (RESPONSES, POCKET)}
+    for model, folders in folders_of.items():
         runs = [evaluation(folder).results.rows for folder in folders]
         for defence, name in _DEFENCES.items():
-            rows = next(rows for rows in runs if any(row.defence == defence for row in rows))
-            cells = [
-                Cells(measure(rows)).by_defence[benchmark, condition][defence]
-                for _, measure, benchmark, condition in _COLUMNS
-            ]
+            cells = next(filter(None, (_cells(rows, defence) for rows in runs)))
             counts |= {row.n for row in cells}
             lines.append((f"{model}: {name}", *(_share(row) for row in cells)))
     yield from grid(["", *(title for title, *_ in _COLUMNS)], lines)
     n = ", ".join(map(str, sorted(counts)))
     yield f"\nPer cent, with 95 % Wilson intervals; n = {n} a cell."
+
+
+def _cells(rows: Sequence[Row], defence: str) -> list[Row]:
+    """A defence's row in each column; nothing where the run lacks one."""
+    cells = [
+        Cells(measure(rows)).by_defence.get((benchmark, condition), {}).get(defence)
+        for _, measure, benchmark, condition in _COLUMNS
+    ]
+    there = [cell for cell in cells if cell is not None]
+    return there if len(there) == len(cells) else []
 
 
 def _share(row: Row) -> str:
@@ -146,7 +155,7 @@ def defences() -> Iterator[str]:
     """What the names of the tables stand for."""
     rows = [
         row
-        for folder in (POCKET, CODER, RESPONSES, DEMO)
+        for folder in (POCKET, CODER, RESPONSES, CODER_RESPONSES, DEMO)
         for row in evaluation(folder).results.rows
     ]
     yield from table(glossary_sheet(rows))
@@ -240,47 +249,6 @@ def gates(name: str, *chosen: str) -> Iterator[str]:
     )
 
 
-_FORMS = ("plain", "wrapped")
-_CRITERIA = ("AUROC", "harmful", "harmless")
-
-
-def criteria(model: str) -> Iterator[str]:
-    """How well each score tells harm: averaged over its layers, and at its best single layer."""
-    document = _document(f"criteria-{model}")
-    yield (
-        f"`python benchmarks/criteria.py {model}`, {document['machine']['dtype']}; AUROC, and how "
-        "many of the harmful and the harmless requests open, in per cent, with 95 % intervals.\n"
-    )
-    by: dict[str, dict[str, Any]] = {}  # score → form → row
-    for row in document["rows"]:
-        by.setdefault(row["score"], {})[row["form"]] = row
-    layers = [score for score in by if ", layer " in score]
-    best: dict[str, str] = {}
-    for score in sorted(layers, key=lambda score: by[score]["plain"]["auroc"]):
-        best[score.partition(",")[0]] = score
-    chosen = [score for score in by if score not in layers]
-    yield from grid(
-        ["score", *(f"{form}: {name}" for form in _FORMS for name in _CRITERIA)],
-        [
-            (label, *(cell for form in _FORMS for cell in _told(by[score][form])))
-            for label, score in (
-                *((score, score) for score in chosen),
-                *((f"best single layer: {score}", score) for score in best.values()),
-            )
-        ],
-    )
-    n = sorted({row[name]["n"] for row in document["rows"] for name in ("opened", "harmless")})
-    yield f"\nn = {', '.join(map(str, n))} of each kind."
-
-
-def _told(row: dict[str, Any]) -> tuple[str, ...]:
-    shares = [
-        f"{100 * of['value']:.0f} ({100 * of['low']:.0f}–{100 * of['high']:.0f})"
-        for of in (row["opened"], row["harmless"])
-    ]
-    return f"{row['auroc']:.3f}", *shares
-
-
 def _document(name: str) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
     return read
@@ -342,11 +310,13 @@ PARTS: dict[str, Part] = {
     "demo": partial(results, DEMO, "refusals", "over-refusal", "utility"),
     "pocket": partial(results, POCKET, *_SECTIONS),
     "pocket-responses": partial(results, RESPONSES, "attack", "over-refusal", "utility", "cost"),
+    "coder-responses": partial(
+        results, CODER_RESPONSES, "attack", "over-refusal", "utility", "cost"
+    ),
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
     "gates-pocket": partial(gates, "gates-pocket"),
     "gates-coder": partial(gates, "gates-coder"),
-    "criteria-pocket": partial(criteria, "pocket"),
     "gates-vllm": partial(gates, "gates-pocket", "discriminant", "refusal words"),
     "defences": defences,
     "speed-pocket": partial(

@@ -92,7 +92,12 @@ def test_pages_are_what_their_data_give(make: ModuleType) -> None:
 
 def test_what_is_made_of_a_run_is_of_the_run_that_is_shown(make: ModuleType) -> None:
     page = (ROOT / "docs" / "results.md").read_text("utf-8")
-    runs = {"pocket-responses": make.RESPONSES, "pocket": make.POCKET, "coder": make.CODER}
+    runs = {
+        "pocket-responses": make.RESPONSES,
+        "coder-responses": make.CODER_RESPONSES,
+        "pocket": make.POCKET,
+        "coder": make.CODER,
+    }
     for name, folder in runs.items():
         behind = page.partition(f"<!-- make docs: {name} -->")[2]
         shown = re.search(r"^### What to make of the run of (\S+)$", behind, re.MULTILINE)

@@ -125,5 +125,6 @@ def _show(screen: Console, results: Results, out: Path) -> None:
         if count:
             facts[f"unreadable to {judge}"] = f"{count} answers"
     facts["everything"] = f"{results.provenance.seconds:.0f} s"
-    facts["written to"] = f"{out}/ (results.json, samples.jsonl, gap.json, guard/, logs/)"
+    gap = "gap.json, " if (out / "gap.json").is_file() else ""
+    facts["written to"] = f"{out}/ (results.json, samples.jsonl, {gap}guard/, logs/)"
     screen.print(facts_table(facts, "Cost and judges"))
