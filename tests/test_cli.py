@@ -256,7 +256,12 @@ def test_every_field_of_a_plan_is_an_option_with_its_help_and_default(
     shown = run("eval", "--help")
     assert shown.code == 0, shown.err
     lines = shown.out.splitlines()
-    singular = {"defences": "defence", "benchmarks": "benchmark", "judges": "judge"}
+    singular = {
+        "defences": "defence",
+        "benchmarks": "benchmark",
+        "judges": "judge",
+        "probes": "probe",
+    }
     for name, field in Plan.model_fields.items():
         if name in ("frontier", "attack"):
             continue
@@ -281,6 +286,7 @@ def test_options_and_a_file_say_the_same(run: Run, planned: list[Plan], tmp_path
         ],
         "judges": ["refusal", "rubric"],
         "grader": "openai/gpt-4o-mini",
+        "probes": ["gap", "time"],
         "ppl_model": "other",
         "limit": 5,
         "seed": 3,
@@ -302,6 +308,7 @@ def test_options_and_a_file_say_the_same(run: Run, planned: list[Plan], tmp_path
         *("--benchmark", "harmful", "--benchmark", "pope=data/pope"),
         *("--condition", "text", "--condition", "blank"),
         *("--judge", "refusal", "--judge", "rubric", "--grader", "openai/gpt-4o-mini"),
+        *("--probe", "gap", "--probe", "time"),
         *("--ppl-model", "other", "--limit", 5, "--seed", 3, "--max-new-tokens", 9),
         *("--batch-size", 2, "--dtype", "bfloat16", "--device", "auto"),
         *("--device-map", "sequential", "--load-in-4bit", "--revision", "v1"),

@@ -151,11 +151,7 @@ class Backbone:
     def run_behind(
         self, start: TextPass | None, rows: Sequence[Sequence[int]], answer: Sequence[int] = ()
     ) -> torch.Tensor:
-        """The same as `run_text`, where what `rows` begin with was read before.
-
-        Args:
-            start: a pass of that, of one text; None to read them whole.
-        """
+        """`run_text` behind a pass of the one text that `rows` begin with; of None, read whole."""
         if start is None:
             return self.run_text(rows, answer)
         (text,) = start.rows
