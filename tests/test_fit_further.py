@@ -14,7 +14,7 @@ from support.reference import QUESTIONS, ask, run_row, text_ids
 from tiny.pocket import make_processor
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.fit import further, policy
+from vlm_safeguard.fit import further, own_decision
 from vlm_safeguard.forms import (
     FollowUp,
     Ordinary,
@@ -31,7 +31,7 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat, takes_turns
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
-from vlm_safeguard.policy.choice import OwnDecision, TextStates
+from vlm_safeguard.policy.choice import OwnDecision
 from vlm_safeguard.policy.discriminant import Discriminant, fit_discriminant
 from vlm_safeguard.policy.gate import TextDiscriminant, TextScore
 from vlm_safeguard.policy.options import FitOptions
@@ -265,18 +265,11 @@ def test_tokens_that_open_refusals_of_one_language_are_learnt(
         return made
 
     monkeypatch.setattr(Backbone, "next_token_logits", logits)
-    nothing, low = torch.zeros(2, 1, 3), torch.full((2,), -5.0)
-    ordinary = torch.zeros(2, 3)
-    plain = further.Measured(
-        texts=TextStates(nothing, nothing, nothing, final=(ordinary, ordinary, ordinary)),
-        rows=[[5], [6]],
-        choice=None,  # type: ignore[arg-type]  # it is not read here
-        own=OwnDecision((english,), (), 0.0, low, low),
-    )
+    alone = OwnDecision((english,), (), 0.0)
     options = told.provenance.options
     assert options is not None
     finals = (states["harmful"], states["harmless"], torch.zeros(0, 3))
-    own = further._in_all_languages(backbone, pairs, finals, plain, options)
+    own = further._in_all_languages(backbone, pairs, finals, alone, options)
     assert own.tokens == (english, spanish)
 
 
@@ -306,7 +299,7 @@ def test_fitting_keeps_no_graph_of_any_pass(
     def likeliest(backbone: Backbone, harmful: torch.Tensor, *_: object) -> tuple[int, ...]:
         return tuple(set(backbone.next_token_logits(harmful).argmax(-1).tolist()))
 
-    monkeypatch.setattr(policy, "refusal_tokens", likeliest)  # so all anchors are refused
+    monkeypatch.setattr(own_decision, "refusal_tokens", likeliest)  # so all anchors are refused
     graded = []
     layer = Backbone.of(exact_model).layers[0]
     handle = layer.register_forward_hook(lambda *_: graded.append(torch.is_grad_enabled()))

@@ -13,6 +13,7 @@ from warnings import warn
 import torch
 
 from vlm_safeguard.fit.data import FitData
+from vlm_safeguard.fit.own_decision import own_measures
 from vlm_safeguard.forms import (
     FollowUp,
     Pair,
@@ -28,11 +29,7 @@ from vlm_safeguard.model.conversation import (
     takes_turns,
     user_turn,
 )
-from vlm_safeguard.model.refusal import (
-    declined_prefix_margins,
-    refusal_margins,
-    refusal_tokens,
-)
+from vlm_safeguard.model.refusal import refusal_margins, refusal_tokens
 from vlm_safeguard.policy.choice import Choice, Further, OwnDecision, TextStates
 from vlm_safeguard.policy.discriminant import choose_discriminant
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
@@ -48,11 +45,13 @@ class Measured:
 
     Attributes:
         rows: token ids of the calibration requests.
+        harm: (requests,) their harm scores.
         own: the model's own decision; None where it cannot be read.
     """
 
     texts: TextStates
     rows: Sequence[Sequence[int]]
+    harm: torch.Tensor
     choice: Choice
     own: OwnDecision | None
 
@@ -65,8 +64,10 @@ def measure_further(
     plain: Measured,
     options: FitOptions,
     batch_size: int,
-) -> tuple[Further, OwnDecision | None]:
+) -> tuple[Further, OwnDecision | None, torch.Tensor | None]:
     """A discriminant of requests in all forms, and the model's own decision in all languages.
+
+    Last come the `own_measures` of the calibration requests in all forms.
 
     Where the processor can write one turn only, there are no second turns among the forms.
     """
@@ -100,23 +101,28 @@ def measure_further(
         options.shrinkages,
         options.near_best,
     )
-    scores = shrunk.harmless[len(topics) :].clone()
+    further = Further(shrunk, shrunk.harmless[len(topics) :].clone())
+    if plain.own is None:
+        return further, None, None
+    finals = torch.split(final, sizes)
+    own = _in_all_languages(backbone, pairs, finals, plain.own, options)
     legible = list(plain.choice.legible)
     harm = plain.choice.directions.harm_scores(ordinary)[:, legible].mean(1)
-    if plain.own is None:
-        return Further(shrunk, scores, harm, None, None), None
-    finals = torch.split(final, sizes)
-    own = _in_all_languages(backbone, pairs, finals, plain, options)
-    margins = refusal_margins(backbone, finals[2], own.tokens)
-    words = declined_prefix_margins(backbone, rows[-len(calibration) :], own.prefix, margins)
-    return Further(shrunk, scores, harm, margins, words), own
+    measures = own_measures(
+        backbone,
+        [*plain.rows, *rows[-len(calibration) :]],
+        torch.cat([plain.texts.final[2], finals[2]]),
+        torch.cat([plain.harm, harm]),
+        own,
+    )
+    return further, own, measures
 
 
 def _in_all_languages(
     backbone: Backbone,
     pairs: Sequence[Pair],
     finals: Sequence[torch.Tensor],
-    plain: Measured,
+    own: OwnDecision,
     options: FitOptions,
 ) -> OwnDecision:
     """With the tokens that open the model's refusals in each language in which it refuses.
@@ -124,8 +130,6 @@ def _in_all_languages(
     Args:
         finals: (n, hidden) final states of the pairs' harmful requests, of their harmless ones, ….
     """
-    own = plain.own
-    assert own is not None
     tokens = set(own.tokens)
     for language in dict.fromkeys(pair.language for pair in pairs):
         mine = [i for i, pair in enumerate(pairs) if pair.language == language]
@@ -139,10 +143,7 @@ def _in_all_languages(
         ]
         if shares[0] - shares[1] >= options.refusal_contrast:
             tokens |= set(opening)
-    every = tuple(sorted(tokens))
-    margins = refusal_margins(backbone, plain.texts.final[2], every)
-    words = declined_prefix_margins(backbone, plain.rows, own.prefix, margins)
-    return replace(own, tokens=every, margins=margins, prefix_margins=words)
+    return replace(own, tokens=tuple(sorted(tokens)))
 
 
 def encode(processor: ProcessorMixin, request: str | FollowUp) -> list[int]:

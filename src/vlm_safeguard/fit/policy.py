@@ -16,6 +16,7 @@ from vlm_safeguard.anchors import MINIMUM_PAIRS
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.fit.data import FitData
 from vlm_safeguard.fit.further import Measured, measure_further
+from vlm_safeguard.fit.own_decision import measure_own_decision, own_measures
 from vlm_safeguard.fit.questions import measure_questions
 from vlm_safeguard.images import blank_image, meaningless_image
 from vlm_safeguard.model.activations import image_states, text_states
@@ -26,22 +27,9 @@ from vlm_safeguard.model.generation_prompt import (
     common_start,
     learn_generation_prompt,
 )
-from vlm_safeguard.model.refusal import (
-    declined_prefix_margins,
-    prefix_margins,
-    refusal_margins,
-    refusal_prefix,
-    refusal_tokens,
-)
+from vlm_safeguard.model.refusal import refusal_tokens
 from vlm_safeguard.model.template import learn_text_view
-from vlm_safeguard.policy.choice import (
-    Choice,
-    OwnDecision,
-    TextStates,
-    calibrate,
-    choose,
-    slack_of,
-)
+from vlm_safeguard.policy.choice import Choice, OwnDecision, TextStates, calibrate, choose
 from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import GATES, AnyCriterion
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
@@ -101,18 +89,20 @@ def fit_policy(
         )
     choice = choose(texts, rank, layers, options)
     shift = _measure_drift(backbone, processor, data, texts, options, batch_size)
-    scores = dict(choice.scores)
-    further = None
+    scores, ordinary = dict(choice.scores), rows[-len(data.calibration) :]
+    further, measures = None, None
     if gate == DISCRIMINANT:
-        further, own = measure_further(
+        further, own, measures = measure_further(
             backbone,
             processor,
             prompt,
             data,
-            Measured(texts, rows[-len(data.calibration) :], choice, own),
+            Measured(texts, ordinary, scores["calibration"], choice, own),
             options,
             batch_size,
         )
+    elif gate == CALIBRATED and own is not None:
+        measures = own_measures(backbone, ordinary, texts.final[2], scores["calibration"], own)
     if gate not in GATES and choice.image_layer is not None:
         scores["calibration_image"] = _measure_image_scores(
             backbone, processor, data, choice, batch_size
@@ -122,7 +112,7 @@ def fit_policy(
         gates = GATES[gate]
     else:
         questions = measure_questions(backbone, processor, prompt, choice, own, further, batch_size)
-        gates = calibrate(choice, own, scores, questions, options, further)
+        gates = calibrate(choice, own, measures, scores, questions, options, further)
     if further is not None:
         scores["calibration"] = further.scores
         pairs = len(further.shrunk.harmful)
@@ -167,7 +157,7 @@ def _measure_texts(
     sizes = [len(data.anchors), len(data.anchors), len(data.calibration)]
     harmful, harmless, calibration = torch.split(states, sizes)
     texts = TextStates(harmful, harmless, calibration, final=torch.split(final, sizes))
-    return texts, _measure_own_decision(backbone, data, rows, texts, options)
+    return texts, measure_own_decision(backbone, rows, texts, options)
 
 
 def _past_beginnings(
@@ -235,45 +225,6 @@ def _measure_image_scores(
         label="meaningless images",
     )
     return choice.directions.harm_score(states[:, choice.image_layer], choice.image_layer)
-
-
-def _measure_own_decision(
-    backbone: Backbone,
-    data: FitData,
-    rows: Sequence[Sequence[int]],
-    texts: TextStates,
-    options: FitOptions,
-) -> OwnDecision | None:
-    """None where its first token says too little.
-
-    The model must refuse far more of the harmful anchors than of the calibration requests.
-    """
-    requests = rows[-len(data.calibration) :]
-    harmful, harmless, ordinary = texts.final
-    tokens = refusal_tokens(backbone, harmful, harmless, options.refusal_likelier)
-    if not tokens:
-        return None
-    refused = refusal_margins(backbone, harmful, tokens) > 0
-    margins = refusal_margins(backbone, ordinary, tokens)
-    contrast = refused.float().mean() - (margins > 0).float().mean()
-    if contrast < options.refusal_contrast or not refused.any():
-        return None
-    places = refused.nonzero()[: options.refusal_anchors, 0].tolist()
-    prompts = [tuple(rows[i]) for i in places]
-    read = backbone.read_texts(prompts)
-    prefix = refusal_prefix(backbone, read, prompts, options.prefix_tokens)
-    shown = torch.ones(len(prompts))
-    if prefix:
-        behind = backbone.go_on(read, prompts, prefix)
-        states = torch.cat([read.final[:, None], behind], dim=1)
-        shown = prefix_margins(backbone, states, prefix, shown)
-    return OwnDecision(
-        tokens=tokens,
-        prefix=prefix,
-        slack=slack_of(shown, options.prefix_fence),
-        margins=margins,
-        prefix_margins=declined_prefix_margins(backbone, requests, prefix, margins),
-    )
 
 
 def _rank(options: FitOptions, pairs: int, hidden: int) -> int:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from vlm_safeguard.anchors import shipped_image_questions
+from vlm_safeguard.fit.own_decision import own_measures
 from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat
-from vlm_safeguard.model.refusal import declined_prefix_margins, refusal_margins
 from vlm_safeguard.policy.choice import Choice, Further, OwnDecision, Questions
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 
@@ -42,6 +40,4 @@ def measure_questions(
         text = further.shrunk.discriminant.scores(states)[:, list(further.shrunk.layers)].mean(1)
     if own is None:
         return Questions(text, None)
-    margins = refusal_margins(backbone, final, own.tokens)
-    words = declined_prefix_margins(backbone, rows, own.prefix, margins)
-    return Questions(text, torch.stack([margins, words, harm.cpu()], dim=1))
+    return Questions(text, own_measures(backbone, rows, final, harm, own))

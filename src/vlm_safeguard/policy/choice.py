@@ -72,14 +72,11 @@ class OwnDecision:
         tokens: that its refusals open with.
         prefix: what most of them begin with.
         slack: logits by which a token of that may lag, as the anchors that it refuses show.
-        margins: (requests,) refusal margins of the calibration requests, and `prefix_margins`.
     """
 
     tokens: tuple[int, ...]
     prefix: tuple[int, ...]
     slack: float
-    margins: torch.Tensor
-    prefix_margins: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -90,15 +87,10 @@ class Further:
         shrunk: the discriminant, and the layers that the gate reads of it.
         scores: (requests,) of the calibration requests, then of those in further forms, each by
             discriminants that have seen neither its topic nor its wrapper.
-        harm: (further,) harm scores of the latter; `margins` and `prefix_margins` as `OwnDecision`
-            has those of the former, None where the model's own decision cannot be read.
     """
 
     shrunk: Shrunk
     scores: torch.Tensor
-    harm: torch.Tensor
-    margins: torch.Tensor | None
-    prefix_margins: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -144,6 +136,7 @@ def choose(
 def calibrate(
     choice: Choice,
     own: OwnDecision | None,
+    measures: torch.Tensor | None,
     scores: dict[str, torch.Tensor],
     questions: Questions,
     options: FitOptions,
@@ -155,6 +148,8 @@ def calibrate(
     question that opens the gate loses the image that it is about.
 
     Args:
+        measures: (requests, 3) what `OwnRefusal` measures of the calibration requests, in all forms
+            where there are further ones; None where the model's own decision cannot be read.
         further: what makes the text's criterion a discriminant.
 
     Raises:
@@ -162,24 +157,17 @@ def calibrate(
     """
     text, image = scores["calibration"], scores.get("calibration_image")
     count = len(text)
-    judged = text if further is None else torch.cat([text, further.harm])
-    opened = torch.zeros(len(judged), dtype=torch.bool)
+    opened = torch.zeros(count if further is None else len(further.scores), dtype=torch.bool)
     answered = torch.ones(len(questions.text), dtype=torch.bool)
     gate: list[AnyCriterion] = []
     if own is not None:
         refusal = OwnRefusal(tokens=own.tokens, slack=own.slack, layers=choice.legible)
         floor = floor_of(questions, refusal)
         refusal = refusal.model_copy(update={"score_floor": floor})
-        margins, words = [own.margins], [own.prefix_margins]
-        if further is not None:
-            assert further.margins is not None
-            assert further.prefix_margins is not None
-            margins.append(further.margins)
-            words.append(further.prefix_margins)
-        measures = torch.stack([torch.cat(margins), torch.cat(words), judged], dim=1)
+        assert measures is not None
+        assert questions.measures is not None
         opened = refusal.opens(measures, 1)[:, 0]
         gate.append(refusal)
-        assert questions.measures is not None
         answered = ~refusal.opens(questions.measures, 1)[:, 0]
     share = options.budget if image is None else options.budget / 2
 
