@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.reference import QUESTIONS, ask, with_thresholds
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.edits import Restore
 from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
@@ -45,6 +46,25 @@ def test_importing_the_policy_loads_neither_transformers_nor_a_model() -> None:
     assert "vlm_safeguard.engines" not in loaded
     assert not {name for name in loaded if name.split(".")[0] in ("transformers", "tokenizers")}
     assert not {name for name in loaded if name.startswith("vlm_safeguard.model")}
+
+
+# --- what an answer begins with ---
+
+
+@pytest.mark.parametrize(
+    ("margin", "refuses", "begun"),
+    [(-1.0, False, (7, 8)), (1.0, False, (7, 8)), (1.0, True, ())],
+)
+def test_an_answer_begins_as_a_refusal_unless_the_model_itself_refuses(
+    policy: Policy, margin: float, refuses: bool, begun: tuple[int, ...]
+) -> None:
+    """A first token that opens refusals is none yet."""
+    own = Finding(
+        criterion="own_refusal", opened=refuses, measures={"own_refusal": margin}, sentence=None
+    )
+    score = Finding(criterion="text_score", opened=True, measures={}, sentence=None)
+    assert replace(policy, response=Response.REFUSAL).beginning([own, score]) == begun
+    assert replace(policy, response=Response.TEXT).beginning([own, score]) == ()
 
 
 # --- the sha256 ---

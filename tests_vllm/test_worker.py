@@ -100,7 +100,7 @@ def test_decisions_and_answers_are_those_of_transformers(safe: GuardedLLM, tiny:
             new = ids[0, inputs["input_ids"].shape[1] :].tolist()
             assert list(answer.outputs[0].token_ids) == new
             prefix = list(tiny.guard.policy.refusal_prefix)
-            if own.guarded and own.scores["own_refusal"] <= 0:
+            if own.guarded and not opens["own_refusal"]:
                 assert new[: len(prefix)] == prefix
 
 

@@ -135,11 +135,13 @@ class Policy:
     def beginning(self, findings: Iterable[Finding]) -> tuple[int, ...]:
         """What an open request's answer from its text begins with: the model's own refusal.
 
-        Nothing where the model would begin so by itself, or may answer as it does.
+        Nothing where the model refuses by itself, or may answer as it does. A first token that
+        opens refusals is none yet: "As" and "I" open other answers, too.
         """
         if self.response is not Response.REFUSAL:
             return ()
-        refuses = any(finding.measures.get("own_refusal", 0) > 0 for finding in findings)
+        own = self.own_refusal
+        refuses = own and any(each.opened for each in findings if each.criterion == own.name)
         return () if refuses else self.refusal_prefix
 
     def basis(self) -> torch.Tensor:
