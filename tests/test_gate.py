@@ -9,10 +9,11 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from vlm_safeguard.policy.choice import Questions, floor_of
 from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import fit_directions
+from vlm_safeguard.policy.discriminant import fit_discriminant
+from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
 from vlm_safeguard.policy.gate import (
     GATES,
     AnyCriterion,
@@ -21,7 +22,6 @@ from vlm_safeguard.policy.gate import (
     OwnRefusal,
     PaperSign,
     RefusalWords,
-    TextDiscriminant,
     TextScore,
 )
 from vlm_safeguard.policy.reading import Reading
@@ -98,6 +98,35 @@ def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harm
         assert (sentence is None) == (margin <= 0)
         assert ("itself refuse" in (sentence or "")) == expected
         assert ("own_opening" in criterion.shown(scores[row].tolist())) == asked
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_what_the_model_declines_opens_where_the_discriminant_scores_higher_than_a_question(
+    reading: Reading, place: int
+) -> None:
+    harmful, harmless = torch.randn(2, 20, LAYERS, HIDDEN)
+    made = fit_discriminant(harmful + 1, harmless, shrinkage=0.5)
+    reading = replace(reading, discriminant=made)
+    told = [
+        sum(float(reading.states[n][row] @ made.weights[n] - made.offset[n]) for n in (1, 3)) / 2
+        for row in range(ROWS)
+    ]
+    threshold = sorted(told)[place] - 1e-3
+    criterion = DeclinedDiscriminant(
+        tokens=(7,), slack=0.5, layers=(1, 3), threshold=threshold, budget=0.1, calibrated_on=9
+    )
+    assert not criterion.awaits_words(reading).any()
+    scores = criterion.score(reading)
+    assert reading.margin is not None
+    for row in range(ROWS):
+        margin = float(reading.margin[row])
+        expected = margin > 0 and told[row] > threshold
+        assert scores[row].tolist() == pytest.approx([margin, told[row]], abs=1e-4)
+        assert criterion.opens(scores, 3)[row].tolist() == [expected] * 3
+        sentence = criterion.says(scores[row].tolist(), expected)
+        assert (sentence is None) == (margin <= 0)
+        assert ("itself refuse" in (sentence or "")) == expected
+        assert ("declined_threshold" in criterion.shown(scores[row].tolist())) == (margin > 0)
 
 
 def test_the_papers_gate_is_a_sign_a_layer(reading: Reading) -> None:
@@ -206,6 +235,9 @@ KEPT: list[Criterion] = [
     *GATES["paper"],
     OwnRefusal(tokens=(3, 4), slack=0.5, layers=(1, 2), score_above=0.25),
     TextScore(layers=(1, 2), threshold=0.25, budget=0.01, calibrated_on=200),
+    DeclinedDiscriminant(
+        tokens=(3,), slack=0.5, layers=(1,), threshold=-0.5, budget=0.01, calibrated_on=200
+    ),
     TextDiscriminant(layers=(1, 2), threshold=0.25, budget=0.01, calibrated_on=200),
     ImageScore(layer=1, threshold=0.75, budget=0.01, calibrated_on=200),
 ]
@@ -238,26 +270,3 @@ def test_criteria_are_strict() -> None:
     for kind, fields in ((TextScore, {"layers": (1,)}), (ImageScore, {"layer": 1})):
         with pytest.raises(ValidationError):
             kind(threshold=math.nan, budget=0.1, calibrated_on=1, **fields)
-
-
-# --- what follows from questions about an image ---
-
-
-def test_no_question_about_an_image_is_declined_into_an_open_gate() -> None:
-    """The floor is the highest of those that a refusal in its usual words would open it for."""
-    refusal = OwnRefusal(tokens=(7,), slack=1.0, layers=(1,))
-    measures = torch.tensor(
-        [
-            [2.0, 1.0, -0.9],  # declined in the usual words
-            [2.0, -0.5, -0.4],  # likewise, about
-            [2.0, -3.0, -0.1],  # in others
-            [-1.0, -1.0, -0.2],  # answered
-            [2.0, 1.0, 0.3],  # refused, and it scores as harmful
-        ]
-    )
-    floor = floor_of(Questions(measures[:, 2], measures), refusal)
-    assert floor == pytest.approx(-0.4)
-    placed = refusal.model_copy(update={"score_floor": floor})
-    assert placed.opens(measures, 1)[:, 0].tolist() == [False, False, False, False, True]
-    answered = Questions(measures[2:, 2], measures[2:])
-    assert floor_of(answered, refusal) is None

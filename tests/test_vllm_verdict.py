@@ -23,13 +23,13 @@ from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone, chat_inputs
 from vlm_safeguard.model.conversation import chat_of, encode_messages, noise_media, user_message
 from vlm_safeguard.policy.discriminant import fit_discriminant
+from vlm_safeguard.policy.discriminant_criteria import TextDiscriminant
 from vlm_safeguard.policy.edits import Add
 from vlm_safeguard.policy.gate import (
     GATES,
     OwnRefusal,
     PaperSign,
     RefusalWords,
-    TextDiscriminant,
     TextScore,
 )
 from vlm_safeguard.policy.policy import Policy

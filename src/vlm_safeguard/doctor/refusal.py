@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vlm_safeguard.doctor.subject import Subject
 from vlm_safeguard.model.conversation import tokenizer_of
-from vlm_safeguard.policy.gate import OwnRefusal
 
 _SHOWN = 5  # first tokens
 
@@ -12,9 +11,9 @@ _SHOWN = 5  # first tokens
 def own_refusal_readable(subject: Subject) -> str:
     """Whether the gate asks the language model; never a failure, as a gate can do without."""
     policy = subject.guard.policy
-    others = [c.name for c in policy.gate if not isinstance(c, OwnRefusal)]
     fitted = "" if subject.given is not None else "a small fit: "
-    own = policy.criterion(OwnRefusal)
+    own = policy.own_refusal
+    others = [criterion.name for criterion in policy.gate if criterion is not own]
     if own is None:
         return f"{fitted}no; the gate rests on {' and '.join(others)} alone"
     decode = tokenizer_of(subject.processor).decode

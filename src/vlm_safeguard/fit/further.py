@@ -30,7 +30,8 @@ from vlm_safeguard.model.conversation import (
     user_turn,
 )
 from vlm_safeguard.model.refusal import refusal_margins, refusal_tokens
-from vlm_safeguard.policy.choice import Choice, Further, OwnDecision, TextStates
+from vlm_safeguard.policy.calibration import Further, OwnDecision
+from vlm_safeguard.policy.choice import Choice, TextStates
 from vlm_safeguard.policy.discriminant import choose_discriminant
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions

@@ -14,7 +14,8 @@ from vlm_safeguard.model.refusal import (
     refusal_prefix,
     refusal_tokens,
 )
-from vlm_safeguard.policy.choice import OwnDecision, TextStates, slack_of
+from vlm_safeguard.policy.calibration import OwnDecision, slack_of
+from vlm_safeguard.policy.choice import TextStates
 from vlm_safeguard.policy.options import FitOptions
 
 

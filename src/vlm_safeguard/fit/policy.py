@@ -29,7 +29,8 @@ from vlm_safeguard.model.generation_prompt import (
 )
 from vlm_safeguard.model.refusal import refusal_tokens
 from vlm_safeguard.model.template import learn_text_view
-from vlm_safeguard.policy.choice import Choice, OwnDecision, TextStates, calibrate, choose
+from vlm_safeguard.policy.calibration import OwnDecision, calibrate
+from vlm_safeguard.policy.choice import Choice, TextStates, choose
 from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import GATES, AnyCriterion
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt

@@ -9,7 +9,8 @@ from vlm_safeguard.fit.own_decision import own_measures
 from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat
-from vlm_safeguard.policy.choice import Choice, Further, OwnDecision, Questions
+from vlm_safeguard.policy.calibration import Further, OwnDecision, Questions
+from vlm_safeguard.policy.choice import Choice
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 
 if TYPE_CHECKING:

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm_safeguard.policy.criterion import Criterion
+from vlm_safeguard.policy.criterion import Criterion, Thresholded
 from vlm_safeguard.policy.decision import Finding
-from vlm_safeguard.policy.gate import (
-    OwnRefusal,
-    PaperSign,
-    RefusalWords,
-    Thresholded,
-)
+from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant
+from vlm_safeguard.policy.gate import OwnRefusal, PaperSign, RefusalWords
 from vlm_safeguard.policy.policy import Policy
 
 _ANCHORS = "−1 is the harmless anchors' mean, +1 the harmful ones'"
@@ -25,6 +21,10 @@ _WORDS = {
     "own_opening": (
         "… in its usual words",
         "logits by which these are likelier than others; read where that decides",
+    ),
+    "declined_discriminant": (
+        "… and the text's score",
+        "under the discriminant; read where a refusal's first token leads",
     ),
     "text_score": ("The text's harm score", _ANCHORS),
     "discriminant": ("The text's score under the discriminant", "fitted on anchors of many forms"),
@@ -74,6 +74,8 @@ def limits(criterion: Criterion) -> dict[str, float]:
     match criterion:
         case OwnRefusal() | RefusalWords():
             return {"own_refusal": 0.0, "own_opening": -criterion.slack}
+        case DeclinedDiscriminant():
+            return {"own_refusal": 0.0, "declined_discriminant": criterion.threshold}
         case Thresholded():
             return dict.fromkeys(criterion.measures, criterion.threshold)
         case PaperSign():

@@ -9,18 +9,15 @@ To add a criterion, write its class here and name it in `AnyCriterion`.
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, FiniteFloat
 
-from vlm_safeguard.policy.criterion import Criterion
+from vlm_safeguard.policy.criterion import REFUSES, Criterion, Layers, Thresholded, Tokens
+from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
 from vlm_safeguard.policy.reading import Reading
-
-Layers = Annotated[tuple[int, ...], Field(min_length=1)]
-_REFUSES = "asked by its text alone, the language model would itself refuse"
 
 
 class OwnRefusal(Criterion):
@@ -43,7 +40,7 @@ class OwnRefusal(Criterion):
     measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening", "own_text_score")
 
     name: Literal["own_refusal"] = "own_refusal"
-    tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    tokens: Tokens
     slack: FiniteFloat
     layers: Layers
     score_above: FiniteFloat = 0.0
@@ -76,7 +73,7 @@ class OwnRefusal(Criterion):
     def says(self, score: Sequence[float], opened: bool) -> str | None:
         """What the language model would do, where it would decline."""
         if opened:
-            return _REFUSES
+            return REFUSES
         if score[0] > 0:
             return (
                 "asked by its text alone, the language model would decline, but not for harm: the "
@@ -109,7 +106,7 @@ class RefusalWords(Criterion):
     measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening")
 
     name: Literal["refusal_words"] = "refusal_words"
-    tokens: Annotated[tuple[int, ...], Field(min_length=1)]
+    tokens: Tokens
     slack: FiniteFloat
 
     def awaits_words(self, reading: Reading) -> torch.Tensor:
@@ -132,7 +129,7 @@ class RefusalWords(Criterion):
     def says(self, score: Sequence[float], opened: bool) -> str:
         """What the language model would do."""
         if opened:
-            return _REFUSES
+            return REFUSES
         if score[0] > 0:
             return (
                 "asked by its text alone, the language model would begin as it refuses, and go on "
@@ -144,29 +141,6 @@ class RefusalWords(Criterion):
         """The margins; the prefix's where it was read, behind a first token that leads."""
         margin, prefix = score
         return {"own_refusal": margin} | ({"own_opening": prefix} if margin > 0 else {})
-
-
-class Thresholded(Criterion, ABC):
-    """One score passes a threshold, for all edited layers at once.
-
-    Attributes:
-        threshold: the score above which it opens.
-        budget: share of harmless requests that it may open though the model would answer them,
-            0–1.
-        calibrated_on: harmless requests that the threshold was chosen on.
-    """
-
-    threshold: FiniteFloat
-    budget: float = Field(gt=0, lt=1)
-    calibrated_on: int
-
-    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
-        """Where it is above the threshold, in all layers at once."""
-        return (score > self.threshold).expand(-1, window)
-
-    def compared(self, score: Sequence[float], opened: bool) -> str:
-        """The score beside the threshold, in words."""
-        return f"{score[0]:+.2f}, {'above' if opened else 'not above'} {self.threshold:+.2f}"
 
 
 class TextScore(Thresholded):
@@ -197,38 +171,6 @@ class TextScore(Thresholded):
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """The score and the threshold."""
         return {"text_score": score[0], "text_threshold": self.threshold}
-
-
-class TextDiscriminant(Thresholded):
-    """The text's score under the policy's discriminant passes a threshold.
-
-    Attributes:
-        layers: whose scores are averaged in the text-only pass.
-    """
-
-    measures: ClassVar[tuple[str, ...]] = ("discriminant",)
-
-    name: Literal["text_discriminant"] = "text_discriminant"
-    layers: Layers
-
-    @property
-    def watched(self) -> tuple[int, ...]:
-        """The layers that are averaged."""
-        return self.layers
-
-    def score(self, reading: Reading) -> torch.Tensor:
-        """The mean score."""
-        assert reading.discriminant is not None
-        scores = [reading.discriminant.score(reading.states[n], n) for n in self.layers]
-        return torch.stack(scores).mean(0)[:, None]
-
-    def says(self, score: Sequence[float], opened: bool) -> str:
-        """The score beside the threshold."""
-        return f"the discriminant gives the text {self.compared(score, opened)}"
-
-    def shown(self, score: Sequence[float]) -> dict[str, float]:
-        """The score and the threshold."""
-        return {"discriminant": score[0], "discriminant_threshold": self.threshold}
 
 
 class ImageScore(Thresholded):
@@ -310,7 +252,14 @@ class Always(Criterion):
 
 
 AnyCriterion = Annotated[
-    OwnRefusal | RefusalWords | TextScore | TextDiscriminant | ImageScore | PaperSign | Always,
+    OwnRefusal
+    | RefusalWords
+    | DeclinedDiscriminant
+    | TextScore
+    | TextDiscriminant
+    | ImageScore
+    | PaperSign
+    | Always,
     Field(discriminator="name"),
 ]
 Gate = Annotated[tuple[AnyCriterion, ...], Field(min_length=1)]

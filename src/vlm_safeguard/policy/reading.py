@@ -33,6 +33,7 @@ class Reading:
     prefix_margin: torch.Tensor | None = None
     discriminant: Discriminant | None = None
     _harm: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
+    _discriminated: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
 
     def harm(self, layers: tuple[int, ...]) -> torch.Tensor:
         """(n,) harm score, `Directions.harm_score`, averaged over these layers."""
@@ -40,3 +41,11 @@ class Reading:
             scores = [self.directions.harm_score(self.states[layer], layer) for layer in layers]
             self._harm[layers] = torch.stack(scores).mean(0)
         return self._harm[layers]
+
+    def discriminant_score(self, layers: tuple[int, ...]) -> torch.Tensor:
+        """(n,) score under the discriminant, averaged over these layers."""
+        assert self.discriminant is not None
+        if layers not in self._discriminated:  # criteria share it
+            scores = [self.discriminant.score(self.states[layer], layer) for layer in layers]
+            self._discriminated[layers] = torch.stack(scores).mean(0)
+        return self._discriminated[layers]
