@@ -40,7 +40,7 @@ from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.report.figures.style import CYCLE
 
 _ROWS = 16
-_OWN = ("own_refusal", "refusal_words", "declined_discriminant")
+_OWN = ("own_refusal", "refusal_words", "refusal_discriminant")
 WORDS = "refusal words"
 
 

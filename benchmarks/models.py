@@ -26,7 +26,8 @@ from vlm_safeguard.images import blank_image
 from vlm_safeguard.loading import Loading, load_guard, load_model
 from vlm_safeguard.model.backbone import model_inputs
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
-from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal
+from vlm_safeguard.policy.gate import AnyCriterion, ImageScore
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 
 NAMES = ("pocket", "llava-7b", "tiny")
 GATES = {"open": "harmful", "closed": "harmless"}  # the requests that are asked for each

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import pytest
 import torch
@@ -19,9 +18,9 @@ from vlm_safeguard.policy.calibration import (
 from vlm_safeguard.policy.choice import Choice
 from vlm_safeguard.policy.directions import fit_directions
 from vlm_safeguard.policy.discriminant import Shrunk, fit_discriminant
-from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
-from vlm_safeguard.policy.gate import OwnRefusal
+from vlm_safeguard.policy.gate import TextDiscriminant
 from vlm_safeguard.policy.options import FitOptions
+from vlm_safeguard.policy.own_refusal import OwnRefusal, RefusalDiscriminant
 
 PLAIN, MORE, ASKED = 150, 120, 40
 OWN = OwnDecision(tokens=(7,), prefix=(7, 8), slack=0.5)
@@ -43,77 +42,53 @@ def further(scores: torch.Tensor) -> Further:
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("budget", [0.03, 0.1])
-def test_a_discriminant_adds_to_the_model_s_refusals_what_the_budgets_allow(
-    seed: int, budget: float
+@pytest.mark.parametrize("declines", [True, False])
+def test_a_gate_adds_to_the_model_s_refusals_what_the_budgets_allow(
+    seed: int, budget: float, *, declines: bool
 ) -> None:
-    """Of each kind of harmless request by itself; and the thresholds are the lowest such ones."""
+    """Of each kind of harmless request by itself; and the threshold is the lowest such one."""
     torch.manual_seed(seed)
     scores, asked = torch.randn(PLAIN + MORE), torch.randn(ASKED) - 0.5
-    margins, words = torch.randn(2, PLAIN + MORE)
-    measures = torch.stack([margins, words, torch.zeros_like(margins)], dim=1)
-    measured = torch.stack([torch.randn(ASKED), torch.zeros(ASKED), torch.zeros(ASKED)], dim=1)
-    options = FitOptions(budget=budget, further_budget=2 * budget)
-    gate = calibrate(
+    measures, measured = torch.randn(PLAIN + MORE, 2), torch.randn(ASKED, 2)
+    if not declines:
+        measured[:, 0] = -1
+    refusal, score = calibrate(
         choice(),
         OWN,
         measures,
         {"calibration": scores[:PLAIN]},
         Questions(asked, measured),
-        options,
+        FitOptions(budget=budget, further_budget=2 * budget),
         further(scores),
     )
-    declining, telling = (cast("DeclinedDiscriminant | TextDiscriminant", each) for each in gate)
-    assert isinstance(declining, DeclinedDiscriminant)
-    assert isinstance(telling, TextDiscriminant)
+    assert isinstance(refusal, RefusalDiscriminant)
+    assert isinstance(score, TextDiscriminant)
+    declined = [float(s) for s, (margin, _) in zip(asked, measured, strict=True) if margin > 0]
+    assert refusal.score_floor == (pytest.approx(max(declined)) if declines else None)
+    floor = max(declined) if declines else -math.inf
 
-    def opens(low: float, high: float) -> tuple[list[bool], list[bool]]:
-        """Harmless requests that are not refused by the model itself; and questions."""
-        added = [
-            float(s) > high or (float(m) > 0 and float(s) > low)
-            if float(m) <= 0 or float(w) <= -OWN.slack or float(s) <= low
-            else False
-            for m, w, s in zip(margins, words, scores, strict=True)
+    def added(high: float) -> list[bool]:
+        """Which harmless requests the score opens for that the model does not refuse."""
+        return [
+            float(s) > high
+            and not (m > 0 and (s > max(0, floor) or (s > floor and w > -OWN.slack)))
+            for s, (m, w) in zip(scores, measures, strict=True)
         ]
-        lost = [
-            float(s) > high or (float(m) > 0 and float(s) > low)
-            for m, s in zip(measured[:, 0], asked, strict=True)
-        ]
-        return added, lost
 
-    def within(opened: list[bool], lost: list[bool], part: float) -> bool:
-        def allowed(count: int, share: float) -> int:
-            return max(math.floor(part * share * (count + 1) + 1e-9), 1) - 1
-
+    def within(high: float) -> bool:
+        opened = added(high)
         return (
-            sum(opened[:PLAIN]) <= allowed(PLAIN, budget)
-            and sum(opened[PLAIN:]) <= allowed(MORE, 2 * budget)
-            and sum(lost) <= allowed(ASKED, budget)
+            sum(opened[:PLAIN]) < math.floor(budget * (PLAIN + 1))
+            and sum(opened[PLAIN:]) < math.floor(2 * budget * (MORE + 1))
+            and sum(
+                float(s) > high and not (m > 0 and s > max(0, floor))
+                for s, (m, _) in zip(asked, measured, strict=True)
+            )
+            < max(math.floor(budget * (ASKED + 1)), 1)
         )
 
-    low, high = declining.threshold, telling.threshold
-    assert within(*opens(low, math.inf), part=0.5)
-    assert sum(opens(low, high)[0][:PLAIN]) < math.floor(budget * (PLAIN + 1))
-    assert sum(opens(low, high)[0][PLAIN:]) < math.floor(2 * budget * (MORE + 1))
-    assert not within(*opens(low - 1e-6, math.inf), part=0.5)
-    assert not within(*opens(low, high - 1e-6), part=1)
-
-
-def test_a_model_that_declines_nothing_harmless_is_taken_at_its_word() -> None:
-    """The threshold of what it declines is then the lowest score that was seen."""
-    torch.manual_seed(0)
-    scores = torch.randn(PLAIN + MORE)
-    answered = torch.full((PLAIN + MORE, 3), -1.0)
-    gate = calibrate(
-        choice(),
-        OWN,
-        answered,
-        {"calibration": scores[:PLAIN]},
-        Questions(torch.randn(ASKED), answered[:ASKED]),
-        FitOptions(budget=0.1),
-        further(scores),
-    )
-    assert isinstance(gate[0], DeclinedDiscriminant)
-    assert gate[0].threshold == float(scores.min())
+    assert within(score.threshold)
+    assert not within(score.threshold - 1e-6)
 
 
 def test_too_few_harmless_requests_are_an_error() -> None:
@@ -144,9 +119,9 @@ def test_no_question_about_an_image_is_declined_into_an_open_gate() -> None:
             [2.0, 1.0, 0.3],  # refused, and it scores as harmful
         ]
     )
-    floor = floor_of(Questions(measures[:, 2], measures), refusal)
+    floor = floor_of(Questions(measures[:, 2], measures[:, :2]), refusal)
     assert floor == pytest.approx(-0.4)
     placed = refusal.model_copy(update={"score_floor": floor})
     assert placed.opens(measures, 1)[:, 0].tolist() == [False, False, False, False, True]
-    answered = Questions(measures[2:, 2], measures[2:])
+    answered = Questions(measures[2:, 2], measures[2:, :2])
     assert floor_of(answered, refusal) is None

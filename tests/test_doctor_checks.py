@@ -25,8 +25,9 @@ from vlm_safeguard.engines.hooks.model import ModelHooks
 from vlm_safeguard.engines.hooks.text_answers import TextAnswers
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.policy.gate import GATES, OwnRefusal, TextScore
+from vlm_safeguard.policy.gate import GATES, TextScore
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt, Place
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.text_view import TextView
 
 

@@ -33,8 +33,7 @@ from vlm_safeguard.model.conversation import encode_chat, takes_turns
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.policy.calibration import OwnDecision
 from vlm_safeguard.policy.discriminant import Discriminant, fit_discriminant
-from vlm_safeguard.policy.discriminant_criteria import TextDiscriminant
-from vlm_safeguard.policy.gate import TextScore
+from vlm_safeguard.policy.gate import TextDiscriminant, TextScore
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.soundness import check_sound
 

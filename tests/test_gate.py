@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,16 +14,19 @@ from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import fit_directions
 from vlm_safeguard.policy.discriminant import fit_discriminant
-from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
 from vlm_safeguard.policy.gate import (
     GATES,
     AnyCriterion,
     Gate,
     ImageScore,
-    OwnRefusal,
     PaperSign,
-    RefusalWords,
+    TextDiscriminant,
     TextScore,
+)
+from vlm_safeguard.policy.own_refusal import (
+    OwnRefusal,
+    RefusalDiscriminant,
+    RefusalWords,
 )
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.threshold import threshold_for
@@ -74,22 +78,37 @@ def test_the_images_score_is_of_one_layer_of_the_multimodal_pass(reading: Readin
     assert criterion.opens(scores, 2).tolist() == [[x > 0.1] * 2 for x in expected]
 
 
+def told(reading: Reading, row: int, layers: tuple[int, ...]) -> float:
+    """The score under the discriminant, one layer at a time."""
+    made = reading.discriminant
+    assert made is not None
+    each = [float(reading.states[n][row] @ made.weights[n] - made.offset[n]) for n in layers]
+    return sum(each) / len(layers)
+
+
+@pytest.mark.parametrize(("kind", "scored"), [(OwnRefusal, harm), (RefusalDiscriminant, told)])
 @pytest.mark.parametrize("slack", [0.0, 1.0])
 @pytest.mark.parametrize("above", [-9.0, 0.0, 9.0])
 @pytest.mark.parametrize("floor", [None, -9.0, 0.2])
 def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harmful(
-    reading: Reading, slack: float, above: float, floor: float | None
+    reading: Reading,
+    kind: type[OwnRefusal | RefusalDiscriminant],
+    scored: Callable[[Reading, int, tuple[int, ...]], float],
+    slack: float,
+    above: float,
+    floor: float | None,
 ) -> None:
     """But in its usual words not where the text scores as low as the floor."""
-    criterion = OwnRefusal(
-        tokens=(7,), slack=slack, layers=(1, 3), score_above=above, score_floor=floor
-    )
+    harmful, harmless = torch.randn(2, 20, LAYERS, HIDDEN)
+    reading = replace(reading, discriminant=fit_discriminant(harmful + 1, harmless, 0.5))
+    criterion = kind(tokens=(7,), slack=slack, layers=(1, 3), score_above=above, score_floor=floor)
     scores = criterion.score(reading)
     assert reading.margin is not None
     assert reading.prefix_margin is not None
     for row in range(ROWS):
         margin, words = float(reading.margin[row]), float(reading.prefix_margin[row])
-        score = harm(reading, row, (1, 3))
+        score = scored(reading, row, (1, 3))
+        assert float(scores[row, 2]) == pytest.approx(score, abs=1e-4)
         asked = margin > 0 and score <= above and (floor is None or score > floor)
         assert bool(criterion.awaits_words(reading)[row]) == asked
         expected = margin > 0 and (score > above or (asked and words > -slack))
@@ -98,35 +117,6 @@ def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harm
         assert (sentence is None) == (margin <= 0)
         assert ("itself refuse" in (sentence or "")) == expected
         assert ("own_opening" in criterion.shown(scores[row].tolist())) == asked
-
-
-@pytest.mark.parametrize("place", [0, 2, 5])
-def test_what_the_model_declines_opens_where_the_discriminant_scores_higher_than_a_question(
-    reading: Reading, place: int
-) -> None:
-    harmful, harmless = torch.randn(2, 20, LAYERS, HIDDEN)
-    made = fit_discriminant(harmful + 1, harmless, shrinkage=0.5)
-    reading = replace(reading, discriminant=made)
-    told = [
-        sum(float(reading.states[n][row] @ made.weights[n] - made.offset[n]) for n in (1, 3)) / 2
-        for row in range(ROWS)
-    ]
-    threshold = sorted(told)[place] - 1e-3
-    criterion = DeclinedDiscriminant(
-        tokens=(7,), slack=0.5, layers=(1, 3), threshold=threshold, budget=0.1, calibrated_on=9
-    )
-    assert not criterion.awaits_words(reading).any()
-    scores = criterion.score(reading)
-    assert reading.margin is not None
-    for row in range(ROWS):
-        margin = float(reading.margin[row])
-        expected = margin > 0 and told[row] > threshold
-        assert scores[row].tolist() == pytest.approx([margin, told[row]], abs=1e-4)
-        assert criterion.opens(scores, 3)[row].tolist() == [expected] * 3
-        sentence = criterion.says(scores[row].tolist(), expected)
-        assert (sentence is None) == (margin <= 0)
-        assert ("itself refuse" in (sentence or "")) == expected
-        assert ("declined_threshold" in criterion.shown(scores[row].tolist())) == (margin > 0)
 
 
 def test_the_papers_gate_is_a_sign_a_layer(reading: Reading) -> None:
@@ -235,9 +225,7 @@ KEPT: list[Criterion] = [
     *GATES["paper"],
     OwnRefusal(tokens=(3, 4), slack=0.5, layers=(1, 2), score_above=0.25),
     TextScore(layers=(1, 2), threshold=0.25, budget=0.01, calibrated_on=200),
-    DeclinedDiscriminant(
-        tokens=(3,), slack=0.5, layers=(1,), threshold=-0.5, budget=0.01, calibrated_on=200
-    ),
+    RefusalDiscriminant(tokens=(3,), slack=0.5, layers=(1,), score_floor=-0.5),
     TextDiscriminant(layers=(1, 2), threshold=0.25, budget=0.01, calibrated_on=200),
     ImageScore(layer=1, threshold=0.75, budget=0.01, calibrated_on=200),
 ]

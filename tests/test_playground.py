@@ -51,14 +51,8 @@ from vlm_safeguard.playground.tokens import Piece, pieces
 from vlm_safeguard.playground.words import words_of
 from vlm_safeguard.playground.worker import Worker
 from vlm_safeguard.policy.decision import Finding
-from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
-from vlm_safeguard.policy.gate import (
-    GATES,
-    AnyCriterion,
-    ImageScore,
-    OwnRefusal,
-    TextScore,
-)
+from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextDiscriminant, TextScore
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.text_view import TextView
 
@@ -251,10 +245,6 @@ def test_limits_are_what_criteria_open_at() -> None:
         above, below = (torch.tensor([[limit + x]]) for x in (0.01, -0.01))
         assert criterion.opens(above, 1).all()
         assert not criterion.opens(below, 1).any()
-    declined = DeclinedDiscriminant(tokens=(5,), slack=0.5, layers=(1,), **thresholds)
-    margin, told = limits(declined).values()
-    scores = [[margin + 0.01, told + 0.01], [margin - 0.01, 9], [9, told - 0.01]]
-    assert declined.opens(torch.tensor(scores), 1)[:, 0].tolist() == [True, False, False]
     own = OwnRefusal(tokens=(5,), slack=0.5, layers=(2,))
     margin, words = limits(own)["own_refusal"], limits(own)["own_opening"]
     scores = [[margin + 0.01, words + 0.01, -1], [margin - 0.01, 9, 9], [9, words - 0.01, -1]]

@@ -19,7 +19,7 @@ from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.conversation import tokenizer_of, user_turn
 from vlm_safeguard.model.vlm import VLM
-from vlm_safeguard.policy.gate import OwnRefusal
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.receipt import Receipt
 
 pytestmark = [pytest.mark.thorough, pytest.mark.pocket, pytest.mark.xdist_group("pocket")]

@@ -18,9 +18,9 @@ from support.reference import QUESTIONS, ask, with_thresholds
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.edits import Restore
-from vlm_safeguard.policy.gate import OwnRefusal
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span

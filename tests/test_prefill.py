@@ -28,8 +28,9 @@ from vlm_safeguard.model.generation_prompt import (
 )
 from vlm_safeguard.model.media import Shown
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
-from vlm_safeguard.policy.gate import GATES, OwnRefusal
+from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt, Place
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.request import read_request
 from vlm_safeguard.policy.span import Span

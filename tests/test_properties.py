@@ -27,14 +27,9 @@ from tiny.pocket import IMAGE_SIDE, LAYERS, PATCH, make_processor
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.generation_prompt import learn_generation_prompt
 from vlm_safeguard.policy.edits import Add, Drift, Edit, Project, Reference, Refuse, Restore
-from vlm_safeguard.policy.gate import (
-    GATES,
-    AnyCriterion,
-    ImageScore,
-    OwnRefusal,
-    TextScore,
-)
+from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
 from vlm_safeguard.policy.media import Media
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.text_view import TextView
 from vlm_safeguard.policy.threshold import threshold_for

@@ -26,7 +26,8 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.backbone import model_inputs
-from vlm_safeguard.policy.gate import GATES, OwnRefusal
+from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.response import Response
 
 Model = LlavaForConditionalGeneration

@@ -22,7 +22,8 @@ from vlm_safeguard.engines.vllm.verdict import Judge
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.edits import Refuse
-from vlm_safeguard.policy.gate import ImageScore, RefusalWords, TextScore
+from vlm_safeguard.policy.gate import ImageScore, TextScore
+from vlm_safeguard.policy.own_refusal import RefusalWords
 from vlm_safeguard.policy.response import Response
 
 REFUSES, WIDTH = 30, 8  # a text with this token is refused

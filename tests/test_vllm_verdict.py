@@ -23,14 +23,12 @@ from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone, chat_inputs
 from vlm_safeguard.model.conversation import chat_of, encode_messages, noise_media, user_message
 from vlm_safeguard.policy.discriminant import fit_discriminant
-from vlm_safeguard.policy.discriminant_criteria import TextDiscriminant
 from vlm_safeguard.policy.edits import Add
-from vlm_safeguard.policy.gate import (
-    GATES,
+from vlm_safeguard.policy.gate import GATES, PaperSign, TextDiscriminant, TextScore
+from vlm_safeguard.policy.own_refusal import (
     OwnRefusal,
-    PaperSign,
+    RefusalDiscriminant,
     RefusalWords,
-    TextScore,
 )
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.refusal import first_token_margin, token_margin
@@ -226,9 +224,21 @@ def test_the_verdict_is_that_of_transformers(
                     assert verdict.scores[name] == pytest.approx(value, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        OwnRefusal(tokens=TOKENS, slack=0.5, layers=(1, 4)),
+        RefusalDiscriminant(tokens=TOKENS, slack=0.5, layers=(0,), score_floor=-0.5),
+    ],
+    ids=lambda own: own.name,
+)
 @torch.no_grad()
 def test_a_gate_that_reads_states_decides_as_under_transformers(
-    policy: Policy, guard: Guard, model: LlavaForConditionalGeneration, processor: LlavaProcessor
+    policy: Policy,
+    guard: Guard,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    own: OwnRefusal | RefusalDiscriminant,
 ) -> None:
     """Of all criteria that read the text alone; states and logits are transformers' own."""
     shown = [text for each in shipped_anchors()[:6] for text in (each.harmful, each.harmless)]
@@ -240,7 +250,7 @@ def test_a_gate_that_reads_states_decides_as_under_transformers(
     mine = replace(
         policy,
         gate=(
-            OwnRefusal(tokens=TOKENS, slack=0.5, layers=(1, 4)),
+            own,
             TextScore(layers=(1, 4), threshold=high, budget=0.1, calibrated_on=12),
             TextDiscriminant(layers=(0,), threshold=0.5, budget=0.1, calibrated_on=12),
             PaperSign(),

@@ -22,7 +22,8 @@ from vlm_safeguard.model.adapters import active_adapters
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.cache import cache_in
 from vlm_safeguard.model.fingerprint import Fingerprint
-from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal, TextScore
+from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, TextScore
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span

@@ -21,8 +21,8 @@ from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat
 from vlm_safeguard.pocket.model import save
 from vlm_safeguard.policy.discriminant import fit_discriminant
-from vlm_safeguard.policy.discriminant_criteria import TextDiscriminant
-from vlm_safeguard.policy.gate import ImageScore, OwnRefusal, TextScore
+from vlm_safeguard.policy.gate import ImageScore, TextDiscriminant, TextScore
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.response import Response
 
 #: vLLM's options. Those with several workers have a process for each, and one for the engine.

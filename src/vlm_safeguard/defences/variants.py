@@ -8,10 +8,9 @@ from typing import Any
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.policy.criterion import Thresholded
 from vlm_safeguard.policy.directions import whole_space
 from vlm_safeguard.policy.edits import Add, Project, Refuse, Restore
-from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.gate import GATES, Thresholded
 from vlm_safeguard.policy.response import Response
 
 _SEED = 0

@@ -31,7 +31,7 @@ from vlm_safeguard.model.conversation import (
 )
 from vlm_safeguard.model.refusal import refusal_margins, refusal_tokens
 from vlm_safeguard.policy.calibration import Further, OwnDecision
-from vlm_safeguard.policy.choice import Choice, TextStates
+from vlm_safeguard.policy.choice import TextStates
 from vlm_safeguard.policy.discriminant import choose_discriminant
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
@@ -46,14 +46,11 @@ class Measured:
 
     Attributes:
         rows: token ids of the calibration requests.
-        harm: (requests,) their harm scores.
         own: the model's own decision; None where it cannot be read.
     """
 
     texts: TextStates
     rows: Sequence[Sequence[int]]
-    harm: torch.Tensor
-    choice: Choice
     own: OwnDecision | None
 
 
@@ -107,13 +104,10 @@ def measure_further(
         return further, None, None
     finals = torch.split(final, sizes)
     own = _in_all_languages(backbone, pairs, finals, plain.own, options)
-    legible = list(plain.choice.legible)
-    harm = plain.choice.directions.harm_scores(ordinary)[:, legible].mean(1)
     measures = own_measures(
         backbone,
         [*plain.rows, *rows[-len(calibration) :]],
         torch.cat([plain.texts.final[2], finals[2]]),
-        torch.cat([plain.harm, harm]),
         own,
     )
     return further, own, measures

@@ -54,16 +54,14 @@ def own_measures(
     backbone: Backbone,
     rows: Sequence[Sequence[int]],
     final: torch.Tensor,
-    harm: torch.Tensor,
     own: OwnDecision,
 ) -> torch.Tensor:
-    """(requests, 3) what `OwnRefusal` measures: both margins, in logits, and the harm score.
+    """(requests, 2) the leads of a refusal's first token and of its least likely word, in logits.
 
     Args:
         rows: token ids of the requests.
         final: (requests, hidden) final states, as `text_states` returns them.
-        harm: (requests,) harm scores.
     """
     margins = refusal_margins(backbone, final, own.tokens)
     words = declined_prefix_margins(backbone, rows, own.prefix, margins)
-    return torch.stack([margins, words, harm.cpu()], dim=1)
+    return torch.stack([margins, words], dim=1)

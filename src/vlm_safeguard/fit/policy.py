@@ -98,12 +98,12 @@ def fit_policy(
             processor,
             prompt,
             data,
-            Measured(texts, ordinary, scores["calibration"], choice, own),
+            Measured(texts, ordinary, own),
             options,
             batch_size,
         )
     elif gate == CALIBRATED and own is not None:
-        measures = own_measures(backbone, ordinary, texts.final[2], scores["calibration"], own)
+        measures = own_measures(backbone, ordinary, texts.final[2], own)
     if gate not in GATES and choice.image_layer is not None:
         scores["calibration_image"] = _measure_image_scores(
             backbone, processor, data, choice, batch_size

@@ -35,10 +35,11 @@ def measure_questions(
     asked = shipped_image_questions()
     rows = [prompt.judged(encode_chat(processor, question)) for question in asked]
     states, final = text_states(backbone, rows, batch_size=batch_size, label="image questions")
-    harm = choice.directions.harm_scores(states)[:, list(choice.legible)].mean(1)
-    text = harm
-    if further is not None:
-        text = further.shrunk.discriminant.scores(states)[:, list(further.shrunk.layers)].mean(1)
+    if further is None:
+        text = choice.directions.harm_scores(states)[:, list(choice.legible)].mean(1).cpu()
+    else:
+        scores = further.shrunk.discriminant.scores(states)
+        text = scores[:, list(further.shrunk.layers)].mean(1).cpu()
     if own is None:
         return Questions(text, None)
-    return Questions(text, own_measures(backbone, rows, final, harm, own))
+    return Questions(text, own_measures(backbone, rows, final, own))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm_safeguard.policy.criterion import Criterion, Thresholded
+from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.decision import Finding
-from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant
-from vlm_safeguard.policy.gate import OwnRefusal, PaperSign, RefusalWords
+from vlm_safeguard.policy.gate import PaperSign, Thresholded
+from vlm_safeguard.policy.own_refusal import RefusalWords, ScoredRefusal
 from vlm_safeguard.policy.policy import Policy
 
 _ANCHORS = "−1 is the harmless anchors' mean, +1 the harmful ones'"
@@ -21,10 +21,6 @@ _WORDS = {
     "own_opening": (
         "… in its usual words",
         "logits by which these are likelier than others; read where that decides",
-    ),
-    "declined_discriminant": (
-        "… and the text's score",
-        "under the discriminant; read where a refusal's first token leads",
     ),
     "text_score": ("The text's harm score", _ANCHORS),
     "discriminant": ("The text's score under the discriminant", "fitted on anchors of many forms"),
@@ -72,10 +68,8 @@ def bars(policy: Policy, findings: Sequence[Finding]) -> list[Bar]:
 def limits(criterion: Criterion) -> dict[str, float]:
     """What each of a criterion's measures has to be above to speak for harm."""
     match criterion:
-        case OwnRefusal() | RefusalWords():
+        case ScoredRefusal() | RefusalWords():
             return {"own_refusal": 0.0, "own_opening": -criterion.slack}
-        case DeclinedDiscriminant():
-            return {"own_refusal": 0.0, "declined_discriminant": criterion.threshold}
         case Thresholded():
             return dict.fromkeys(criterion.measures, criterion.threshold)
         case PaperSign():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.choice import Choice
 from vlm_safeguard.policy.discriminant import Shrunk
-from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
-from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, OwnRefusal, TextScore
+from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, TextDiscriminant, TextScore
 from vlm_safeguard.policy.options import FitOptions
+from vlm_safeguard.policy.own_refusal import OwnRefusal, RefusalDiscriminant
 from vlm_safeguard.policy.threshold import threshold_for
 
 
@@ -50,8 +51,8 @@ class Questions:
 
     Attributes:
         text: (questions,) scores that the gate's criterion of the text has a threshold for.
-        measures: (questions, 3) what `OwnRefusal` measures of them; None where the model's own
-            decision cannot be read.
+        measures: (questions, 2) `own_measures` of them; None where the model's own decision cannot
+            be read.
     """
 
     text: torch.Tensor
@@ -73,149 +74,95 @@ def calibrate(
     question that opens the gate loses the image that it is about.
 
     Args:
-        measures: (requests, 3) what `OwnRefusal` measures of the calibration requests, in all forms
-            where there are further ones; None where the model's own decision cannot be read.
-        further: what makes the text's criterion a discriminant.
+        measures: (requests, 2) `own_measures` of the calibration requests, in all forms where there
+            are further ones; None where the model's own decision cannot be read.
+        further: what makes the text's score that of a discriminant.
 
     Raises:
         SafeguardError: too few calibration requests for the budget.
     """
-    text, image = scores["calibration"], scores.get("calibration_image")
+    image, count = scores.get("calibration_image"), len(scores["calibration"])
+    text = scores["calibration"] if further is None else further.scores
     share = options.budget if image is None else options.budget / 2
-    budget = _Budget(len(text), share, max(share, options.further_budget))
-    try:
-        if further is None:
-            gate, opened = _by_harm(choice, own, measures, text, questions, budget)
-        else:
-            gate, opened = _by_discriminant(own, measures, questions, budget, further)
-        if image is not None:
-            assert choice.image_layer is not None
-            added = image.masked_fill(opened[: len(image)], -torch.inf)
-            seen = ImageScore(
-                layer=choice.image_layer,
-                threshold=threshold_for(added, share),
-                budget=share,
-                calibrated_on=len(image),
-            )
-            gate = (*gate, seen)
-    except ValueError as error:
-        raise SafeguardError(f"The gate cannot be calibrated: {error}.") from error
-    return gate
-
-
-@dataclass(frozen=True)
-class _Budget:
-    """Shares of harmless requests that a criterion may add to what the model refuses.
-
-    Attributes:
-        count: how many calibration requests come as they are, before those in further forms.
-        share: of these, and of questions about an image; `further` of those in further forms.
-    """
-
-    count: int
-    share: float
-    further: float
-
-    @property
-    def half(self) -> _Budget:
-        """Half of each share; none is added where that is less than one request."""
-        return _Budget(self.count, max(self.share / 2, 1 / self.count), self.further / 2)
-
-    def threshold(self, scores: torch.Tensor, questions: torch.Tensor) -> float:
-        """The lowest that keeps within it, for each kind by itself; −inf where nothing is added.
-
-        Args:
-            scores: of the calibration requests; −inf of those that are not added, +inf of those
-                that were by another criterion.
-            questions: likewise.
-
-        Raises:
-            ValueError: the calibration requests are too few for their share.
-        """
-        plain, more = scores[: self.count], scores[self.count :]
-        bounds = [
-            threshold_for(plain, self.share),
-            threshold_for(questions, max(self.share, 1 / len(questions))),
-        ]
-        if len(more):
-            bounds.append(threshold_for(more, max(self.further, 1 / len(more))))
-        return max(bounds)
-
-
-def _by_harm(
-    choice: Choice,
-    own: OwnDecision | None,
-    measures: torch.Tensor | None,
-    text: torch.Tensor,
-    questions: Questions,
-    budget: _Budget,
-) -> tuple[tuple[AnyCriterion, ...], torch.Tensor]:
-    """Criteria that score texts by harm scores, and which calibration requests the first opens."""
-    refusing: tuple[AnyCriterion, ...] = ()
     opened = torch.zeros(len(text), dtype=torch.bool)
     lost = torch.zeros(len(questions.text), dtype=torch.bool)
+    gate: list[AnyCriterion] = []
     if own is not None:
         assert measures is not None
         assert questions.measures is not None
+        refusal = _refusal(choice, own, questions, further)
+        opened = refusal.opens(torch.column_stack([measures, text]), 1)[:, 0]
+        lost = refusal.opens(torch.column_stack([questions.measures, questions.text]), 1)[:, 0]
+        gate.append(refusal)
+    try:
+        thresholded: dict[str, Any] = {
+            "threshold": _threshold(
+                text.masked_fill(opened, -torch.inf),
+                questions.text.masked_fill(lost, -torch.inf),
+                count,
+                (share, max(share, options.further_budget)),
+            ),
+            "budget": share,
+            "calibrated_on": len(text),
+        }
+        if further is None:
+            gate.append(TextScore(layers=choice.legible, **thresholded))
+        else:
+            gate.append(TextDiscriminant(layers=further.shrunk.layers, **thresholded))
+        if image is not None:
+            assert choice.image_layer is not None
+            gate.append(
+                ImageScore(
+                    layer=choice.image_layer,
+                    threshold=threshold_for(image.masked_fill(opened[:count], -torch.inf), share),
+                    budget=share,
+                    calibrated_on=count,
+                )
+            )
+    except ValueError as error:
+        raise SafeguardError(f"The gate cannot be calibrated: {error}.") from error
+    return tuple(gate)
+
+
+def _refusal(
+    choice: Choice, own: OwnDecision, questions: Questions, further: Further | None
+) -> OwnRefusal | RefusalDiscriminant:
+    """The criterion of the model's own decision, with the floor that the questions give it."""
+    if further is None:
         refusal = OwnRefusal(tokens=own.tokens, slack=own.slack, layers=choice.legible)
-        floor = floor_of(questions, refusal)
-        refusal = refusal.model_copy(update={"score_floor": floor})
-        opened = refusal.opens(measures, 1)[:, 0]
-        lost = refusal.opens(questions.measures, 1)[:, 0]
-        refusing = (refusal,)
-    score = TextScore(
-        layers=choice.legible,
-        threshold=budget.threshold(
-            text.masked_fill(opened, -torch.inf), questions.text.masked_fill(lost, -torch.inf)
-        ),
-        budget=budget.share,
-        calibrated_on=len(text),
+        return refusal.model_copy(update={"score_floor": floor_of(questions, refusal)})
+    assert questions.measures is not None
+    declined = questions.text[questions.measures[:, 0] > 0]
+    highest = float(declined.max()) if len(declined) else None
+    return RefusalDiscriminant(
+        tokens=own.tokens,
+        slack=own.slack,
+        layers=further.shrunk.layers,
+        score_above=max(0.0, highest or 0.0),
+        score_floor=highest,
     )
-    return (*refusing, score), opened
 
 
-def _by_discriminant(
-    own: OwnDecision | None,
-    measures: torch.Tensor | None,
-    questions: Questions,
-    budget: _Budget,
-    further: Further,
-) -> tuple[tuple[AnyCriterion, ...], torch.Tensor]:
-    """Criteria that score texts by a discriminant, and which requests the first opens.
+def _threshold(
+    scores: torch.Tensor, questions: torch.Tensor, count: int, budgets: tuple[float, float]
+) -> float:
+    """The lowest that keeps plain requests, those in further forms and questions within budget.
 
-    What the first adds to the model's refusals, up to half of the budget, the second cannot.
+    Args:
+        scores: of the calibration requests, the first `count` as they are; −inf where they are open
+            already.
+        questions: likewise, of questions about an image.
+        budgets: of plain requests and questions, and of those in further forms.
     """
-    scores, asked, layers = further.scores, questions.text, further.shrunk.layers
-    refusing: tuple[AnyCriterion, ...] = ()
-    opened = torch.zeros(len(scores), dtype=torch.bool)
-    if own is not None:
-        assert measures is not None
-        assert questions.measures is not None
-        declined = measures[:, 0] > 0
-        refused = declined & (measures[:, 1] > -own.slack)
-        bound = budget.half.threshold(
-            scores.masked_fill(~declined | refused, -torch.inf),
-            asked.masked_fill(questions.measures[:, 0] <= 0, -torch.inf),
-        )
-        refusal = DeclinedDiscriminant(
-            tokens=own.tokens,
-            slack=own.slack,
-            layers=layers,
-            threshold=max(bound, float(scores.min())),
-            budget=budget.half.share,
-            calibrated_on=len(scores),
-        )
-        refusing = (refusal,)
-        opened = declined & (scores > refusal.threshold)
-        scores = scores.masked_fill(opened & refused, -torch.inf)
-        scores = scores.masked_fill(opened & ~refused, torch.inf)
-    score = TextDiscriminant(
-        layers=layers,
-        threshold=budget.threshold(scores, asked),
-        budget=budget.share,
-        calibrated_on=len(scores),
-    )
-    return (*refusing, score), opened
+    plain, more = scores[:count], scores[count:]
+    bounds = [
+        threshold_for(plain, budgets[0]),
+        # the highest question's score, where they are few
+        threshold_for(questions, max(budgets[0], 1 / len(questions))),
+    ]
+    if len(more):
+        bounds.append(threshold_for(more, budgets[1]))
+    return max(bounds)
 
 
 def floor_of(questions: Questions, refusal: OwnRefusal) -> float | None:
@@ -228,8 +175,9 @@ def floor_of(questions: Questions, refusal: OwnRefusal) -> float | None:
         refusal: without a floor.
     """
     assert questions.measures is not None
-    harm = questions.measures[:, 2]
-    lost = refusal.opens(questions.measures, 1)[:, 0] & (harm <= refusal.score_above)
+    harm, measures = questions.text, questions.measures
+    opened = refusal.opens(torch.column_stack([measures, harm]), 1)[:, 0]
+    lost = opened & (harm <= refusal.score_above)
     return float(harm[lost].max()) if lost.any() else None
 
 

@@ -9,138 +9,39 @@ To add a criterion, write its class here and name it in `AnyCriterion`.
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, FiniteFloat
 
-from vlm_safeguard.policy.criterion import REFUSES, Criterion, Layers, Thresholded, Tokens
-from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
+from vlm_safeguard.policy.criterion import Criterion, Layers
+from vlm_safeguard.policy.own_refusal import OwnRefusal, RefusalDiscriminant, RefusalWords
 from vlm_safeguard.policy.reading import Reading
 
 
-class OwnRefusal(Criterion):
-    """The language model would itself refuse, asked by the text alone.
-
-    A model also declines a question about an image that it does not see. What it declines counts
-    where the text scores nearer to the harmful anchors than to the harmless ones, or where it would
-    decline about in the words of most of its refusals and the text does not score as low as
-    questions about images do that it declines so.
+class Thresholded(Criterion, ABC):
+    """One score passes a threshold, for all edited layers at once.
 
     Attributes:
-        tokens: that open the model's refusals.
-        slack: logits by which a token of the refusal prefix may be less likely than the likeliest,
-            for the refusal to be in about those words.
-        layers: whose harm scores are averaged.
-        score_above: that average, above which a refusal in whatever words counts.
-        score_floor: that average, up to which no refusal counts; None for no such bound.
+        threshold: the score above which it opens.
+        budget: share of harmless requests that it may open though the model would answer them,
+            0–1.
+        calibrated_on: harmless requests that the threshold was chosen on.
     """
 
-    measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening", "own_text_score")
-
-    name: Literal["own_refusal"] = "own_refusal"
-    tokens: Tokens
-    slack: FiniteFloat
-    layers: Layers
-    score_above: FiniteFloat = 0.0
-    score_floor: FiniteFloat | None = None
-
-    @property
-    def watched(self) -> tuple[int, ...]:
-        """The layers of its harm score."""
-        return self.layers
-
-    def awaits_words(self, reading: Reading) -> torch.Tensor:
-        """(n,) bool: where a refusal's first token leads and the text's score leaves it open."""
-        assert reading.margin is not None
-        return (reading.margin > 0) & self._leaves_open(reading.harm(self.layers).cpu())
-
-    def score(self, reading: Reading) -> torch.Tensor:
-        """Both margins, in logits, and the harm score."""
-        assert reading.margin is not None
-        assert reading.prefix_margin is not None
-        harm = reading.harm(self.layers).cpu()
-        return torch.stack([reading.margin, reading.prefix_margin, harm], dim=1)
+    threshold: FiniteFloat
+    budget: float = Field(gt=0, lt=1)
+    calibrated_on: int
 
     def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
-        """Where a refusal's first token leads, and its words or the text's score speak for harm."""
-        margin, prefix, harm = score.unbind(1)
-        usual = (prefix > -self.slack) & self._leaves_open(harm)
-        refuses = (margin > 0) & (usual | (harm > self.score_above))
-        return refuses[:, None].expand(-1, window)
+        """Where it is above the threshold, in all layers at once."""
+        return (score > self.threshold).expand(-1, window)
 
-    def says(self, score: Sequence[float], opened: bool) -> str | None:
-        """What the language model would do, where it would decline."""
-        if opened:
-            return REFUSES
-        if score[0] > 0:
-            return (
-                "asked by its text alone, the language model would decline, but not for harm: the "
-                f"text scores {score[2]:+.2f}"
-            )
-        return None
-
-    def shown(self, score: Sequence[float]) -> dict[str, float]:
-        """The margins; the prefix's where it was asked for."""
-        margin, prefix, harm = score
-        read = margin > 0 and bool(self._leaves_open(torch.tensor(harm)))
-        return {"own_refusal": margin} | ({"own_opening": prefix} if read else {})
-
-    def _leaves_open(self, harm: torch.Tensor) -> torch.Tensor:
-        """Bool: where the words of a refusal decide."""
-        floor = -torch.inf if self.score_floor is None else self.score_floor
-        return (harm > floor) & (harm <= self.score_above)
-
-
-class RefusalWords(Criterion):
-    """The language model would itself refuse, in about the words of most of its refusals.
-
-    It is what of `OwnRefusal` can be read off log-probabilities, for engines that show no states. A
-    refusal in other words does not open.
-
-    Attributes:
-        tokens: as `OwnRefusal` has them; `slack` likewise.
-    """
-
-    measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening")
-
-    name: Literal["refusal_words"] = "refusal_words"
-    tokens: Tokens
-    slack: FiniteFloat
-
-    def awaits_words(self, reading: Reading) -> torch.Tensor:
-        """(n,) bool: where a refusal's first token leads."""
-        assert reading.margin is not None
-        return reading.margin > 0
-
-    def score(self, reading: Reading) -> torch.Tensor:
-        """Both margins, in logits."""
-        assert reading.margin is not None
-        assert reading.prefix_margin is not None
-        return torch.stack([reading.margin, reading.prefix_margin], dim=1)
-
-    def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
-        """Where a refusal's first token leads, and its words follow."""
-        margin, prefix = score.unbind(1)
-        refuses = (margin > 0) & (prefix > -self.slack)
-        return refuses[:, None].expand(-1, window)
-
-    def says(self, score: Sequence[float], opened: bool) -> str:
-        """What the language model would do."""
-        if opened:
-            return REFUSES
-        if score[0] > 0:
-            return (
-                "asked by its text alone, the language model would begin as it refuses, and go on "
-                "in other words"
-            )
-        return "asked by its text alone, the language model would answer"
-
-    def shown(self, score: Sequence[float]) -> dict[str, float]:
-        """The margins; the prefix's where it was read, behind a first token that leads."""
-        margin, prefix = score
-        return {"own_refusal": margin} | ({"own_opening": prefix} if margin > 0 else {})
+    def compared(self, score: Sequence[float], opened: bool) -> str:
+        """The score beside the threshold, in words."""
+        return f"{score[0]:+.2f}, {'above' if opened else 'not above'} {self.threshold:+.2f}"
 
 
 class TextScore(Thresholded):
@@ -171,6 +72,36 @@ class TextScore(Thresholded):
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """The score and the threshold."""
         return {"text_score": score[0], "text_threshold": self.threshold}
+
+
+class TextDiscriminant(Thresholded):
+    """The text's score under the policy's discriminant passes a threshold.
+
+    Attributes:
+        layers: whose scores are averaged in the text-only pass.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("discriminant",)
+
+    name: Literal["text_discriminant"] = "text_discriminant"
+    layers: Layers
+
+    @property
+    def watched(self) -> tuple[int, ...]:
+        """The layers that are averaged."""
+        return self.layers
+
+    def score(self, reading: Reading) -> torch.Tensor:
+        """The mean score."""
+        return reading.discriminant_score(self.layers)[:, None]
+
+    def says(self, score: Sequence[float], opened: bool) -> str:
+        """The score beside the threshold."""
+        return f"the discriminant gives the text {self.compared(score, opened)}"
+
+    def shown(self, score: Sequence[float]) -> dict[str, float]:
+        """The score and the threshold."""
+        return {"discriminant": score[0], "discriminant_threshold": self.threshold}
 
 
 class ImageScore(Thresholded):
@@ -253,8 +184,8 @@ class Always(Criterion):
 
 AnyCriterion = Annotated[
     OwnRefusal
+    | RefusalDiscriminant
     | RefusalWords
-    | DeclinedDiscriminant
     | TextScore
     | TextDiscriminant
     | ImageScore

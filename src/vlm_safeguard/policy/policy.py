@@ -14,10 +14,10 @@ from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.directions import Directions, random_basis
 from vlm_safeguard.policy.discriminant import Discriminant
-from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
 from vlm_safeguard.policy.edits import Edit
-from vlm_safeguard.policy.gate import AnyCriterion, OwnRefusal, RefusalWords, TextScore
+from vlm_safeguard.policy.gate import AnyCriterion, TextDiscriminant, TextScore
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
+from vlm_safeguard.policy.own_refusal import RefusalWords, ScoredRefusal
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.subspace import Subspace
@@ -103,10 +103,9 @@ class Policy:
         return replace(self, gate=tuple(kept))
 
     @property
-    def own_refusal(self) -> OwnRefusal | RefusalWords | DeclinedDiscriminant | None:
+    def own_refusal(self) -> ScoredRefusal | RefusalWords | None:
         """The gate's criterion of the model's own refusal, if it has one."""
-        kinds = OwnRefusal | RefusalWords | DeclinedDiscriminant
-        return next((c for c in self.gate if isinstance(c, kinds)), None)
+        return next((c for c in self.gate if isinstance(c, ScoredRefusal | RefusalWords)), None)
 
     @property
     def text_criterion(self) -> TextScore | TextDiscriminant | None:

@@ -9,7 +9,8 @@ import torch
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.criterion import Criterion
-from vlm_safeguard.policy.discriminant_criteria import DeclinedDiscriminant, TextDiscriminant
+from vlm_safeguard.policy.gate import TextDiscriminant
+from vlm_safeguard.policy.own_refusal import RefusalDiscriminant
 from vlm_safeguard.policy.policy import Policy
 
 _NAMES = {
@@ -62,7 +63,7 @@ def _check_gate(policy: Policy, count: int) -> None:
         raise SafeguardError("The guard's gate has no criterion: it would never open.")
     if len(set(names)) < len(names):
         raise SafeguardError(f"The guard's gate holds a criterion twice: {', '.join(names)}.")
-    told = any(isinstance(c, DeclinedDiscriminant | TextDiscriminant) for c in policy.gate)
+    told = any(isinstance(c, RefusalDiscriminant | TextDiscriminant) for c in policy.gate)
     if told and policy.discriminant is None:
         raise SafeguardError("The guard's gate asks for a discriminant, and it holds none.")
     for criterion in policy.gate:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.policy.gate import RefusalWords
+from vlm_safeguard.policy.own_refusal import RefusalWords
 from vlm_safeguard.policy.policy import Policy
 
 

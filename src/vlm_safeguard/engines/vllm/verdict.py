@@ -16,7 +16,7 @@ import torch
 from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.engines.vllm.view import read_rendered
 from vlm_safeguard.policy.decision import decide
-from vlm_safeguard.policy.gate import RefusalWords
+from vlm_safeguard.policy.own_refusal import RefusalWords
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.receipt import Receipt
