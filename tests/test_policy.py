@@ -52,16 +52,20 @@ def test_importing_the_policy_loads_neither_transformers_nor_a_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("margin", "refuses", "begun"),
-    [(-1.0, False, (7, 8)), (1.0, False, (7, 8)), (1.0, True, ())],
+    ("opened", "measures", "begun"),
+    [
+        (False, {"own_refusal": -1.0}, (7, 8)),
+        (False, {"own_refusal": 1.0}, (7, 8)),
+        (False, {"own_refusal": 1.0, "own_opening": 0.5}, (7, 8)),
+        (True, {"own_refusal": 1.0, "own_opening": -1.5}, (7, 8)),
+        (True, {"own_refusal": 1.0, "own_opening": -0.5}, ()),
+    ],
 )
-def test_an_answer_begins_as_a_refusal_unless_the_model_itself_refuses(
-    policy: Policy, margin: float, refuses: bool, begun: tuple[int, ...]
+def test_an_answer_begins_as_a_refusal_unless_the_model_would_say_about_that_itself(
+    policy: Policy, opened: bool, measures: dict[str, float], begun: tuple[int, ...]
 ) -> None:
-    """A first token that opens refusals is none yet."""
-    own = Finding(
-        criterion="own_refusal", opened=refuses, measures={"own_refusal": margin}, sentence=None
-    )
+    """A first token that opens refusals is none yet; the slack here is 1."""
+    own = Finding(criterion="own_refusal", opened=opened, measures=measures, sentence=None)
     score = Finding(criterion="text_score", opened=True, measures={}, sentence=None)
     assert replace(policy, response=Response.REFUSAL).beginning([own, score]) == begun
     assert replace(policy, response=Response.TEXT).beginning([own, score]) == ()

@@ -129,9 +129,9 @@ class _Gone:
         """Nothing to remove."""
 
 
-@pytest.mark.parametrize("unclear", [True, False])
-def test_the_words_of_a_refusal_are_read_where_its_first_token_leads_and_the_score_is_low(
-    exact_model: Model, processor: LlavaProcessor, guard: Guard, unclear: bool
+@pytest.mark.parametrize("high", [True, False])
+def test_the_words_of_a_refusal_are_read_where_its_first_token_leads_and_the_score_is_high(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard, high: bool
 ) -> None:
     """Against the margins of a pass of its own; and nowhere else, where nothing is edited there."""
     first = [
@@ -144,18 +144,18 @@ def test_the_words_of_a_refusal_are_read_where_its_first_token_leads_and_the_sco
     asked = replace(asked, refusal_prefix=prefix, response=Response.TEXT)
     own = asked.criterion(OwnRefusal)
     assert own is not None
-    bound = 1e9 if unclear else -1e9
-    asked = asked.with_criterion(own.model_copy(update={"score_above": bound}))
+    floor = -1e9 if high else 1e9
+    asked = asked.with_criterion(own.model_copy(update={"score_floor": floor}))
     reader, _ = text_reader(exact_model, asked)
     batch = read(asked, processor, [True] * 4)
     with decoder_passes(exact_model) as passes:
         reader.ask(batch)
     longest = max(len(text_ids(processor, question)) for question in QUESTIONS)
-    assert passes == [(len(QUESTIONS), longest)] + [(refusing, len(prefix))] * unclear
+    assert passes == [(len(QUESTIONS), longest)] + [(refusing, len(prefix))] * high
     for question, token, findings in zip(QUESTIONS, first, batch.decision.findings, strict=True):
         measures = findings[0].measures
         assert (measures["own_refusal"] > 0) == (token == first[0])
-        assert ("own_opening" in measures) == (unclear and token == first[0])
+        assert ("own_opening" in measures) == (high and token == first[0])
         if "own_opening" in measures:
             _, logits = run_row(exact_model, [*text_ids(processor, question), *prefix])
             leads = []

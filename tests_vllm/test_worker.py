@@ -100,7 +100,7 @@ def test_decisions_and_answers_are_those_of_transformers(safe: GuardedLLM, tiny:
             new = ids[0, inputs["input_ids"].shape[1] :].tolist()
             assert list(answer.outputs[0].token_ids) == new
             prefix = list(tiny.guard.policy.refusal_prefix)
-            if own.guarded and not opens["own_refusal"]:
+            if own.guarded and not opens["own_refusal"]:  # the model itself would not refuse
                 assert new[: len(prefix)] == prefix
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import TypeVar
 
 import torch
@@ -130,13 +131,17 @@ class Policy:
     def beginning(self, findings: Iterable[Finding]) -> tuple[int, ...]:
         """What an open request's answer from its text begins with: the model's own refusal.
 
-        Nothing where the model refuses by itself, or may answer as it does. A first token that
-        opens refusals is none yet: "As" and "I" open other answers, too.
+        Nothing where the model begins about so by itself, or may answer as it does. A first token
+        that opens refusals is none yet: "As" and "I" open other answers, too.
         """
         if self.response is not Response.REFUSAL:
             return ()
         own = self.own_refusal
-        refuses = own and any(each.opened for each in findings if each.criterion == own.name)
+        refuses = own is not None and any(
+            each.opened and each.measures.get("own_opening", -inf) > -own.slack
+            for each in findings
+            if each.criterion == own.name
+        )
         return () if refuses else self.refusal_prefix
 
     def basis(self) -> torch.Tensor:
