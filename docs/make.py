@@ -317,6 +317,7 @@ PARTS: dict[str, Part] = {
     "refused": refused,
     "serving": serving,
     "vllm-agreement": partial(vllm_results.agreement, BENCHMARKS, "pocket"),
+    "vllm-agreement-coder": partial(vllm_results.agreement, BENCHMARKS, "coder"),
     "vllm-costs": partial(vllm_results.costs, BENCHMARKS),
     "vllm-scale": partial(vllm_scale.sizing, BENCHMARKS),
     "vllm-scale-assumptions": vllm_scale.assumptions,
