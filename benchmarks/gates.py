@@ -40,7 +40,6 @@ from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.report.figures.style import CYCLE
 
 _ROWS = 16
-_OWN = ("own_refusal", "refusal_words", "refusal_discriminant")
 WORDS = "refusal words"
 
 
@@ -91,8 +90,11 @@ def decided(vlm: VLM, guards: dict[str, Guard], texts: Sequence[str], kind: str)
             reader.ask(batch)
             is_open = batch.decision.is_open.any(1).tolist()
             for opened, findings in zip(is_open, batch.decision.findings, strict=True):
-                own = any(each.opened and each.criterion in _OWN for each in findings)
-                found[name].append((opened, own))
+                own = policy.own_refusal
+                refused = own is not None and any(
+                    each.opened and each.criterion == own.name for each in findings
+                )
+                found[name].append((opened, refused))
     return [
         Row(kind, name, share([opened for opened, _ in rows]), sum(own for _, own in rows))
         for name, rows in found.items()

@@ -18,7 +18,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import gate_results
 import vllm_results
 import vllm_scale
 from grid import grid
@@ -229,6 +228,27 @@ def amounts(name: str, command: str) -> Iterator[str]:
     )
 
 
+def gates(name: str, *chosen: str) -> Iterator[str]:
+    """What each gate, or each of those chosen, opens for: kinds of requests down, gates across."""
+    document = _document(name)
+    machine, rows = document["machine"], document["rows"]
+    yield (
+        f"`python benchmarks/gates.py {name.removeprefix('gates-')}`, {machine['dtype']}; in "
+        "brackets 95 % intervals, and for how many requests the model's own refusal opens it.\n"
+    )
+    names = chosen or tuple(dict.fromkeys(row["gate"] for row in rows))
+    shown: dict[str, dict[str, str]] = {}
+    for row in rows:
+        opened, kind = row["opened"], f"{row['kind']}, n = {row['opened']['n']}"
+        low, high = (f"{100 * opened[side]:.1f}" for side in ("low", "high"))
+        cell = f"{100 * opened['value']:.1f} % ({low}–{high}; {row['own']})"
+        shown.setdefault(kind, {})[row["gate"]] = cell
+    yield from grid(
+        ["opened", *names],
+        [(kind, *(cells[name] for name in names)) for kind, cells in shown.items()],
+    )
+
+
 def _document(name: str) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
     return read
@@ -296,11 +316,9 @@ PARTS: dict[str, Part] = {
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
     "attack-coder": partial(results, ROOT / "results" / "attack-coder", "attacks"),
-    "gates-pocket": partial(gate_results.gates, BENCHMARKS, "pocket"),
-    "gates-coder": partial(gate_results.gates, BENCHMARKS, "coder"),
-    "gates-vllm": partial(
-        gate_results.gates, BENCHMARKS, "pocket", "discriminant", "refusal words"
-    ),
+    "gates-pocket": partial(gates, "gates-pocket"),
+    "gates-coder": partial(gates, "gates-coder"),
+    "gates-vllm": partial(gates, "gates-pocket", "discriminant", "refusal words"),
     "defences": defences,
     "speed-pocket": partial(
         timings, "speed-pocket", "python benchmarks/speed.py pocket", (0, 3), (2, 1)
