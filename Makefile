@@ -111,6 +111,7 @@ test-vllm: $(VLLM)/.installed
 bench-vllm: $(VLLM)/.installed
 	$(VLLM_PYTHON) benchmarks/vllm_agreement.py pocket
 	$(VLLM_PYTHON) benchmarks/vllm_storm.py
+	$(VLLM_PYTHON) benchmarks/vllm_storm.py --edit
 	$(VLLM_PYTHON) benchmarks/vllm_cost.py
 	$(VLLM_PYTHON) benchmarks/vllm_cost.py --large
 

@@ -29,6 +29,8 @@ from vlm_safeguard.loading import Loading, load_model
 from vlm_safeguard.model.conversation import Chat, chat_of
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.pocket import FAMILY
+from vlm_safeguard.policy.gate import TextDiscriminant
+from vlm_safeguard.policy.own_refusal import RefusalDiscriminant
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt_object import receipt_object
 
@@ -151,13 +153,16 @@ def go_on(
 def compared(asked: Asked, inside: Reply, hooks: Reply, policy: Policy) -> Row:
     """One row."""
     scores = [reply.guard["scores"] for reply in (inside, hooks)]
-    limits: dict[str, float] = {}
+    limits: list[tuple[str, float]] = []
     own, text = policy.own_refusal, policy.text_criterion
     if own is not None:
-        limits |= {"own_refusal": 0.0, "own_opening": -own.slack}
+        limits += [("own_refusal", 0.0), ("own_opening", -own.slack)]
     if text is not None:
-        limits[text.measures[0]] = text.threshold
-    near = [abs(x - limits.get(name, inf)) < _NEAR for each in scores for name, x in each.items()]
+        limits.append((text.measures[0], text.threshold))
+    if isinstance(own, RefusalDiscriminant) and isinstance(text, TextDiscriminant):
+        bounds = (own.score_above, own.score_floor)
+        limits += [(text.measures[0], bound) for bound in bounds if bound is not None]
+    near = [abs(each.get(name, inf) - limit) < _NEAR for each in scores for name, limit in limits]
     return Row(
         asked.kind,
         asked.condition,

@@ -13,6 +13,8 @@ from vlm_safeguard import Guard
 from vlm_safeguard.loading import kept_guard
 from vlm_safeguard.pocket import load
 from vlm_safeguard.pocket.model import save
+from vlm_safeguard.policy.edits import Refuse
+from vlm_safeguard.policy.response import Response
 
 _GRID = 24  # patches a side of the stand-in's images: 576 tokens, as LLaVA-1.5's
 
@@ -35,6 +37,15 @@ def checkpoint(folder: Path, name: str = "pocket", *, large: bool = False) -> tu
         save(model, processor, model_folder)
     guard.save_pretrained(guard_folder)
     return model_folder, guard_folder
+
+
+def editing(guard: Path) -> Path:
+    """Folder of the guard that edits open requests beside their images, behind the same gate."""
+    made = guard.with_name("editing")
+    if not made.is_dir():
+        default = Guard.from_pretrained(guard)
+        default.variant(response=Response.EDIT, edit=Refuse()).save_pretrained(made)
+    return made
 
 
 def _enlarge(model: Any, processor: Any, guard: Guard, folder: Path) -> Guard:

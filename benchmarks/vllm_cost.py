@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from machine import machine_of
-from vllm_checkpoint import checkpoint
+from vllm_checkpoint import checkpoint, editing
 from vllm_server import Client, serving
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.vllm.order import Order
@@ -31,15 +31,38 @@ _TURN = ("benign", "benign", "text", "benign", "harmful")
 
 
 @dataclass(frozen=True)
+class Setting:
+    """How a server is guarded.
+
+    Attributes:
+        refusal_alone: by the words of refusals in place of its guard's gate.
+        edit: open requests are edited beside their images.
+    """
+
+    order: Order
+    refusal_alone: bool = False
+    edit: bool = False
+
+
+#: By what the options of `vlm-safeguard serve` say.
+SETTINGS = {
+    "first": Setting(Order.FIRST),
+    "together": Setting(Order.TOGETHER),
+    "first, --refusal-alone": Setting(Order.FIRST, refusal_alone=True),
+    "first, a guard that edits": Setting(Order.FIRST, edit=True),
+}
+
+
+@dataclass(frozen=True)
 class Cost:
-    """One order over the unguarded server.
+    """One setting over the unguarded server.
 
     Attributes:
         throughput: requests a second, guarded over unguarded, eight at once; a pair a round.
         first_token: seconds to it, likewise, one at a time, a pair a request; by what was asked.
     """
 
-    order: str
+    setting: str
     throughput: Ratio
     first_token: dict[str, Ratio]
 
@@ -114,9 +137,15 @@ def measure(folder: Path, path: Path, rounds: int, count: int, *, large: bool) -
     start = len(kept(path))
     with ExitStack() as stack, path.open("a", encoding="utf-8") as file:
         clients = {"unguarded": stack.enter_context(serving(model, folder / "unguarded.log"))}
-        for order in Order:
-            log = folder / f"{order}.log"
-            clients[order] = stack.enter_context(serving(model, log, guard=guard, order=order))
+        for number, (name, setting) in enumerate(SETTINGS.items()):
+            server = serving(
+                model,
+                folder / f"guarded-{number}.log",
+                guard=editing(guard) if setting.edit else guard,
+                order=setting.order,
+                refusal_alone=setting.refusal_alone,
+            )
+            clients[name] = stack.enter_context(server)
         for client in clients.values():
             measured(client, 900, len(_TURN))
         for number in range(start, start + rounds):
@@ -129,14 +158,14 @@ def measure(folder: Path, path: Path, rounds: int, count: int, *, large: bool) -
 
 
 def costs(rounds: Sequence[dict[str, Round]]) -> list[Cost]:
-    """Of each order, over the unguarded server in the same rounds."""
+    """Of each setting, over the unguarded server in the same rounds."""
 
-    def firsts(order: str, kind: str) -> Ratio:
+    def firsts(setting: str, kind: str) -> Ratio:
         """Of those whose answers have a text in both."""
         pairs = [
             pair
             for each in rounds
-            for pair in zip(each[order].firsts[kind], each["unguarded"].firsts[kind], strict=True)
+            for pair in zip(each[setting].firsts[kind], each["unguarded"].firsts[kind], strict=True)
             if all(pair)
         ]
         return Ratio.of(*(list(times) for times in zip(*pairs, strict=True)))
@@ -145,11 +174,11 @@ def costs(rounds: Sequence[dict[str, Round]]) -> list[Cost]:
     kinds = rounds[0]["unguarded"].firsts
     return [
         Cost(
-            order,
-            Ratio.of(took["unguarded"], took[order]),
-            {kind: firsts(order, kind) for kind in kinds},
+            setting,
+            Ratio.of(took["unguarded"], took[setting]),
+            {kind: firsts(setting, kind) for kind in kinds},
         )
-        for order in Order
+        for setting in SETTINGS
     ]
 
 

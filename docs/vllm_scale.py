@@ -155,7 +155,8 @@ def _costs(folder: Path) -> Iterator[tuple[str, Tokens, str, float]]:
         n = result["tokens"]
         tokens = Tokens(n["image"], n["prompt"] - n["image"], n["answer"], n["refusal"])
         for cost in result["costs"]:
-            yield name, tokens, cost["order"], 1 / cost["throughput"]["median"] - 1
+            if cost["setting"] in ORDERS:
+                yield name, tokens, cost["setting"], 1 / cost["throughput"]["median"] - 1
 
 
 def _logits(model: Model) -> float:

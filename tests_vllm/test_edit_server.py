@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import vllm_checkpoint
 from vllm_agreement import by_hooks, compared, inside_vllm, requests
 from vllm_server import Client, serving
 from vllm_storm import SMALL_CACHE, weathered
@@ -15,8 +16,6 @@ from vlm_safeguard.engines.vllm.order import Order
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.loading import Loading, load_model
 from vlm_safeguard.model.vlm import VLM
-from vlm_safeguard.policy.edits import Refuse
-from vlm_safeguard.policy.response import Response
 
 pytestmark = pytest.mark.xdist_group("pocket")  # they share a checkpoint and its guard
 
@@ -24,11 +23,10 @@ TOKENS = 12
 
 
 @pytest.fixture(scope="module")
-def editing(guard: Guard, folder: Path) -> tuple[Guard, Path]:
+def editing(checkpoints: tuple[Path, Path]) -> tuple[Guard, Path]:
     """VLM-Guard's edit behind the default gate, and its folder."""
-    made = guard.variant(response=Response.EDIT, edit=Refuse())
-    made.save_pretrained(folder / "editing")
-    return made, folder / "editing"
+    made = vllm_checkpoint.editing(checkpoints[1])
+    return Guard.from_pretrained(made), made
 
 
 @pytest.fixture(scope="module")

@@ -92,6 +92,7 @@ evaluate.__signature__ = _signature()  # type: ignore[attr-defined]  # which typ
 
 
 def _show(screen: Console, results: Results, out: Path) -> None:
+    from vlm_safeguard.evaluation.results.folder import GAP, RESULTS, SAMPLES
     from vlm_safeguard.evaluation.results.measures import attack_rows
     from vlm_safeguard.report.names import QUESTIONS
     from vlm_safeguard.report.sheets.attacks import column_name
@@ -125,6 +126,6 @@ def _show(screen: Console, results: Results, out: Path) -> None:
         if count:
             facts[f"unreadable to {judge}"] = f"{count} answers"
     facts["everything"] = f"{results.provenance.seconds:.0f} s"
-    gap = "gap.json, " if (out / "gap.json").is_file() else ""
-    facts["written to"] = f"{out}/ (results.json, samples.jsonl, {gap}guard/, logs/)"
+    written = [name for name in (RESULTS, SAMPLES, GAP) if (out / name).is_file()]
+    facts["written to"] = f"{out}/ ({', '.join(written)}, guard/, logs/)"
     screen.print(facts_table(facts, "Cost and judges"))
