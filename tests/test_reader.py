@@ -108,6 +108,27 @@ def test_a_text_is_read_once_and_kept(
         assert [rows for rows, _ in passes] == [4, 4]
 
 
+def test_states_of_all_tokens_are_kept_only_where_edits_aim_at_them(
+    model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    """And guards that share their readings read what the other one left out."""
+    kept = TextReadings()
+    answers, edits = (
+        replace(guard.policy, response=each) for each in (Response.TEXT, Response.EDIT)
+    )
+    for policy, passes_made, every_token in (
+        (answers, 1, False),
+        (edits, 1, True),
+        (answers, 0, True),
+    ):
+        reader, _ = text_reader(model, policy, kept)
+        with decoder_passes(model) as passes:
+            reader.ask(read(policy, processor, [True] * 4))
+        assert len(passes) == passes_made
+        for text, states in kept.states.items():
+            assert {len(each) for each in states.values()} == {len(text) if every_token else 1}
+
+
 def test_a_hook_that_does_not_fire_is_an_error_and_leaves_no_hooks(
     model: Model, processor: LlavaProcessor, guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,10 @@ class TextReader:
         readings = TextReadings() if self.readings is None else self.readings
         asked = batch.editable.nonzero()[:, 0].tolist()
         place = {text: i for i, text in enumerate(dict.fromkeys(batch.texts[i] for i in asked))}
-        passes = TextPasses(self.backbone, self.hooks, self.policy.watched, readings)
+        passes = TextPasses(
+            *(self.backbone, self.hooks, self.policy.watched, readings),
+            every_token=bool(self.subspaces),
+        )
         passes.read(place)
         final = torch.stack([readings.final[text] for text in place])
         states = {

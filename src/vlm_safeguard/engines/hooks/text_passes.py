@@ -21,7 +21,7 @@ class TextReadings:
     """Text-only passes that are already made, for guards of one model that read the same prompts.
 
     Attributes:
-        states: token ids → layer → (tokens, hidden) states.
+        states: token ids → layer → (tokens, hidden) states: of all tokens, or of the last one.
         final: likewise → (1 + prefix, hidden) final states of the text's last token and, where it
             was read, of the refusal prefix behind it, from which the next ones are predicted.
     """
@@ -29,10 +29,18 @@ class TextReadings:
     states: dict[Text, dict[int, torch.Tensor]] = field(default_factory=dict)
     final: dict[Text, torch.Tensor] = field(default_factory=dict)
 
-    def missing(self, texts: Iterable[Text], layers: Iterable[int]) -> list[Text]:
-        """Those of `texts` that are not read at all `layers`."""
+    def missing(
+        self, texts: Iterable[Text], layers: Iterable[int], *, every_token: bool
+    ) -> list[Text]:
+        """Those of `texts` that are not read at all `layers`, or not every token of them."""
         needed = set(layers)
-        return [text for text in texts if not needed <= self.states.get(text, {}).keys()]
+
+        def lacks(text: Text) -> bool:
+            read = self.states.get(text, {})
+            short = every_token and any(len(states) < len(text) for states in read.values())
+            return short or not needed <= read.keys()
+
+        return [text for text in texts if lacks(text)]
 
     def clear(self) -> None:
         """Forget all of them."""
@@ -48,6 +56,7 @@ class TextPasses:
         hooks: of the layers, free when a pass is made.
         layers: whose states are kept.
         readings: what is already read, and what these passes add to it.
+        every_token: whether the states of all tokens are kept, which edits aim at.
         whole: the pass over texts, from which others go on; None where all were already read.
     """
 
@@ -55,6 +64,7 @@ class TextPasses:
     hooks: LayerHooks
     layers: tuple[int, ...]
     readings: TextReadings
+    every_token: bool
     whole: TextPass | None = None
 
     def read(self, texts: Iterable[Text]) -> None:
@@ -63,7 +73,7 @@ class TextPasses:
         Raises:
             SafeguardError: a hook did not fire.
         """
-        missing = self.readings.missing(texts, self.layers)
+        missing = self._missing(texts)
         if not missing:
             return
         states, whole = self._watch(lambda: self.backbone.read_texts(missing))
@@ -81,7 +91,7 @@ class TextPasses:
             SafeguardError: a hook did not fire.
         """
         readings = self.readings
-        longer = readings.missing([text + prefix for text in texts], self.layers)
+        longer = self._missing([text + prefix for text in texts])
         missing = [text[: len(text) - len(prefix)] for text in longer]
         if not missing:
             return
@@ -93,12 +103,16 @@ class TextPasses:
                 for n, rows in states.items()
             }
 
+    def _missing(self, texts: Iterable[Text]) -> list[Text]:
+        return self.readings.missing(texts, self.layers, every_token=self.every_token)
+
     def _watch(self, run: Callable[[], T]) -> tuple[dict[int, torch.Tensor], T]:
         """The states of the watched layers in a pass, and what it gives."""
         states: dict[int, torch.Tensor] = {}
 
         def keep(layer: int, hidden: torch.Tensor) -> None:
-            states[layer] = hidden.clone()  # or later layers may write to it
+            kept = hidden if self.every_token else hidden[:, -1:]
+            states[layer] = kept.clone()  # or later layers may write to it
 
         self.hooks.arm(self.layers, keep)
         try:
