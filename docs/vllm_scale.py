@@ -16,7 +16,9 @@ from typing import Any
 
 from grid import head
 
-ORDERS = ("together", "first")
+_EDITS = "first, a guard that edits"
+#: How replicas are guarded, as `benchmarks/vllm_cost.py` names it, and here.
+_SETTINGS = {"together": "`together`", "first": "`first`", _EDITS: "`first`, edits"}
 _MEASURED = {"pocket": "Pocket VLM", "large": "stand-in"}
 _REPLICAS = (8, 64, 512)
 _HOURS = 730  # of a month
@@ -47,17 +49,19 @@ class Tokens:
         """That are read and written for it."""
         return (1 - _TEXT) * self.image + self.text + self.answer
 
-    @property
-    def asked(self) -> float:
+    def asked(self, setting: str) -> float:
         """That the guard reads besides: questions, and prompts of open requests' answers.
 
-        Of open requests alone the words of a refusal are asked for, too.
+        Of open requests alone the words of a refusal are asked for, too; of all where states are
+        edited along them.
         """
+        if setting == _EDITS:
+            return (1 - _TEXT) * (self.text + self.refusal)
         return (1 - _TEXT) * self.text + _OPEN * (2 * self.text + self.refusal)
 
-    def saved(self, order: str) -> float:
-        """That need not be read: what is shown to an open gate, where it is asked first."""
-        return _OPEN * (self.image + self.text) if order == "first" else 0.0
+    def saved(self, setting: str) -> float:
+        """That need not be read: what an unedited open request is shown, where it is asked first."""
+        return _OPEN * (self.image + self.text) if setting == "first" else 0.0
 
 
 @dataclass(frozen=True)
@@ -88,29 +92,31 @@ _MODELS = (
 def sizing(folder: Path) -> Iterator[str]:
     """What tokens predict beside what was measured, and what follows for large models."""
     dear = 0.0
-    yield from head("measured on", "order", "tokens asked", "tokens saved", "time added")
-    for name, tokens, order, time in _costs(folder):
-        asked, saved = tokens.asked / tokens.unguarded, tokens.saved(order) / tokens.unguarded
+    yield from head("measured on", "guarded", "tokens asked", "tokens saved", "time added")
+    for name, tokens, setting, time in _costs(folder):
+        asked, saved = _shares(tokens, setting)
         dear = max(dear, (time + saved) / asked)
-        yield f"| {name} | `{order}` | {_percent(asked)} | {_percent(saved)} | {_percent(time)} |"
+        yield (
+            f"| {name} | {_SETTINGS[setting]} | {_percent(asked)} | {_percent(saved)} | "
+            f"{_percent(time)} |"
+        )
     yield (
         f"\nSo a token that the guard asks about is taken to cost {dear:.2f} times another, which "
         "is the worst of these.\n"
     )
     yield from head(
-        *("model", "order", "tokens asked", "tokens saved", "throughput"),
+        *("model", "guarded", "tokens asked", "tokens saved", "throughput"),
         *(f"GPUs for the traffic of {count} replicas" for count in _REPLICAS),
         "GPU hours a month, at the last",
     )
     for model in _MODELS:
-        for order in ORDERS:
-            tokens = model.tokens
-            asked, saved = tokens.asked / tokens.unguarded, tokens.saved(order) / tokens.unguarded
+        for setting, title in _SETTINGS.items():
+            asked, saved = _shares(model.tokens, setting)
             takes = 1 + dear * asked - saved
             more = [max(0, math.ceil(count * takes) - count) * model.gpus for count in _REPLICAS]
             gpus = [f"{model.gpus * n} + {m}" for n, m in zip(_REPLICAS, more, strict=True)]
             yield (
-                f"| {model.name} | `{order}` | {_percent(asked)} | {_percent(saved)} | "
+                f"| {model.name} | {title} | {_percent(asked)} | {_percent(saved)} | "
                 f"{1 / takes:.2f} | {' | '.join(gpus)} | + {more[-1] * _HOURS:,} |"
             )
     yield ""
@@ -149,14 +155,19 @@ def assumptions() -> Iterator[str]:
 
 
 def _costs(folder: Path) -> Iterator[tuple[str, Tokens, str, float]]:
-    """(model, tokens of a request, order, share of time added) of what was measured."""
+    """(model, tokens of a request, setting, share of time added) of what was measured."""
     for size, name in _MEASURED.items():
         result: dict[str, Any] = json.loads((folder / f"vllm-cost-{size}.json").read_text("utf-8"))
         n = result["tokens"]
         tokens = Tokens(n["image"], n["prompt"] - n["image"], n["answer"], n["refusal"])
         for cost in result["costs"]:
-            if cost["setting"] in ORDERS:
+            if cost["setting"] in _SETTINGS:
                 yield name, tokens, cost["setting"], 1 / cost["throughput"]["median"] - 1
+
+
+def _shares(tokens: Tokens, setting: str) -> tuple[float, float]:
+    """Tokens asked and saved, of all that a request takes unguarded."""
+    return tokens.asked(setting) / tokens.unguarded, tokens.saved(setting) / tokens.unguarded
 
 
 def _logits(model: Model) -> float:
