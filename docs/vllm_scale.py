@@ -60,7 +60,7 @@ class Tokens:
         return (1 - _TEXT) * self.text + _OPEN * (2 * self.text + self.refusal)
 
     def saved(self, setting: str) -> float:
-        """That need not be read: what an unedited open request is shown, where it is asked first."""
+        """That need not be read: what open requests show, where they are asked first, unedited."""
         return _OPEN * (self.image + self.text) if setting == "first" else 0.0
 
 
