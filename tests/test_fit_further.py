@@ -30,6 +30,7 @@ from vlm_safeguard.forms import (
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_chat, takes_turns
+from vlm_safeguard.model.text_pass import TextPass
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.policy.calibration import OwnDecision
 from vlm_safeguard.policy.discriminant import Discriminant, fit_discriminant
@@ -249,7 +250,10 @@ def test_a_fold_shares_neither_topic_nor_wrapper_with_another() -> None:
 def test_tokens_that_open_refusals_of_one_language_are_learnt(
     told: Guard, exact_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that opens its refusals with another token in Spanish; in English it is unchanged."""
+    """A model that opens its refusals with another token in Spanish; in English it is unchanged.
+
+    And so are the words that those begin with.
+    """
     backbone = Backbone.of(exact_model)
     pairs = few_pairs()
     english, spanish = 40, 50
@@ -264,13 +268,22 @@ def test_tokens_that_open_refusals_of_one_language_are_learnt(
         made[:, spanish] = 20 * rows[:, 1]
         return made
 
+    def words(
+        of: Backbone, read: TextPass, prompts: list[tuple[int, ...]], longest: int
+    ) -> tuple[int, ...]:
+        assert prompts == [(row,) for row, pair in enumerate(pairs) if pair.language == "Spanish"]
+        return spanish, 51
+
     monkeypatch.setattr(Backbone, "next_token_logits", logits)
+    monkeypatch.setattr(further, "refusal_prefix", words)
     alone = OwnDecision((english,), (), 0.0)
     options = told.provenance.options
     assert options is not None
     finals = (states["harmful"], states["harmless"], torch.zeros(0, 3))
-    own = further._in_all_languages(backbone, pairs, finals, alone, options)
+    rows = [[row] for row in range(len(pairs))]
+    own = further._in_all_languages(backbone, pairs, rows, finals, alone, options)
     assert own.tokens == (english, spanish)
+    assert own.other_prefixes == ((spanish, 51),)
 
 
 def test_a_processor_of_one_turn_is_fitted_for_without_second_turns(

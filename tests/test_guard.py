@@ -270,9 +270,10 @@ def generate(model: Model, guard: Guard, inputs: dict[str, Tensor]) -> tuple[Ten
     [
         {},
         {"gate": GATES["open"], "edit": Restore(0.5, one_sided=False), "rank": 2},
+        {"refusal_prefix": (7, 8), "other_prefixes": ((9, 8), (5, 6, 7))},
         {"gate": GATES["paper"], "edit": Project(), "random_seed": 4, "layers": (1, 2, 3)},
     ],
-    ids=["fitted", "restore", "control"],
+    ids=["fitted", "restore", "languages", "control"],
 )
 def test_what_is_loaded_is_what_was_saved(
     model: Model, processor: LlavaProcessor, guard: Guard, tmp_path: Path, changes: dict[str, Any]
@@ -289,7 +290,8 @@ def test_what_is_loaded_is_what_was_saved(
     kept, known = (each.fingerprint.tensors() for each in (saved, loaded))
     assert kept.keys() == known.keys()
     assert all(torch.equal(kept[name], known[name]) for name in kept)
-    for name in ("layers", "rank", "edit", "gate", "text_view", "random_seed", "refusal_prefix"):
+    numbers = ("layers", "rank", "edit", "gate", "text_view", "random_seed")
+    for name in (*numbers, "refusal_prefix", "other_prefixes"):
         assert getattr(loaded.policy, name) == getattr(saved.policy, name)
     assert loaded.provenance == saved.provenance
     inputs = ask(processor, QUESTIONS)

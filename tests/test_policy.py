@@ -78,7 +78,7 @@ def test_an_answer_begins_as_a_refusal_unless_the_model_would_say_about_that_its
 def policy(guard: Guard) -> Policy:
     """With all kinds of fields set."""
     asked = with_thresholds(guard, 0.5, image=1.0, tokens=(7, 9))
-    return asked.variant(refusal_prefix=(7, 8), random_seed=3).policy
+    return asked.variant(refusal_prefix=(7, 8), other_prefixes=((9, 8),), random_seed=3).policy
 
 
 def moved(value: Any) -> Any:
@@ -112,7 +112,7 @@ def test_every_tensor_and_field_of_the_policy_is_in_its_sha256(policy: Policy) -
     ]
     changed += [
         replace(policy, **{name: moved(getattr(policy, name))})
-        for name in ("drift", "layers", "rank", "refusal_prefix", "random_seed")
+        for name in ("drift", "layers", "rank", "refusal_prefix", "other_prefixes", "random_seed")
     ]
     changed += [replace(policy, edit=Restore()), replace(policy, gate=policy.gate[:-1])]
     changed += [replace(policy, response=Response.TEXT)]

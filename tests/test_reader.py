@@ -154,15 +154,23 @@ class _Gone:
 def test_the_words_of_a_refusal_are_read_where_its_first_token_leads_and_the_score_is_high(
     exact_model: Model, processor: LlavaProcessor, guard: Guard, high: bool
 ) -> None:
-    """Against the margins of a pass of its own; and nowhere else, where nothing is edited there."""
+    """Against the margins of a pass of its own; and nowhere else, where nothing is edited there.
+
+    The words are those that begin with that token.
+    """
     first = [
         int(run_row(exact_model, text_ids(processor, question))[1][-1].argmax())
         for question in QUESTIONS
     ]
-    prefix, refusing = (first[0], 23), first.count(first[0])
-    assert refusing < len(QUESTIONS)
-    asked = with_thresholds(guard, 1e9, tokens=(first[0],)).policy
-    asked = replace(asked, refusal_prefix=prefix, response=Response.TEXT)
+    other = next(token for token in first if token != first[0])
+    prefixes = {first[0]: (first[0], 23), other: (other, 19, 21)}
+    asked = with_thresholds(guard, 1e9, tokens=tuple(prefixes)).policy
+    asked = replace(
+        asked,
+        refusal_prefix=prefixes[first[0]],
+        other_prefixes=(prefixes[other],),
+        response=Response.TEXT,
+    )
     own = asked.criterion(OwnRefusal)
     assert own is not None
     floor = -1e9 if high else 1e9
@@ -172,15 +180,17 @@ def test_the_words_of_a_refusal_are_read_where_its_first_token_leads_and_the_sco
     with decoder_passes(exact_model) as passes:
         reader.ask(batch)
     longest = max(len(text_ids(processor, question)) for question in QUESTIONS)
-    assert passes == [(len(QUESTIONS), longest)] + [(refusing, len(prefix))] * high
+    behind = [(first.count(token), len(prefix)) for token, prefix in prefixes.items()]
+    assert passes == [(len(QUESTIONS), longest), *(behind if high else [])]
     for question, token, findings in zip(QUESTIONS, first, batch.decision.findings, strict=True):
         measures = findings[0].measures
-        assert (measures["own_refusal"] > 0) == (token == first[0])
-        assert ("own_opening" in measures) == (high and token == first[0])
+        assert (measures["own_refusal"] > 0) == (token in prefixes)
+        assert ("own_opening" in measures) == (high and token in prefixes)
         if "own_opening" in measures:
+            prefix = prefixes[token]
             _, logits = run_row(exact_model, [*text_ids(processor, question), *prefix])
             leads = []
-            for place, said in zip(range(-3, -1), prefix, strict=True):
+            for place, said in zip(range(-1 - len(prefix), -1), prefix, strict=True):
                 others = torch.cat([logits[place][:said], logits[place][said + 1 :]])
                 leads.append(float(logits[place][said] - others.max()))
             assert measures["own_opening"] == pytest.approx(min(leads), abs=1e-4)

@@ -175,18 +175,29 @@ def test_the_openings_margin_is_its_weakest_tokens_lead() -> None:
 def test_words_are_read_behind_declined_requests_alone(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor
 ) -> None:
-    """By a whole pass of each; what all begin with is read once."""
-    backbone, prefix = Backbone.of(model), (20, 21, 22)
+    """By a whole pass of each, with the words that its likeliest token begins.
+
+    What all begin with is read once.
+    """
+    backbone = Backbone.of(model)
     rows = [text_ids(processor, question) for question in [*QUESTIONS, *reversed(QUESTIONS)]]
-    margins = torch.tensor([3.0, 0.5, -1.0, 2.0, -0.5, 4.0])
-    given = declined_prefix_margins(backbone, rows, prefix, margins)
-    for row, margin, words in zip(rows, margins, given, strict=True):
+    final = backbone.run_text(rows)[:, 0]
+    first = backbone.next_token_logits(final).argmax(-1).tolist()
+    prefixes = ((20, 21, 22), (first[0], 23))
+    margins = torch.full((len(rows),), 2.0)
+    margins[2] = -1.0
+    given = declined_prefix_margins(backbone, rows, final, prefixes, margins)
+    begun = []
+    for row, token, margin, words in zip(rows, first, margins, given, strict=True):
         expected = margin[None]
         if margin > 0:
+            prefix = prefixes[token == first[0]]
+            begun.append(prefix)
             states = backbone.run_text([row], prefix)
             expected = prefix_margins(backbone, states, prefix, expected)
         torch.testing.assert_close(words, expected[0], atol=1e-4, rtol=0)
-    assert torch.equal(declined_prefix_margins(backbone, rows, (), margins), margins)
+    assert set(begun) == set(prefixes)
+    assert torch.equal(declined_prefix_margins(backbone, rows, final, [()], margins), margins)
 
 
 def test_a_model_that_does_not_refuse_is_not_asked(guard: Guard) -> None:

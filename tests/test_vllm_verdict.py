@@ -150,7 +150,8 @@ def test_margins_are_those_of_logits(policy: Policy, seed: int) -> None:
     assert margin >= float(first) - 1e-4
     if margin > 0:
         assert margin == pytest.approx(float(first), abs=1e-4)
-        answer = replace(answer, words=entries_of(logits, ids, len(TOKENS) + 1)[len(text) :])
+        read = entries_of(logits, ids, len(TOKENS) + 1)[len(text) :]
+        answer = replace(answer, words=read, said=PREFIX)
         assert not judge.awaits_words(answer)
         assert judge.margins(answer) == pytest.approx((margin, float(each.min())), abs=1e-4)
 
@@ -165,7 +166,7 @@ def test_missing_log_probabilities_are_no_verdict(policy: Policy) -> None:
     with pytest.raises(ValueError, match="words of a refusal were not read"):
         judge.receipt(request, Answer(words[0]))
     with pytest.raises(ValueError, match="argument"):
-        judge.receipt(request, Answer(words[0], words[:-1]))
+        judge.receipt(request, Answer(words[0], words[:-1], PREFIX))
     for entry in (None, {PREFIX[0]: SimpleNamespace(logprob=-1.0)}):
         with pytest.raises(ValueError, match="lack those"):
             judge.receipt(request, Answer(entry))
@@ -184,9 +185,10 @@ def answer_of(judge: Judge, model: Any, request: Request, states: Any = None) ->
     answer = replace(answer, states=states or {})
     if not judge.awaits_words(answer):
         return answer
-    ids = [*text, *judge.policy.refusal_prefix]
+    said = judge.words(answer)
+    ids = [*text, *said]
     entries = entries_of(model(input_ids=torch.tensor([ids])).logits[0], ids, count)
-    return replace(answer, words=entries[len(text) :])
+    return replace(answer, words=entries[len(text) :], said=said)
 
 
 @torch.no_grad()
@@ -196,19 +198,26 @@ def test_the_verdict_is_that_of_transformers(
     """The model's most common next tokens stand for its refusals, so that some gates open."""
     texts = [f"{a} {b}?" for a in ("What", "Who", "How", "Why") for b in ("is", "are", "was")]
     read = [read_request(policy, encode_messages(processor, [user_message(t)])) for t in texts]
-    following = [model(input_ids=torch.tensor([r.text])).logits[0, -1].argmax() for r in read]
-    opening = int(following[0])
-    behind = model(input_ids=torch.tensor([[*read[0].text, opening]])).logits[0, -1].argmax()
+    prefixes: dict[int, tuple[int, ...]] = {}
+    for each in read:
+        said = model.generate(torch.tensor([each.text]), max_new_tokens=2, do_sample=False)
+        opening, behind = said[0, -2:].tolist()
+        prefixes.setdefault(opening, (opening, behind))
+    (opening, first), (other, second) = list(prefixes.items())[:2]
     mine = replace(
         policy,
-        gate=(RefusalWords(tokens=(opening,), slack=0.5),),
-        refusal_prefix=(opening, int(behind)),
+        gate=(RefusalWords(tokens=(opening, other), slack=0.5),),
+        refusal_prefix=first,
+        other_prefixes=(second,),
     )
     judge = Judge(mine)
     verdicts = [judge.receipt(each, answer_of(judge, model, each)) for each in read]
     assert {receipt.guarded for receipt in verdicts} == {True, False}
     attached = guard.variant(
-        gate=mine.gate, refusal_prefix=mine.refusal_prefix, response=Response.TEXT
+        gate=mine.gate,
+        refusal_prefix=mine.refusal_prefix,
+        other_prefixes=mine.other_prefixes,
+        response=Response.TEXT,
     )
     with attached.attach(model):
         for text, verdict in zip(texts, verdicts, strict=True):

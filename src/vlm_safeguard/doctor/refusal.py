@@ -20,5 +20,8 @@ def own_refusal_readable(subject: Subject) -> str:
     tokens = ", ".join(repr(decode([token])) for token in own.tokens[:_SHOWN])
     more = f" and {len(own.tokens) - _SHOWN} more" if len(own.tokens) > _SHOWN else ""
     words = f"; most begin {decode(list(policy.refusal_prefix))!r}" if policy.refusal_prefix else ""
+    if policy.other_prefixes:
+        others_begin = ", ".join(repr(decode(list(prefix))) for prefix in policy.other_prefixes)
+        words += f", in other languages {others_begin}"
     beside = f"; beside it {' and '.join(others)}" if others else ""
     return f"{fitted}yes, by its first token ({tokens}{more}){words}{beside}"

@@ -1,6 +1,6 @@
 """Fitting on further forms of requests: in wrappers, in other languages, as second turns.
 
-They give the discriminant, and the tokens that refusals open with in other languages.
+They give the discriminant, and the tokens and words that refusals open with in other languages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vlm_safeguard.model.conversation import (
     takes_turns,
     user_turn,
 )
-from vlm_safeguard.model.refusal import refusal_margins, refusal_tokens
+from vlm_safeguard.model.refusal import refusal_margins, refusal_prefix, refusal_tokens
 from vlm_safeguard.policy.calibration import Further, OwnDecision
 from vlm_safeguard.policy.choice import TextStates
 from vlm_safeguard.policy.discriminant import choose_discriminant
@@ -103,7 +103,8 @@ def measure_further(
     if plain.own is None:
         return further, None, None
     finals = torch.split(final, sizes)
-    own = _in_all_languages(backbone, pairs, finals, plain.own, options)
+    harmful_rows = rows[: len(pairs)]
+    own = _in_all_languages(backbone, pairs, harmful_rows, finals, plain.own, options)
     measures = own_measures(
         backbone,
         [*plain.rows, *rows[-len(calibration) :]],
@@ -116,29 +117,41 @@ def measure_further(
 def _in_all_languages(
     backbone: Backbone,
     pairs: Sequence[Pair],
+    rows: Sequence[Sequence[int]],
     finals: Sequence[torch.Tensor],
     own: OwnDecision,
     options: FitOptions,
 ) -> OwnDecision:
-    """With the tokens that open the model's refusals in each language in which it refuses.
+    """With what opens the model's refusals in each language in which it refuses.
 
     Args:
+        rows: token ids of the pairs' harmful requests.
         finals: (n, hidden) final states of the pairs' harmful requests, of their harmless ones, ….
     """
     tokens = set(own.tokens)
+    prefixes = {own.prefix[:1]: own.prefix}  # by their first tokens
     for language in dict.fromkeys(pair.language for pair in pairs):
         mine = [i for i, pair in enumerate(pairs) if pair.language == language]
         refused, answered = (states[mine] for states in finals[:2])
         opening = refusal_tokens(backbone, refused, answered, options.refusal_likelier)
         if not opening:
             continue
-        shares = [
-            float((refusal_margins(backbone, states, opening) > 0).float().mean())
-            for states in (refused, answered)
+        declined = [
+            refusal_margins(backbone, states, opening) > 0 for states in (refused, answered)
         ]
-        if shares[0] - shares[1] >= options.refusal_contrast:
-            tokens |= set(opening)
-    return replace(own, tokens=tuple(sorted(tokens)))
+        shares = [float(each.float().mean()) for each in declined]
+        if shares[0] - shares[1] < options.refusal_contrast:
+            continue
+        tokens |= set(opening)
+        if language != Pair.language:  # of those in the anchors' own, the prefix is known
+            places = declined[0].nonzero()[: options.refusal_anchors, 0].tolist()
+            prompts = [tuple(rows[mine[place]]) for place in places]
+            read = backbone.read_texts(prompts)
+            prefix = refusal_prefix(backbone, read, prompts, options.prefix_tokens)
+            if len(prefix) > 1:  # one token is no words
+                prefixes.setdefault(prefix[:1], prefix)
+    others = tuple(prefix for prefix in prefixes.values() if prefix != own.prefix)
+    return replace(own, tokens=tuple(sorted(tokens)), other_prefixes=others)
 
 
 def encode(processor: ProcessorMixin, request: str | FollowUp) -> list[int]:

@@ -63,5 +63,6 @@ def own_measures(
         final: (requests, hidden) final states, as `text_states` returns them.
     """
     margins = refusal_margins(backbone, final, own.tokens)
-    words = declined_prefix_margins(backbone, rows, own.prefix, margins)
+    prefixes = (own.prefix, *own.other_prefixes)
+    words = declined_prefix_margins(backbone, rows, final, prefixes, margins)
     return torch.stack([margins, words], dim=1)

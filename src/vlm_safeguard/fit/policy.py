@@ -129,6 +129,7 @@ def fit_policy(
         text_view=view,
         generation_prompt=prompt,
         refusal_prefix=() if own is None else own.prefix,
+        other_prefixes=() if own is None else own.other_prefixes,
         response=response,
         discriminant=None if further is None else further.shrunk.discriminant,
     )

@@ -10,7 +10,7 @@ import torch
 from vlm_safeguard.model.activations import read_start
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.text_pass import TextPass
-from vlm_safeguard.policy.refusal import first_token_margin, token_margin
+from vlm_safeguard.policy.refusal import first_token_margin, prefix_begun, token_margin
 from vlm_safeguard.progress import bar
 
 _ROWS = 64  # rows whose logits are held at once
@@ -58,6 +58,21 @@ def refusal_margins(
 
 
 @torch.no_grad()
+def prefixes_begun(
+    backbone: Backbone, states: torch.Tensor, prefixes: Sequence[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
+    """`prefix_begun` by the likeliest token after each of (n, hidden) final states."""
+    if len(prefixes) == 1 or not len(states):
+        return [prefixes[0]] * len(states)
+    tokens = [
+        token
+        for rows in torch.split(states, _ROWS)
+        for token in backbone.next_token_logits(rows).argmax(-1).tolist()
+    ]
+    return [prefix_begun(token, prefixes) for token in tokens]
+
+
+@torch.no_grad()
 def refusal_prefix(
     backbone: Backbone, read: TextPass, refused: Sequence[tuple[int, ...]], longest: int
 ) -> tuple[int, ...]:
@@ -89,23 +104,34 @@ def refusal_prefix(
 def declined_prefix_margins(
     backbone: Backbone,
     rows: Sequence[Sequence[int]],
-    prefix: tuple[int, ...],
+    final: torch.Tensor,
+    prefixes: Sequence[tuple[int, ...]],
     margins: torch.Tensor,
 ) -> torch.Tensor:
-    """(requests,) `prefix_margins` of requests as token ids; only declined ones are read."""
+    """(requests,) `prefix_margins` of requests as token ids, along the prefix that each begins.
+
+    Only declined ones are read.
+
+    Args:
+        final: (requests, hidden) final states.
+    """
     words = margins.clone()
     declined = sorted(
         (margins > 0).nonzero()[:, 0].tolist(), key=lambda request: len(rows[request])
     )
-    if not prefix or not declined:
+    if not declined:
         return words
-    start = read_start(backbone, [rows[request] for request in declined], len(prefix))
+    longest = max(map(len, prefixes))
+    start = read_start(backbone, [rows[request] for request in declined], longest)
+    begun = prefixes_begun(backbone, final[declined], prefixes)
     with bar(len(declined), "words of refusals", "request") as shown:
-        for first in range(0, len(declined), _ROWS):
-            part = declined[first : first + _ROWS]
-            states = backbone.run_behind(start, [rows[request] for request in part], prefix)
-            words[part] = prefix_margins(backbone, states, prefix, margins[part])
-            shown.update(len(part))
+        for prefix in filter(None, dict.fromkeys(begun)):
+            mine = [n for n, each in zip(declined, begun, strict=True) if each == prefix]
+            for first in range(0, len(mine), _ROWS):
+                part = mine[first : first + _ROWS]
+                states = backbone.run_behind(start, [rows[request] for request in part], prefix)
+                words[part] = prefix_margins(backbone, states, prefix, margins[part])
+                shown.update(len(part))
     return words
 
 

@@ -57,6 +57,7 @@ class Config(BaseModel):
     """`guard_config.json`.
 
     Attributes:
+        other_prefixes: of refusals in other languages; earlier guards have none.
         tolerances: of the fingerprint; None where the model is known by its embeddings (format 3).
     """
 
@@ -70,6 +71,7 @@ class Config(BaseModel):
     layers: list[int]
     rank: int
     refusal_prefix: list[int]
+    other_prefixes: list[list[int]] = []
     response: Response
     random_seed: int | None
     edit: dict[str, Any]

@@ -24,11 +24,13 @@ class OwnDecision:
         tokens: that its refusals open with.
         prefix: what most of them begin with.
         slack: logits by which a token of that may lag, as the anchors that it refuses show.
+        other_prefixes: what most of those in other languages begin with.
     """
 
     tokens: tuple[int, ...]
     prefix: tuple[int, ...]
     slack: float
+    other_prefixes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import AnyCriterion, TextDiscriminant, TextScore
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.own_refusal import RefusalWords, ScoredRefusal
+from vlm_safeguard.policy.refusal import prefix_begun
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.subspace import Subspace
@@ -46,6 +47,8 @@ class Policy:
             refusal is told from "I can't see an image"; and behind an open gate an answer that
             starts so is edited there as well (`Span.OPENING`), or it turns to the image in its
             middle ("I'm … looking at").
+        other_prefixes: likewise of its refusals in other languages, no two with the same first
+            token; by that it is known which one a text's refusal is compared with.
         random_seed: where set, a random subspace takes the directions' place in the edit (a
             control); the gate keeps the true ones.
         discriminant: of every layer, for criteria that ask for it; None where none does.
@@ -61,6 +64,7 @@ class Policy:
     response: Response
     generation_prompt: GenerationPrompt | None = None
     refusal_prefix: tuple[int, ...] = ()
+    other_prefixes: tuple[tuple[int, ...], ...] = ()
     random_seed: int | None = None
     discriminant: Discriminant | None = None
 
@@ -118,6 +122,10 @@ class Policy:
         """Tokens that open the model's refusals; none where its own decision is not asked for."""
         return () if self.own_refusal is None else self.own_refusal.tokens
 
+    def prefix_begun(self, token: int) -> tuple[int, ...]:
+        """The words that a refusal with this first token is compared with."""
+        return prefix_begun(token, (self.refusal_prefix, *self.other_prefixes))
+
     @property
     def followed(self) -> tuple[int, ...]:
         """The refusal prefix, where answers are edited while they follow it; or nothing."""
@@ -163,6 +171,8 @@ class Policy:
             "response": self.response,
             "random_seed": self.random_seed,
         }
+        if self.other_prefixes:  # which earlier guards lack, whose sha256 stays
+            numbers["other_prefixes"] = self.other_prefixes
         digest = hashlib.sha256(json.dumps(numbers, sort_keys=True, default=sorted).encode())
         for tensor in self.tensors().values():
             digest.update(repr(tuple(tensor.shape)).encode())

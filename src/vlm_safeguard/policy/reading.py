@@ -21,8 +21,8 @@ class Reading:
         window: the layers that are edited.
         margin: (n,) lead of a refusal's first token, as `refusal.first_token_margin` gives it, on
             the CPU; None where no criterion asks for it.
-        prefix_margin: (n,) the least lead of the refusal prefix's tokens (`refusal.token_margin`);
-            `margin` where no criterion asks for it.
+        prefix_margin: (n,) the least lead of the tokens (`refusal.token_margin`) of the prefix that
+            the refusal begins; `margin` where no criterion asks for it.
         discriminant: on the states' device; None where no criterion asks for it.
     """
 

@@ -6,6 +6,8 @@ I can't see a picture" by the tokens that follow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -24,6 +26,11 @@ def first_token_margin(logits: torch.Tensor, tokens: tuple[int, ...]) -> torch.T
     refusals = torch.tensor(tokens, device=logits.device)
     others = logits.index_fill(1, refusals, -torch.inf)
     return (logits[:, refusals].amax(-1) - others.amax(-1)).float()
+
+
+def prefix_begun(token: int, prefixes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The first of these prefixes that begins with a token; the first of all where none does."""
+    return next((prefix for prefix in prefixes if prefix[:1] == (token,)), prefixes[0])
 
 
 def token_margin(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

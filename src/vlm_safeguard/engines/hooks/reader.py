@@ -11,7 +11,7 @@ from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.engines.hooks.text_passes import Text, TextPasses, TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.model.refusal import prefix_margins, refusal_margins
+from vlm_safeguard.model.refusal import prefix_margins, prefixes_begun, refusal_margins
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.discriminant import Discriminant
@@ -71,7 +71,7 @@ class TextReader:
             margin = self._margins(list(place), final[:, 0], own.tokens, passes)
             reading = replace(reading, margin=margin, prefix_margin=margin)
             declined = own.awaits_words(reading).nonzero()[:, 0].tolist()
-            words = self._words(list(place), declined, margin, passes)
+            words = self._words(list(place), declined, final[:, 0], margin, passes)
             reading = replace(reading, prefix_margin=words)
         rows = [
             place[text] if editable else None
@@ -97,16 +97,26 @@ class TextReader:
         return first_token_margin(whole.logits[whole.places(texts)], tokens).cpu()
 
     def _words(
-        self, texts: list[Text], declined: list[int], margin: torch.Tensor, passes: TextPasses
+        self,
+        texts: list[Text],
+        declined: list[int],
+        final: torch.Tensor,
+        margin: torch.Tensor,
+        passes: TextPasses,
     ) -> torch.Tensor:
-        """`prefix_margins`, read behind the `declined` of the texts alone; `margin` elsewhere."""
-        prefix, words = self.policy.refusal_prefix, margin.clone()
-        if not prefix or not declined:
-            return words
-        passes.read_behind([texts[i] for i in declined], prefix)
-        final = torch.stack([passes.readings.final[texts[i] + prefix] for i in declined])
-        check_finite([final], "The text-only pass gave states that are")
-        words[declined] = prefix_margins(self.backbone, final, prefix, margin[declined])
+        """`prefix_margins` along the prefix that each of the `declined` texts begins.
+
+        They alone are read; elsewhere it is `margin`.
+        """
+        policy, words = self.policy, margin.clone()
+        prefixes = (policy.refusal_prefix, *policy.other_prefixes)
+        begun = prefixes_begun(self.backbone, final[declined], prefixes)
+        for prefix in filter(None, dict.fromkeys(begun)):
+            mine = [i for i, each in zip(declined, begun, strict=True) if each == prefix]
+            passes.read_behind([texts[i] for i in mine], prefix)
+            behind = torch.stack([passes.readings.final[texts[i] + prefix] for i in mine])
+            check_finite([behind], "The text-only pass gave states that are")
+            words[mine] = prefix_margins(self.backbone, behind, prefix, margin[mine])
         return words
 
     def _take_coordinates(self, batch: Batch, passes: TextPasses) -> None:

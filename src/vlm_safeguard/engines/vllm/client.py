@@ -174,8 +174,8 @@ async def read(
     first, further = _question_ids(request_id)
     answer = await _ask(engine, asked, first, prompt, **options)
     if (more := asked.further(answer)) is not None:
-        words = (await _ask(engine, more, further, prompt, **options)).words
-        answer = replace(answer, words=words)
+        told = await _ask(engine, more, further, prompt, **options)
+        answer = replace(answer, words=told.words, said=told.said)
     return answer
 
 

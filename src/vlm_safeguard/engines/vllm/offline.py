@@ -258,7 +258,7 @@ def ask(
     further = {row: each for row, each in enumerate(asked) if each is not None}
     words = _ask(llm, list(further.values()), [each_salt[row] for row in further])
     for row, each in zip(further, words, strict=True):
-        answers[row] = replace(answers[row], words=each.words)
+        answers[row] = replace(answers[row], words=each.words, said=each.said)
     return answers
 
 

@@ -65,7 +65,7 @@ class Question:
                 return None
         except (ValueError, SafeguardError) as error:
             raise _not_read("text", error) from error
-        return replace(self, mark=self.judge.mark(), words=self.judge.policy.refusal_prefix)
+        return replace(self, mark=self.judge.mark(), words=self.judge.words(answer))
 
     @property
     def prompt(self) -> list[int]:
@@ -115,13 +115,13 @@ class Question:
             )
         first, words = self._entries(output)
         if self.mark is None or not self.names:
-            return Answer(first, words)
+            return Answer(first, words, self.words)
         states = states_read(self.judge, self.mark, shown)
         try:
             seen = coordinates_of(self.mark, self.judge.policy.layers, [each[0] for each in shown])
         except ValueError as error:
             raise _not_read("text", error) from error
-        return Answer(first, words, states, seen)
+        return Answer(first, words, self.words, states, seen)
 
     def _entries(self, output: Any) -> tuple[Entry, Sequence[Entry]]:
         """Of the token behind the text, and of each of the words.

@@ -41,13 +41,15 @@ class Answer:
 
     Attributes:
         first: of the token that comes next; None where no log-probabilities are asked for.
-        words: of each of the refusal's words behind the text; empty where they are not read.
+        words: of each of a refusal's words behind the text; empty where they are not read.
+        said: these words, token ids.
         states: layer → (1, hidden) states of the text's last token; empty where none are read.
         coordinates: layer → (n, m) of the tokens that an edit needs; empty where none are read.
     """
 
     first: Entry = None
     words: Sequence[Entry] = ()
+    said: tuple[int, ...] = ()
     states: Mapping[int, torch.Tensor] = field(default_factory=dict)
     coordinates: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
@@ -88,6 +90,12 @@ class Judge:
         """Of a request under this policy; None where no worker has to know of it."""
         return Mark(policy=self.sha256, **more) if self.layers else None
 
+    def words(self, answer: Answer) -> tuple[int, ...]:
+        """The words of a refusal that the text's would be compared with."""
+        chances = answer.first or {}
+        first = max(chances, key=lambda token: chances[token].logprob, default=-1)
+        return self.policy.prefix_begun(first)
+
     def awaits_words(self, answer: Answer) -> bool:
         """Whether the words of a refusal are yet to be read behind the text, to decide the gate.
 
@@ -113,9 +121,9 @@ class Judge:
             ValueError: log-probabilities are missing.
         """
         first, *_ = self.opening_leads(answer)
-        if first <= 0 or not answer.words:
+        if first <= 0 or not answer.said or answer.said != self.words(answer):
             return first, first
-        words = zip(answer.words, self.policy.refusal_prefix, strict=True)
+        words = zip(answer.words, answer.said, strict=True)
         return first, min(_lead(entry, frozenset({token})) for entry, token in words)
 
     def media_mark(self) -> Mark | None:
@@ -171,7 +179,7 @@ class Judge:
 
     def _lacks_words(self, answer: Answer, reading: Reading) -> bool:
         own = self.policy.own_refusal
-        if own is None or answer.words or not self.policy.refusal_prefix:
+        if own is None or answer.said == self.words(answer):
             return False
         return bool(own.awaits_words(reading))
 
