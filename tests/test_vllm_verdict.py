@@ -156,6 +156,24 @@ def test_margins_are_those_of_logits(policy: Policy, seed: int) -> None:
         assert judge.margins(answer) == pytest.approx((margin, float(each.min())), abs=1e-4)
 
 
+def test_other_words_than_those_that_the_first_token_begins_are_not_read(policy: Policy) -> None:
+    """Where edited answers follow the usual ones, these were read behind the text already."""
+    other = (TOKENS[1], 30)
+    judge = Judge(replace(policy, other_prefixes=(other,)))
+    ids = [20, 21, 22, *other]
+    logits = torch.randn(len(ids), 40, generator=torch.Generator().manual_seed(0))
+    logits[2, other[0]] += 9.0
+    entries = entries_of(logits, ids, len(TOKENS) + 1)[3:]
+    first = next_entry(logits[:3], len(TOKENS) + 1)
+    usual = Answer(first, entries[:1] * len(PREFIX), PREFIX)
+    assert judge.awaits_words(usual)
+    assert judge.words(usual) == other
+    read = replace(usual, words=entries, said=other)
+    assert not judge.awaits_words(read)
+    expected = token_margin(logits[2:-1], torch.tensor(other))
+    assert judge.margins(read)[1] == pytest.approx(float(expected.min()), abs=1e-4)
+
+
 def test_missing_log_probabilities_are_no_verdict(policy: Policy) -> None:
     request = read_request(policy, (20, 21, 22))
     judge = Judge(policy)
