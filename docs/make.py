@@ -345,6 +345,7 @@ PARTS: dict[str, Part] = {
     "attack-coder": partial(results, ROOT / "results" / "attack-coder", "attacks"),
     "gates-pocket": partial(gates, "gates-pocket"),
     "gates-coder": partial(gates, "gates-coder"),
+    "criteria-pocket": partial(criteria, "criteria-pocket"),
     "gates-vllm": partial(gates, "gates-pocket", "discriminant", "refusal words"),
     "defences": defences,
     "speed-pocket": partial(
