@@ -55,11 +55,7 @@ def storm(folder: Path) -> Iterator[str]:
         for name in _STORMS
         if (folder / f"vllm-storm-{name}.json").is_file()
     ]
-    yield (
-        "`python benchmarks/vllm_storm.py`, "
-        f"{results[0]['requests']} requests at random moments, "
-        f"{results[0]['rate']:g} a second on average, {_where(results[0])}\n"
-    )
+    yield "`python benchmarks/vllm_storm.py`, where open requests are edited with `--edit`.\n"
     rows = {
         "clients that left": "left",
         "requests that the engine stopped and read again": "preempted",
@@ -74,6 +70,12 @@ def storm(folder: Path) -> Iterator[str]:
     for title, name in rows.items():
         counts = [len(x) if isinstance(x := result[name], list) else x for result in results]
         yield f"| {title} | {' | '.join(map(str, counts))} |"
+    yield ""
+    for result in results:
+        yield (
+            f"- `{result['order']}`, response `{result['response']}`: {result['requests']} requests "
+            f"at random moments, {result['rate']:g} a second on average; {_where(result)}"
+        )
 
 
 def costs(folder: Path) -> Iterator[str]:
@@ -83,11 +85,9 @@ def costs(folder: Path) -> Iterator[str]:
         for size in _SIZES
         if (folder / f"vllm-cost-{size}.json").is_file()
     }
-    first = next(iter(results.values()))
     yield (
-        "`python benchmarks/vllm_cost.py`, for the stand-in with `--large`; "
-        f"{_where(first)} Median and middle half: of rounds for throughput, of requests for the "
-        "first token.\n"
+        "`python benchmarks/vllm_cost.py`, for the stand-in with `--large`. Median and middle half: "
+        "of rounds for throughput, of requests for the first token.\n"
     )
     yield from head(
         *("model", "guarded", "throughput, 8 at once", "first token, 1 at a time"),
@@ -108,7 +108,7 @@ def costs(folder: Path) -> Iterator[str]:
             f"with one; an answer has {tokens['answer']:.0f} tokens on average; "
             f"{result['rounds']} rounds of {result['requests_a_round']} requests; unguarded "
             f"{result['unguarded_requests_a_second']:.2f} requests a second, and the first token "
-            f"after {result['unguarded_first_token_ms']['all']:.0f} ms."
+            f"after {result['unguarded_first_token_ms']['all']:.0f} ms; {_where(result)}"
         )
 
 
