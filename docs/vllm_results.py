@@ -73,8 +73,8 @@ def storm(folder: Path) -> Iterator[str]:
     yield ""
     for result in results:
         yield (
-            f"- `{result['order']}`, response `{result['response']}`: {result['requests']} requests "
-            f"at random moments, {result['rate']:g} a second on average; {_where(result)}"
+            f"- `{result['order']}`, response `{result['response']}`: {result['requests']} "
+            f"requests at random moments, {result['rate']:g} a second on average; {_where(result)}"
         )
 
 
@@ -86,8 +86,8 @@ def costs(folder: Path) -> Iterator[str]:
         if (folder / f"vllm-cost-{size}.json").is_file()
     }
     yield (
-        "`python benchmarks/vllm_cost.py`, for the stand-in with `--large`. Median and middle half: "
-        "of rounds for throughput, of requests for the first token.\n"
+        "`python benchmarks/vllm_cost.py`, for the stand-in with `--large`. Median and middle "
+        "half: of rounds for throughput, of requests for the first token.\n"
     )
     yield from head(
         *("model", "guarded", "throughput, 8 at once", "first token, 1 at a time"),
