@@ -47,7 +47,12 @@ def test_every_recipe_has_an_architecture() -> None:
     """But for those of attacks, which `test_suite` runs smaller ones of."""
     plans = {path.stem: read_plan(path) for path in FOLDER.glob("*.yaml")}
     attacking = {name for name, plan in plans.items() if plan.attack is not None}
-    assert attacking == {"attack-coder", "attack-pocket", "attack-pocket-long"}
+    assert attacking == {
+        "attack-coder",
+        "attack-pocket",
+        "attack-pocket-long",
+        "attack-pocket-pixels",
+    }
     assert plans.keys() - attacking == set(ARCHITECTURES)
 
 
