@@ -60,7 +60,7 @@ def test_a_storm_of_edited_requests(server: Client) -> None:
     """Edited and unedited side by side, of the same images and texts: none has another's keys."""
     distinct = requests(2)
     asked = [distinct[7 * n % len(distinct)] for n in range(32)]
-    made = server.run(weathered(server, distinct, asked, 20.0, TOKENS, 0))
+    made = server.run(weathered(server, distinct, asked, 200.0, TOKENS, 0))
     assert made.answered + made.left == len(asked)
     assert made.preempted > 0, "the cache was to be too small"
     assert (made.unguarded, made.decided_otherwise, made.contaminated) == (0, 0, 0)
