@@ -342,6 +342,7 @@ PARTS: dict[str, Part] = {
     ),
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
+    "attack-pocket-pixels": partial(results, ROOT / "results" / "attack-pocket-pixels", "attacks"),
     "attack-coder": partial(results, ROOT / "results" / "attack-coder", "attacks"),
     "gates-pocket": partial(gates, "gates-pocket"),
     "gates-coder": partial(gates, "gates-coder"),
