@@ -239,10 +239,8 @@ def gates(name: str, *chosen: str) -> Iterator[str]:
     names = chosen or tuple(dict.fromkeys(row["gate"] for row in rows))
     shown: dict[str, dict[str, str]] = {}
     for row in rows:
-        opened, kind = row["opened"], f"{row['kind']}, n = {row['opened']['n']}"
-        low, high = (f"{100 * opened[side]:.1f}" for side in ("low", "high"))
-        cell = f"{100 * opened['value']:.1f} % ({low}–{high}; {row['own']})"
-        shown.setdefault(kind, {})[row["gate"]] = cell
+        kind = f"{row['kind']}, n = {row['opened']['n']}"
+        shown.setdefault(kind, {})[row["gate"]] = _opened(row["opened"], f"; {row['own']}")
     yield from grid(
         ["opened", *names],
         [(kind, *(cells[name] for name in names)) for kind, cells in shown.items()],
@@ -271,9 +269,9 @@ def criteria(name: str) -> Iterator[str]:
     )
 
 
-def _opened(share: dict[str, float]) -> str:
+def _opened(share: dict[str, float], more: str = "") -> str:
     value, low, high = (100 * share[name] for name in ("value", "low", "high"))
-    return f"{value:.1f} % ({low:.1f}–{high:.1f})"
+    return f"{value:.1f} % ({low:.1f}–{high:.1f}{more})"
 
 
 def _document(name: str) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def test_the_words_of_a_refusal_are_read_where_its_first_token_leads_and_the_sco
         reader.ask(batch)
     longest = max(len(text_ids(processor, question)) for question in QUESTIONS)
     behind = [(first.count(token), len(prefix)) for token, prefix in prefixes.items()]
+    assert sum(rows for rows, _ in behind) < len(QUESTIONS)
     assert passes == [(len(QUESTIONS), longest), *(behind if high else [])]
     for question, token, findings in zip(QUESTIONS, first, batch.decision.findings, strict=True):
         measures = findings[0].measures

@@ -184,8 +184,7 @@ def test_words_are_read_behind_declined_requests_alone(
     final = backbone.run_text(rows)[:, 0]
     first = backbone.next_token_logits(final).argmax(-1).tolist()
     prefixes = ((20, 21, 22), (first[0], 23))
-    margins = torch.full((len(rows),), 2.0)
-    margins[2] = -1.0
+    margins = torch.tensor([3.0, 0.5, -1.0, 2.0, -0.5, 4.0])
     given = declined_prefix_margins(backbone, rows, final, prefixes, margins)
     begun = []
     for row, token, margin, words in zip(rows, first, margins, given, strict=True):

@@ -63,6 +63,5 @@ def own_measures(
         final: (requests, hidden) final states, as `text_states` returns them.
     """
     margins = refusal_margins(backbone, final, own.tokens)
-    prefixes = (own.prefix, *own.other_prefixes)
-    words = declined_prefix_margins(backbone, rows, final, prefixes, margins)
+    words = declined_prefix_margins(backbone, rows, final, own.prefixes, margins)
     return torch.stack([margins, words], dim=1)

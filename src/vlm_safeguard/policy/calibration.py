@@ -32,6 +32,11 @@ class OwnDecision:
     slack: float
     other_prefixes: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def prefixes(self) -> tuple[tuple[int, ...], ...]:
+        """The prefix, then the other languages' ones."""
+        return (self.prefix, *self.other_prefixes)
+
 
 @dataclass(frozen=True)
 class Further:

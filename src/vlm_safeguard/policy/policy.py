@@ -19,7 +19,6 @@ from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import AnyCriterion, TextDiscriminant, TextScore
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.own_refusal import RefusalWords, ScoredRefusal
-from vlm_safeguard.policy.refusal import prefix_begun
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.subspace import Subspace
@@ -122,9 +121,10 @@ class Policy:
         """Tokens that open the model's refusals; none where its own decision is not asked for."""
         return () if self.own_refusal is None else self.own_refusal.tokens
 
-    def prefix_begun(self, token: int) -> tuple[int, ...]:
-        """The words that a refusal with this first token is compared with."""
-        return prefix_begun(token, (self.refusal_prefix, *self.other_prefixes))
+    @property
+    def prefixes(self) -> tuple[tuple[int, ...], ...]:
+        """What refusals are compared with: the refusal prefix, then the other languages' ones."""
+        return (self.refusal_prefix, *self.other_prefixes)
 
     @property
     def followed(self) -> tuple[int, ...]:

@@ -108,9 +108,8 @@ class TextReader:
 
         They alone are read; elsewhere it is `margin`.
         """
-        policy, words = self.policy, margin.clone()
-        prefixes = (policy.refusal_prefix, *policy.other_prefixes)
-        begun = prefixes_begun(self.backbone, final[declined], prefixes)
+        words = margin.clone()
+        begun = prefixes_begun(self.backbone, final[declined], self.policy.prefixes)
         for prefix in filter(None, dict.fromkeys(begun)):
             mine = [i for i, each in zip(declined, begun, strict=True) if each == prefix]
             passes.read_behind([texts[i] for i in mine], prefix)

@@ -20,6 +20,7 @@ from vlm_safeguard.policy.own_refusal import RefusalWords
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
 from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.refusal import prefix_begun
 from vlm_safeguard.policy.request import Request
 
 
@@ -94,7 +95,7 @@ class Judge:
         """The words of a refusal that the text's would be compared with."""
         chances = answer.first or {}
         first = max(chances, key=lambda token: chances[token].logprob, default=-1)
-        return self.policy.prefix_begun(first)
+        return prefix_begun(first, self.policy.prefixes)
 
     def awaits_words(self, answer: Answer) -> bool:
         """Whether the words of a refusal are yet to be read behind the text, to decide the gate.
@@ -121,7 +122,7 @@ class Judge:
             ValueError: log-probabilities are missing.
         """
         first, *_ = self.opening_leads(answer)
-        if first <= 0 or not answer.said or answer.said != self.words(answer):
+        if first <= 0 or not answer.words or answer.said != self.words(answer):
             return first, first
         words = zip(answer.words, answer.said, strict=True)
         return first, min(_lead(entry, frozenset({token})) for entry, token in words)
