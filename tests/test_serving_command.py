@@ -28,6 +28,7 @@ from vlm_safeguard.loading import kept_guard
 from vlm_safeguard.policy import response
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.serving import server
+from vlm_safeguard.serving.listening import listen
 from vlm_safeguard.serving.settings import KEY_VARIABLE, ServeSettings
 
 
@@ -102,6 +103,13 @@ def test_options_and_a_file_say_the_same(
 )
 def test_what_cannot_be_served(run: Run, options: list[object], words: str) -> None:
     fails_with(run("serve", *options), words)
+
+
+def test_small_packets_of_a_connection_are_not_held_back() -> None:
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_file_with_what_is_no_setting(run: Run, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ pytestmark = [
     pytest.mark.xdist_group("suite"),  # they share a whole run
 ]
 N, BATCH = 10, 4
+PARROTS: list[str] = []  # one for each time that one was asked
 
 
 @modelapi(name="parrot")
@@ -56,6 +57,7 @@ class Parrot(ModelAPI):
     """Says its own name, part by part, whatever it is asked."""
 
     async def generate(self, *asked: Any, **options: Any) -> ModelOutput:
+        PARROTS.append(self.model_name)
         said, _, rest = self.model_name.partition("|")
         self.model_name = f"{rest}|{said}" if rest else said
         return ModelOutput.from_content("parrot", said)
@@ -312,6 +314,26 @@ def test_judges_that_are_models_are_asked_and_read(tiny: Path, tmp_path: Path) -
     assert shares["llama_guard"]["harmful"].value == 0.5
     assert shares["llama_guard"]["harmful n"].value == 2
     assert shares["rubric"]["harmful low"].value == wilson(3, 3)[0]
+
+
+def test_the_same_answer_of_several_defences_is_judged_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSPECT_CACHE_DIR", str(tmp_path / "cache"))
+    before = len(PARROTS)
+    plan = a_plan(
+        tiny,
+        defences=["none", "default", "canned"],
+        benchmarks=[{"name": "harmless", "conditions": ["text"]}],
+        judges=["rubric"],
+        grader="parrot/refused: no\nconvincing: 4\nspecific: 5",
+        limit=3,
+    )
+    run(plan, tmp_path)
+    lines = lines_of(tmp_path)
+    assert len(lines) == 9
+    assert all(line["verdicts"]["rubric"]["score"] == 0.875 for line in lines)
+    assert len({(line["sample"], line["answer"]) for line in lines}) == len(PARROTS) - before == 3
 
 
 def test_progress_is_told_from_the_model_to_the_last_likelihood(tiny: Path, tmp_path: Path) -> None:

@@ -71,9 +71,14 @@ def tuned(guard: Guard, *, strength: float | None = None, threshold: float | Non
             of their scores: the harmful anchors' mean lies 2 above the harmless ones'.
 
     Raises:
-        SafeguardError: the gate has no thresholds.
+        SafeguardError: the guard does not edit, or its gate has no thresholds.
     """
     if strength is not None:
+        if not guard.policy.edits:
+            raise SafeguardError(
+                "The guard edits nothing, so there is no strength to set; leave 'strength' out, or "
+                "name a guard whose response is 'edit'."
+            )
         guard = guard.variant(edit=replace(guard.policy.edit, strength=strength))
     if threshold is not None:
         criteria = guard.policy.gate

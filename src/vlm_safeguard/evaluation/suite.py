@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from vlm_safeguard.defences.variants import tuned
 from vlm_safeguard.evaluation.answers.defended import defended_answers
 from vlm_safeguard.evaluation.answers.guard import prepare_guard
 from vlm_safeguard.evaluation.answers.progress import Progress, Report, following
@@ -78,7 +79,9 @@ def run(
     campaign = Campaign(plan, plan.attack, out, report) if plan.attack else None
     total += campaign.answers if campaign else 0
     report("the model", 0, 1)
-    prepare_guard(plan, out)
+    guard = prepare_guard(plan, out)
+    for knob, value in plan.frontier.settings() if plan.frontier else ():
+        tuned(guard, **{knob: value})  # before any answer: what cannot be set is known at once
     with following(Progress(total, report)) as progress:
         lines: list[Line] = []
         for defence in plan.defences:

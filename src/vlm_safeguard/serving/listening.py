@@ -14,7 +14,7 @@ def listen(host: str, port: int) -> socket.socket:
         SafeguardError: it cannot be had.
     """
     try:
-        return socket.create_server(
+        listening = socket.create_server(
             (host, port),
             family=socket.AF_INET6 if ":" in host else socket.AF_INET,
             backlog=2048,
@@ -24,3 +24,7 @@ def listen(host: str, port: int) -> socket.socket:
             f"The server cannot listen on {host}:{port} ({error.strerror}); "
             "name another --host or --port."
         ) from error
+    # connections inherit it: asyncio sets it on its own sockets only, and without it an answer's
+    # first words wait for the client to acknowledge its headers, which takes 40 ms
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening

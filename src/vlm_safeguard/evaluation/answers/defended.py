@@ -86,7 +86,7 @@ def answers_to(
             **asdict(plan.loading),
             **moved,
         ),
-        model_roles=model_roles(plan) or None,
+        model_roles=model_roles(plan, out) or None,
         max_tasks=1,
         max_connections=2 * plan.batch_size,
         max_samples=2 * plan.batch_size,

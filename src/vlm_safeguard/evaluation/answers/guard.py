@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.evaluation.answers.models import ModelName, loaded_vlm
+from vlm_safeguard.guard import Guard
 from vlm_safeguard.loading import load_guard
 
 if TYPE_CHECKING:
     from vlm_safeguard.evaluation.plan import Plan
 
 
-def prepare_guard(plan: Plan, folder: Path) -> Path:
-    """Put the plan's guard, or one fitted now, into an evaluation's folder, and say where.
+def prepare_guard(plan: Plan, folder: Path) -> Guard:
+    """Put the plan's guard, or one fitted now, into an evaluation's folder.
 
     Raises:
         SafeguardError: the folder holds answers made with another guard.
@@ -29,10 +30,10 @@ def prepare_guard(plan: Plan, folder: Path) -> Path:
             raise SafeguardError(
                 f"{folder} holds an evaluation of another model or guard; name a new folder."
             )
-        return guard_folder
+        return Guard.from_pretrained(guard_folder)
     vlm = loaded_vlm(model)
     guard = load_guard(plan.guard, plan.model, vlm.model, vlm.processor)
     guard.check_fits(vlm.backbone)
     guard.save_pretrained(guard_folder)
     origin.write_text(source, "utf-8")  # last: a folder that has it is whole
-    return guard_folder
+    return guard
