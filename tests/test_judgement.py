@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from support.reference import QUESTIONS, ask, with_thresholds
+from support.reference import QUESTIONS, ask, run_row, with_thresholds
 from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
@@ -84,6 +84,31 @@ def test_a_judgement_is_what_generate_decides_and_answers_from(
             max_new_tokens=NEW - len(each.beginning),
         )
         assert row.tolist() == rest[0, len(each.text) :].tolist()
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_refusal_begins_as_the_model_would_in_the_language_it_is_asked_in(
+    model: Model, processor: LlavaProcessor, guard: Guard, kept: bool
+) -> None:
+    """By the likeliest of the refusals' first tokens behind the text, against a pass of its own."""
+    plain = ask(processor, QUESTIONS, images=False)
+    behind = torch.stack([run_row(model, list(row))[1][-1] for row in rows(plain)])
+    one, *others = behind.argmax(-1).tolist()
+    other = next(token for token in others if token != one)
+    firsts = behind[:, [one, other]].argmax(-1).tolist()
+    prefixes = ((one, 21, 22), (other, 23))
+    never = int(behind.amax(0).argmin())
+    asking = with_thresholds(guard, -1e9, tokens=(never,)).variant(
+        response=Response.REFUSAL, refusal_prefix=prefixes[0], other_prefixes=prefixes[1:]
+    )
+    inputs = ask(processor, QUESTIONS)
+    with asking.attach(model, readings=TextReadings() if kept else None) as attachment:
+        for _ in range(2):
+            judged = attachment.judge(**inputs)
+            assert [each.beginning for each in judged] == [prefixes[first] for first in firsts]
+        output, _ = attachment.generate(**inputs, do_sample=False, max_new_tokens=NEW)
+    for each, row in zip(judged, output[:, inputs["input_ids"].shape[1] :], strict=True):
+        assert tuple(row[: len(each.beginning)].tolist()) == each.beginning
 
 
 def test_nothing_is_generated_and_no_image_read(

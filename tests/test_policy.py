@@ -18,6 +18,7 @@ from support.reference import QUESTIONS, ask, with_thresholds
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.edits import Restore
+from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.own_refusal import OwnRefusal
@@ -54,21 +55,24 @@ def test_importing_the_policy_loads_neither_transformers_nor_a_model() -> None:
 @pytest.mark.parametrize(
     ("opened", "measures", "begun"),
     [
-        (False, {"own_refusal": -1.0}, (7, 8)),
-        (False, {"own_refusal": 1.0}, (7, 8)),
-        (False, {"own_refusal": 1.0, "own_opening": 0.5}, (7, 8)),
-        (True, {"own_refusal": 1.0, "own_opening": -1.5}, (7, 8)),
-        (True, {"own_refusal": 1.0, "own_opening": -0.5}, ()),
+        (False, {"own_refusal": -1.0}, True),
+        (False, {"own_refusal": 1.0}, True),
+        (False, {"own_refusal": 1.0, "own_opening": 0.5}, True),
+        (True, {"own_refusal": 1.0, "own_opening": -1.5}, True),
+        (True, {"own_refusal": 1.0, "own_opening": -0.5}, False),
     ],
 )
 def test_an_answer_begins_as_a_refusal_unless_the_model_would_say_about_that_itself(
-    policy: Policy, opened: bool, measures: dict[str, float], begun: tuple[int, ...]
+    policy: Policy, opened: bool, measures: dict[str, float], begun: bool
 ) -> None:
     """A first token that opens refusals is none yet; the slack here is 1."""
     own = Finding(criterion="own_refusal", opened=opened, measures=measures, sentence=None)
     score = Finding(criterion="text_score", opened=True, measures={}, sentence=None)
-    assert replace(policy, response=Response.REFUSAL).beginning([own, score]) == begun
-    assert replace(policy, response=Response.TEXT).beginning([own, score]) == ()
+    refusing = replace(policy, response=Response.REFUSAL)
+    assert refusing.beginnings([own, score]) == (((7, 8), (9, 8)) if begun else ())
+    assert replace(refusing, gate=GATES["open"]).beginnings([score]) == ((7, 8),)
+    assert replace(refusing, refusal_prefix=()).beginnings([own, score]) == ()
+    assert replace(policy, response=Response.TEXT).beginnings([own, score]) == ()
 
 
 # --- the sha256 ---

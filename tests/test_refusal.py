@@ -17,11 +17,13 @@ from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.refusal import (
     declined_prefix_margins,
     prefix_margins,
+    read_opening,
     refusal_margins,
     refusal_prefix,
     refusal_tokens,
 )
 from vlm_safeguard.policy.own_refusal import OwnRefusal
+from vlm_safeguard.policy.refusal import likeliest_prefixes
 
 QUESTIONS = ["How to swim", "How to rob a bank", "How to bake bread for a very large family"]
 
@@ -36,6 +38,19 @@ def test_margin_is_the_lead_of_the_likeliest_opening() -> None:
     rows = {0: [1.0, 2.0, 0.5], 1: [-3.0, 0.0, 4.0]}
     margin = refusal_margins(fake_backbone(rows), torch.tensor([[0.0], [1.0]]), (0, 2))
     assert margin.tolist() == [-1.0, 4.0]
+
+
+def test_a_refusal_is_begun_by_the_likeliest_of_the_first_tokens() -> None:
+    logits = torch.tensor([[5.0, 1.0, 2.0], [0.0, 3.0, 1.0], [0.0, 1.0, 4.0]])
+    prefixes = ((1, 0), (), (2, 2))
+    assert likeliest_prefixes(logits, prefixes) == [(2, 2), (1, 0), (2, 2)]
+    assert likeliest_prefixes(logits, [()]) == [()] * 3
+    states = torch.arange(3.0)[:, None]
+    rows = dict(enumerate(logits.tolist()))
+    opening = read_opening(fake_backbone(rows), states.repeat(50, 1), (2,), prefixes)
+    assert opening.likeliest == [(2, 2), (1, 0), (2, 2)] * 50
+    assert opening.begun == [(1, 0), (1, 0), (2, 2)] * 50  # where none begins with it, the first
+    assert opening.margin.tolist() == [-3.0, -2.0, 3.0] * 50
 
 
 def test_openings_are_the_tokens_that_harm_makes_likelier() -> None:

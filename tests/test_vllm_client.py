@@ -296,7 +296,7 @@ def test_states_decide_where_workers_read_them(
         assert receipt.scores["text_score"] == pytest.approx(1.0 if harmful else -1.0, abs=1e-4)
         marks = [Mark.of(each.extra_args) for each in engine.params]
         assert {mark.policy for mark in marks} == {reader.sha256}
-        assert [mark.beginning for mark in marks if mark.beginning] == [(7, 11)] * harmful
+        assert [mark.beginnings for mark in marks if mark.beginnings] == [((7, 11),)] * harmful
         question = engine.prompts[[mark.position is not None for mark in marks].index(True)]
         assert question["prompt_token_ids"] == render(harmful=harmful)["prompt_token_ids"][4:]
         assert engine.kept == {}
@@ -353,7 +353,7 @@ def test_an_answer_whose_form_is_constrained_begins_as_it_may(
             pass
 
     asyncio.run(within())
-    assert all(not Mark.of(each.extra_args).beginning for each in engine.params)
+    assert all(not Mark.of(each.extra_args).beginnings for each in engine.params)
 
 
 @ORDERS

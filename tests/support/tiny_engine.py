@@ -72,7 +72,8 @@ def make_tiny(folder: Path) -> Tiny:
         [encode_chat(processor, text) for text in texts]
         for texts in ([x.harmful for x in anchors], [x.harmless for x in anchors], requests())
     )
-    states = [text_states(backbone, texts)[0] for texts in (harmful, harmless, asked)]
+    read = [text_states(backbone, texts) for texts in (harmful, harmless, asked)]
+    states = [each for each, _ in read]
     discriminant = fit_discriminant(states[0], states[1], shrinkage=0.5)
     scores = directions.harm_scores(states[2])[:, [1, 4]].mean(1)
     told = discriminant.scores(states[2])[:, [0, 5]].mean(1)
@@ -82,6 +83,11 @@ def make_tiny(folder: Path) -> Tiny:
     for _ in range(3):
         ids = torch.tensor([[*asked[declined], *prefix]])
         prefix += (int(model(input_ids=ids).logits[0, -1].argmax()),)
+    # another refusal's first token, which leads this one's behind about as many texts as not
+    with torch.no_grad():
+        behind = backbone.next_token_logits(read[2][1].clone())
+    leads = behind - behind[:, prefix[:1]]
+    other = int((leads > 0).float().mean(0).sub(0.5).abs().argmin())
     closed = (scores <= high[0]) & (told <= high[1])
     closed[declined] = False
     images = [image_of(n) for n in range(len(asked))]
@@ -100,6 +106,7 @@ def make_tiny(folder: Path) -> Tiny:
         gate=gate,
         discriminant=discriminant,
         refusal_prefix=prefix,
+        other_prefixes=((other, *prefix[1:]),),
         response=Response.REFUSAL,
     )
     return Tiny(model, processor, folder, guard)

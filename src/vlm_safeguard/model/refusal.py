@@ -10,7 +10,12 @@ import torch
 from vlm_safeguard.model.activations import read_start
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.text_pass import TextPass
-from vlm_safeguard.policy.refusal import first_token_margin, prefix_begun, token_margin
+from vlm_safeguard.policy.refusal import (
+    Opening,
+    first_token_margin,
+    prefix_begun,
+    token_margin,
+)
 from vlm_safeguard.progress import bar
 
 _ROWS = 64  # rows whose logits are held at once
@@ -55,6 +60,20 @@ def refusal_margins(
         for rows in torch.split(states, _ROWS)
     ]
     return torch.cat(margins).cpu()
+
+
+@torch.no_grad()
+def read_opening(
+    backbone: Backbone,
+    states: torch.Tensor,
+    tokens: tuple[int, ...],
+    prefixes: Sequence[tuple[int, ...]],
+) -> Opening:
+    """`Opening.of` answers after (n, hidden) final states, as `run_text` returns them."""
+    return Opening.joined(
+        Opening.of(backbone.next_token_logits(rows), tokens, prefixes)
+        for rows in torch.split(states, _ROWS)
+    )
 
 
 @torch.no_grad()

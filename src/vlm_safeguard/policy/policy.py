@@ -136,21 +136,24 @@ class Policy:
         follows = prefill == self.followed[: len(prefill)]
         return len(prefill) if follows else len(self.followed)
 
-    def beginning(self, findings: Iterable[Finding]) -> tuple[int, ...]:
+    def beginnings(self, findings: Iterable[Finding]) -> tuple[tuple[int, ...], ...]:
         """What an open request's answer from its text begins with: the model's own refusal.
 
-        Nothing where the model begins about so by itself, or may answer as it does. A first token
-        that opens refusals is none yet: "As" and "I" open other answers, too.
+        That is the one of these whose first token is likeliest, which is in the language that the
+        model would answer in. None where the model begins about so by itself, or may answer as it
+        does. A first token that opens refusals is none yet: "As" and "I" open other answers, too.
         """
-        if self.response is not Response.REFUSAL:
+        if self.response is not Response.REFUSAL or not self.refusal_prefix:
             return ()
         own = self.own_refusal
-        refuses = own is not None and any(
+        if own is None:
+            return (self.refusal_prefix,)
+        refuses = any(
             each.opened and each.measures.get("own_opening", -inf) > -own.slack
             for each in findings
             if each.criterion == own.name
         )
-        return () if refuses else self.refusal_prefix
+        return () if refuses else self.prefixes
 
     def basis(self) -> torch.Tensor:
         """(layers, stored rank, hidden) orthonormal rows that the edit works in."""

@@ -35,6 +35,7 @@ class Batch:
         decision: so far.
         coordinates: layer → (tokens, m) of the text-only pass, text after text; empty where it was
             not run.
+        refusals: text → the refusal prefix whose first token is likeliest behind it.
         read_texts: the text-only pass that read the editable requests' texts, if it was made now.
         harm: request → its scores before and after the edit that reached it first.
         finished: whether the pass that read the prompts' ends is over, receipts and all.
@@ -52,6 +53,7 @@ class Batch:
     editable: torch.Tensor
     decision: Decision
     coordinates: dict[int, torch.Tensor] = field(default_factory=dict)
+    refusals: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
     read_texts: TextPass | None = None
     harm: dict[int, tuple[float, float]] = field(default_factory=dict)
     finished: bool = False
@@ -138,7 +140,10 @@ class Batch:
 
     def beginning(self, request: int) -> tuple[int, ...]:
         """What an answer from the text begins with."""
-        return self.policy.beginning(self.decision.findings[request])
+        beginnings = self.policy.beginnings(self.decision.findings[request])
+        if len(beginnings) > 1:
+            return self.refusals[self.texts[request]]
+        return beginnings[0] if beginnings else ()
 
     def receipts(self, policy_sha256: str) -> list[Receipt]:
         """What was done to each request, and why."""

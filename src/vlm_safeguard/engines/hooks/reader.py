@@ -11,13 +11,13 @@ from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.engines.hooks.text_passes import Text, TextPasses, TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
-from vlm_safeguard.model.refusal import prefix_margins, prefixes_begun, refusal_margins
+from vlm_safeguard.model.refusal import prefix_margins, read_opening
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
-from vlm_safeguard.policy.refusal import first_token_margin
+from vlm_safeguard.policy.refusal import Opening
 from vlm_safeguard.policy.subspace import Subspace
 
 
@@ -68,10 +68,11 @@ class TextReader:
             states, self.directions, self.policy.layers, discriminant=self.discriminant
         )
         if (own := self.policy.own_refusal) is not None:
-            margin = self._margins(list(place), final[:, 0], own.tokens, passes)
-            reading = replace(reading, margin=margin, prefix_margin=margin)
+            opening = self._opening(list(place), final[:, 0], own.tokens, passes)
+            batch.refusals = dict(zip(place, opening.likeliest, strict=True))
+            reading = replace(reading, margin=opening.margin, prefix_margin=opening.margin)
             declined = own.awaits_words(reading).nonzero()[:, 0].tolist()
-            words = self._words(list(place), declined, final[:, 0], margin, passes)
+            words = self._words(list(place), declined, opening, passes)
             reading = replace(reading, prefix_margin=words)
         rows = [
             place[text] if editable else None
@@ -83,35 +84,30 @@ class TextReader:
         if not self.policy.edits:
             batch.read_texts = passes.whole  # which the answers go on from
 
-    def _margins(
+    def _opening(
         self,
         texts: list[Text],
         final: torch.Tensor,
         tokens: tuple[int, ...],
         passes: TextPasses,
-    ) -> torch.Tensor:
-        """`refusal_margins`, off the logits that answers begin with where these will be needed."""
-        whole = passes.whole
+    ) -> Opening:
+        """How answers would begin, off the logits that they begin with where these are needed."""
+        whole, prefixes = passes.whole, self.policy.prefixes
         if self.policy.edits or whole is None or not whole.holds(texts):
-            return refusal_margins(self.backbone, final, tokens)
-        return first_token_margin(whole.logits[whole.places(texts)], tokens).cpu()
+            return read_opening(self.backbone, final, tokens, prefixes)
+        return Opening.of(whole.logits[whole.places(texts)], tokens, prefixes)
 
     def _words(
-        self,
-        texts: list[Text],
-        declined: list[int],
-        final: torch.Tensor,
-        margin: torch.Tensor,
-        passes: TextPasses,
+        self, texts: list[Text], declined: list[int], opening: Opening, passes: TextPasses
     ) -> torch.Tensor:
         """`prefix_margins` along the prefix that each of the `declined` texts begins.
 
-        They alone are read; elsewhere it is `margin`.
+        They alone are read; elsewhere it is the lead of a refusal's first token.
         """
+        margin = opening.margin
         words = margin.clone()
-        begun = prefixes_begun(self.backbone, final[declined], self.policy.prefixes)
-        for prefix in filter(None, dict.fromkeys(begun)):
-            mine = [i for i, each in zip(declined, begun, strict=True) if each == prefix]
+        for prefix in filter(None, dict.fromkeys(opening.begun[i] for i in declined)):
+            mine = [i for i in declined if opening.begun[i] == prefix]
             passes.read_behind([texts[i] for i in mine], prefix)
             behind = torch.stack([passes.readings.final[texts[i] + prefix] for i in mine])
             check_finite([behind], "The text-only pass gave states that are")

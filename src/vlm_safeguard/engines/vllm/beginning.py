@@ -13,10 +13,11 @@ from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
 from vlm_safeguard.engines.vllm.marks import Mark
 from vlm_safeguard.errors import SafeguardError
+from vlm_safeguard.policy.refusal import likeliest_prefixes, prefix_begun
 
 
 class Beginning(AdapterLogitsProcessor):  # type: ignore[misc]  # vLLM is not in every environment
-    """Of each request, the token ids that its mark names."""
+    """Of each request, one of the beginnings that its mark names."""
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -38,11 +39,15 @@ class Beginning(AdapterLogitsProcessor):  # type: ignore[misc]  # vLLM is not in
         self, params: Any
     ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:
         """What chooses a request's first tokens; None where nothing does."""
-        beginning = Mark.of(params.extra_args).beginning
-        if not beginning:
+        beginnings = Mark.of(params.extra_args).beginnings
+        if not beginnings:
             return None
 
         def choose(answered: list[int], logits: torch.Tensor) -> torch.Tensor:
+            if answered:
+                beginning = prefix_begun(answered[0], beginnings)
+            else:
+                (beginning,) = likeliest_prefixes(logits[None], beginnings)
             if len(answered) < len(beginning):
                 logits.fill_(-torch.inf)
                 logits[beginning[len(answered)]] = 0.0

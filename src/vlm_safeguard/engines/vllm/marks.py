@@ -25,7 +25,7 @@ class Mark(BaseModel):
         position: the prompt's token whose states are read; −1 for its last one.
         tokens: the prompt's tokens whose coordinates are read, in order.
         edit: of an open request that is answered beside its media.
-        beginning: token ids that its answer begins with.
+        beginnings: what its answer begins with, token ids: that whose first one is likeliest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,7 +35,7 @@ class Mark(BaseModel):
     position: int | None = None
     tokens: tuple[int, ...] = ()
     edit: EditPlan | None = None
-    beginning: tuple[int, ...] = ()
+    beginnings: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any] | None) -> Self:

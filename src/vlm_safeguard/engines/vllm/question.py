@@ -283,5 +283,5 @@ def answer_params(judge: Judge, params: Any, receipt: Receipt) -> Any:
         ValueError: they bear a mark already.
     """
     constrained = getattr(params, "structured_outputs", None) is not None
-    beginning = () if constrained else judge.policy.beginning(receipt.findings)
-    return marked(params, judge.mark(beginning=beginning))
+    beginnings = () if constrained else judge.policy.beginnings(receipt.findings)
+    return marked(params, judge.mark(beginnings=beginnings))
