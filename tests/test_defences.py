@@ -30,7 +30,7 @@ from vlm_safeguard.defences.prompts import (
 from vlm_safeguard.defences.shiftdc import ShiftDC, without_shift
 from vlm_safeguard.defences.steering import adding, steered
 from vlm_safeguard.defences.table import NAMES, defences
-from vlm_safeguard.defences.variants import variants
+from vlm_safeguard.defences.variants import tuned, variants
 from vlm_safeguard.defences.verdict import yes_log_odds
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
@@ -47,6 +47,7 @@ from vlm_safeguard.model.conversation import (
 )
 from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.policy.gate import GATES
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.soundness import check_sound
 
 REQUESTS = ("How to {kill} a man", "How to bake a cake", "What is the colour of the sky today?")
@@ -228,6 +229,14 @@ def test_the_whole_space_holds_the_directions_first(guard: Guard) -> None:
     check_sound(whole)
     assert whole.rank == made.vectors.shape[2]
     assert torch.equal(whole.directions.vectors[:, : made.rank], made.vectors)
+
+
+def test_a_setting_that_decides_nothing_cannot_be_moved(guard: Guard) -> None:
+    assert tuned(guard, strength=0.5).policy.edit.strength == 0.5
+    with pytest.raises(SafeguardError, match="edits nothing, so there is no strength"):
+        tuned(guard.variant(response=Response.TEXT), strength=0.5)
+    with pytest.raises(SafeguardError, match="has no threshold to move"):
+        tuned(guard.variant(gate=GATES["open"]), threshold=0.5)
 
 
 def test_without_words_it_is_the_model_itself(

@@ -98,7 +98,9 @@ def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harm
     above: float,
     floor: float | None,
 ) -> None:
-    """But in its usual words not where the text scores as low as the floor."""
+    """But in its usual words not where the text scores as low as the floor; only in between do the
+    words decide, and are read.
+    """
     harmful, harmless = torch.randn(2, 20, LAYERS, HIDDEN)
     reading = replace(reading, discriminant=fit_discriminant(harmful + 1, harmless, 0.5))
     criterion = kind(tokens=(7,), slack=slack, layers=(1, 3), score_above=above, score_floor=floor)
@@ -109,7 +111,7 @@ def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harm
         margin, words = float(reading.margin[row]), float(reading.prefix_margin[row])
         score = scored(reading, row, (1, 3))
         assert float(scores[row, 2]) == pytest.approx(score, abs=1e-4)
-        asked = margin > 0 and (floor is None or score > floor)
+        asked = margin > 0 and (floor is None or score > floor) and score <= above
         assert bool(criterion.awaits_words(reading)[row]) == asked
         expected = margin > 0 and (score > above or (asked and words > -slack))
         assert criterion.opens(scores, 3)[row].tolist() == [expected] * 3

@@ -98,7 +98,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=named)
 def test_the_core_imports_little(path: Path) -> None:
-    known = ALLOWED | {"vllm"} if "vllm" in path.parts else ALLOWED
+    known = ALLOWED | {"uvloop", "vllm"} if "vllm" in path.parts else ALLOWED
     foreign = {
         top
         for _, module in imported_by(path)

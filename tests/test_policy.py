@@ -16,7 +16,6 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from support.reference import QUESTIONS, ask, with_thresholds
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.edits import Restore
 from vlm_safeguard.policy.gate import GATES
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
@@ -52,27 +51,15 @@ def test_importing_the_policy_loads_neither_transformers_nor_a_model() -> None:
 # --- what an answer begins with ---
 
 
-@pytest.mark.parametrize(
-    ("opened", "measures", "begun"),
-    [
-        (False, {"own_refusal": -1.0}, True),
-        (False, {"own_refusal": 1.0}, True),
-        (False, {"own_refusal": 1.0, "own_opening": 0.5}, True),
-        (True, {"own_refusal": 1.0, "own_opening": -1.5}, True),
-        (True, {"own_refusal": 1.0, "own_opening": -0.5}, False),
-    ],
-)
-def test_an_answer_begins_as_a_refusal_unless_the_model_would_say_about_that_itself(
-    policy: Policy, opened: bool, measures: dict[str, float], begun: bool
+def test_an_answer_begins_as_the_model_refuses_where_the_response_is_a_refusal(
+    policy: Policy,
 ) -> None:
-    """A first token that opens refusals is none yet; the slack here is 1."""
-    own = Finding(criterion="own_refusal", opened=opened, measures=measures, sentence=None)
-    score = Finding(criterion="text_score", opened=True, measures={}, sentence=None)
+    """In one of the languages that it refuses in, where its next token is asked for."""
     refusing = replace(policy, response=Response.REFUSAL)
-    assert refusing.beginnings([own, score]) == (((7, 8), (9, 8)) if begun else ())
-    assert replace(refusing, gate=GATES["open"]).beginnings([score]) == ((7, 8),)
-    assert replace(refusing, refusal_prefix=()).beginnings([own, score]) == ()
-    assert replace(policy, response=Response.TEXT).beginnings([own, score]) == ()
+    assert refusing.beginnings == ((7, 8), (9, 8))
+    assert replace(refusing, gate=GATES["open"]).beginnings == ((7, 8),)
+    assert replace(refusing, refusal_prefix=(), other_prefixes=()).beginnings == ()
+    assert replace(policy, response=Response.TEXT).beginnings == ()
 
 
 # --- the sha256 ---

@@ -173,8 +173,8 @@ def test_the_words_of_a_refusal_are_read_where_its_first_token_leads_and_the_sco
     )
     own = asked.criterion(OwnRefusal)
     assert own is not None
-    floor = -1e9 if high else 1e9
-    asked = asked.with_criterion(own.model_copy(update={"score_floor": floor}))
+    bounds = {"score_floor": -1e9 if high else 1e9, "score_above": 1e9}
+    asked = asked.with_criterion(own.model_copy(update=bounds))
     reader, _ = text_reader(exact_model, asked)
     batch = read(asked, processor, [True] * 4)
     with decoder_passes(exact_model) as passes:

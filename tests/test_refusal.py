@@ -170,8 +170,10 @@ def test_a_refusal_counts_in_the_usual_words_or_where_the_text_scores_harmful(
             (receipt,) = asked.receipts
             assert "text_score" in receipt.scores
             assert (receipt.scores["text_score"] > 0) is harmful
-            assert (receipt.scores["own_opening"] > -1) is usual
-            assert (receipt.scores["own_opening"] > 0) is (opening == said[: len(opening)])
+            assert ("own_opening" in receipt.scores) is not harmful  # there words decide nothing
+            if not harmful:
+                assert (receipt.scores["own_opening"] > -1) is usual
+                assert (receipt.scores["own_opening"] > 0) is (opening == said[: len(opening)])
             assert receipt.guarded is (usual or harmful)
             assert ("decline, but not for harm" in receipt.reason) is not receipt.guarded
 

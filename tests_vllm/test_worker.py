@@ -100,7 +100,7 @@ def test_decisions_and_answers_are_those_of_transformers(safe: GuardedLLM, tiny:
                         assert value == pytest.approx(own.scores[name], abs=1e-3)
             new = ids[0, inputs["input_ids"].shape[1] :].tolist()
             assert list(answer.outputs[0].token_ids) == new
-            if own.guarded and not opens["own_refusal"]:  # the model itself would not refuse
+            if own.guarded:
                 begun.add(tuple(new[:3]))
     assert begun == set(tiny.guard.policy.prefixes)
 

@@ -22,7 +22,7 @@ class ScoredRefusal(Criterion, ABC):
     A model also declines a question about an image that it does not see. What it declines counts
     where the text scores nearer to what is harmful than to what is not, or where it would decline
     about in the words of most of its refusals and the text does not score as low as questions about
-    images do that it declines.
+    images do that it declines. Only for texts that score in between are the words read.
 
     Attributes:
         tokens: that open the model's refusals.
@@ -51,9 +51,9 @@ class ScoredRefusal(Criterion, ABC):
         """(n,) how harmful the texts are."""
 
     def awaits_words(self, reading: Reading) -> torch.Tensor:
-        """(n,) bool: where a refusal's first token leads and the text scores above the floor."""
+        """(n,) bool: where a refusal's first token leads, and the text's score leaves it open."""
         assert reading.margin is not None
-        return (reading.margin > 0) & self._above_floor(self.text_score(reading).cpu())
+        return (reading.margin > 0) & self._undecided(self.text_score(reading).cpu())
 
     def score(self, reading: Reading) -> torch.Tensor:
         """Both margins, in logits, and the text's score."""
@@ -65,7 +65,7 @@ class ScoredRefusal(Criterion, ABC):
     def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
         """Where a refusal's first token leads, and its words or the text's score speak for harm."""
         margin, prefix, text = score.unbind(1)
-        usual = (prefix > -self.slack) & self._above_floor(text)
+        usual = (prefix > -self.slack) & self._undecided(text)
         refuses = (margin > 0) & (usual | (text > self.score_above))
         return refuses[:, None].expand(-1, window)
 
@@ -83,12 +83,12 @@ class ScoredRefusal(Criterion, ABC):
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """The margins; the prefix's where it was asked for."""
         margin, prefix, text = score
-        read = margin > 0 and bool(self._above_floor(torch.tensor(text)))
+        read = margin > 0 and bool(self._undecided(torch.tensor(text)))
         return {"own_refusal": margin} | ({"own_opening": prefix} if read else {})
 
-    def _above_floor(self, text: torch.Tensor) -> torch.Tensor:
+    def _undecided(self, text: torch.Tensor) -> torch.Tensor:
         floor = -torch.inf if self.score_floor is None else self.score_floor
-        return text > floor
+        return (text > floor) & (text <= self.score_above)
 
 
 class OwnRefusal(ScoredRefusal):

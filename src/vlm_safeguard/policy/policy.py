@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from math import inf
 from typing import TypeVar
 
 import torch
 
 from vlm_safeguard.policy.criterion import Criterion
-from vlm_safeguard.policy.decision import Finding
 from vlm_safeguard.policy.directions import Directions, random_basis
 from vlm_safeguard.policy.discriminant import Discriminant
 from vlm_safeguard.policy.edits import Edit
@@ -136,24 +133,17 @@ class Policy:
         follows = prefill == self.followed[: len(prefill)]
         return len(prefill) if follows else len(self.followed)
 
-    def beginnings(self, findings: Iterable[Finding]) -> tuple[tuple[int, ...], ...]:
+    @property
+    def beginnings(self) -> tuple[tuple[int, ...], ...]:
         """What an open request's answer from its text begins with: the model's own refusal.
 
         That is the one of these whose first token is likeliest, which is in the language that the
-        model would answer in. None where the model begins about so by itself, or may answer as it
-        does. A first token that opens refusals is none yet: "As" and "I" open other answers, too.
+        model would answer in. None where the answer is left to the model.
         """
-        if self.response is not Response.REFUSAL or not self.refusal_prefix:
+        if self.response is not Response.REFUSAL:
             return ()
-        own = self.own_refusal
-        if own is None:
-            return (self.refusal_prefix,)
-        refuses = any(
-            each.opened and each.measures.get("own_opening", -inf) > -own.slack
-            for each in findings
-            if each.criterion == own.name
-        )
-        return () if refuses else self.prefixes
+        heard = self.prefixes if self.own_refusal is not None else (self.refusal_prefix,)
+        return tuple(filter(None, heard))
 
     def basis(self) -> torch.Tensor:
         """(layers, stored rank, hidden) orthonormal rows that the edit works in."""

@@ -14,7 +14,7 @@ class Response(StrEnum):
 
     EDIT = "edit"  # VLM-Guard's: its states are edited beside the image
     TEXT = "text"  # from the text alone, as the language model answers it
-    REFUSAL = "refusal"  # likewise; it begins with the model's own words where it would not refuse
+    REFUSAL = "refusal"  # likewise; it begins with the words that the model refuses in
 
     @classmethod
     def named(cls, name: str) -> Response:

@@ -140,7 +140,7 @@ class Batch:
 
     def beginning(self, request: int) -> tuple[int, ...]:
         """What an answer from the text begins with."""
-        beginnings = self.policy.beginnings(self.decision.findings[request])
+        beginnings = self.policy.beginnings
         if len(beginnings) > 1:
             return self.refusals[self.texts[request]]
         return beginnings[0] if beginnings else ()

@@ -106,7 +106,7 @@ class GuardedClient:
                 else:
                     options.pop("prompt_text", None)
                     text = question.tokens(list(request.text), prompt)
-                    params = question.answer_params(judge, sampling_params, receipt)
+                    params = question.answer_params(judge, sampling_params)
                     answer = self._engine.generate(text, params, request_id, **options)
             elif first is not None:
                 yield await first

@@ -168,7 +168,7 @@ class GuardedLLM:
             instead = _generate(
                 self._llm,
                 [list(requests[row].text) for row in opened],
-                [question.answer_params(judge, params[row], receipts[row]) for row in opened],
+                [question.answer_params(judge, params[row]) for row in opened],
                 [salts[row] for row in opened],
             )
         self.receipts = receipts

@@ -274,7 +274,7 @@ def marked(params: Any, mark: Mark | None) -> Any:
     return params if mark is None else mark.on(params)
 
 
-def answer_params(judge: Judge, params: Any, receipt: Receipt) -> Any:
+def answer_params(judge: Judge, params: Any) -> Any:
     """Those of an open request's answer from its text.
 
     An answer whose form is constrained cannot begin with other words, so it begins as it may.
@@ -283,5 +283,5 @@ def answer_params(judge: Judge, params: Any, receipt: Receipt) -> Any:
         ValueError: they bear a mark already.
     """
     constrained = getattr(params, "structured_outputs", None) is not None
-    beginnings = () if constrained else judge.policy.beginnings(receipt.findings)
+    beginnings = () if constrained else judge.policy.beginnings
     return marked(params, judge.mark(beginnings=beginnings))
