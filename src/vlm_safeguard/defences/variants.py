@@ -22,7 +22,7 @@ _SEED = 0
 #: - `project`: the literal projection h − P h, on every request;
 #: - `restore`, `refuse`: its gate, that edit;
 #: - `text`, `refusal`: its gate; an open request is answered from its text alone, in `refusal` with
-#:   the model's own words of refusal first where it would not refuse;
+#:   the model's own words of refusal first;
 #: - `text-always`: without its gate, every request is answered from its text alone;
 #: - `rank-1`, `rank-8`: its gate and edit, in so many directions;
 #: - `rank-full`: likewise, in all dimensions of a state;

@@ -68,7 +68,7 @@ def _done(receipt: Receipt) -> list[str]:
             "from the text alone.",
         ]
     first = (
-        "The answer begins with the model's own words of refusal where it would not refuse. "
+        "The answer begins with the model's own words of refusal. "
         if receipt.response is Response.REFUSAL
         else ""
     )

@@ -36,7 +36,7 @@ _DEFENCES = {
     "random": "the guard's gate and edit, in a random subspace of the same rank; a control",
     "flipped": "the guard's gate and edit, pushing the other way; a control",
     "text": "the guard's gate; an open request is answered from its text alone",
-    "refusal": "as text; what it would answer begins with the model's own words of refusal",
+    "refusal": "as text; the answer begins with the model's own words of refusal",
     "canned": "the guard's gate; an open request gets one fixed refusal; a control",
     "text-always": "every request is answered from its text alone; a control",
 }
