@@ -490,10 +490,14 @@ def test_what_the_guard_costs_elsewhere_is_told_by_its_worst_cell() -> None:
     assert "at most 5\u00a0%" in better
 
 
-def test_nothing_is_claimed_without_its_rows() -> None:
+def test_nothing_is_claimed_without_its_rows(tmp_path: Path) -> None:
     found = summed_up([row("evil", "text", "none", 0.1)])
     assert sum("not measured" in sentence for sentence in found.sentences) == 4
     assert found.headline == ()
+    attacked = summed_up([], attacks=write_evaluation(tmp_path).attacks).sentences
+    assert [sentence.partition(",")[0] for sentence in attacked] == [
+        "Under attacks that know the defence"
+    ]
 
 
 def test_every_report_that_quotes_the_refusal_judge_says_how_often_it_is_right() -> None:

@@ -48,10 +48,7 @@ def summary(evaluation: Evaluation) -> Summary:
     return Summary(
         headline=tuple(_headline(findings)),
         sentences=(
-            _gap(results.model, findings),
-            *_attack(findings),
-            _over_refusal(findings.over_refusal),
-            _utility(findings.utility),
+            *(_benchmarks(results.model, findings) if results.rows else ()),
             *_under_attack(results),
             *_cost(results),
         ),
@@ -99,6 +96,14 @@ def _headline(findings: Findings) -> Iterator[tuple[str, str]]:
         yield f"{percent(guarded.value)}\u00a0%", "of those with the default guard"
     if over_refusal is not None:
         yield points(over_refusal.change), "change in harmless requests refused, at worst"
+
+
+def _benchmarks(model: str, findings: Findings) -> Iterator[str]:
+    """On what was asked without an attack."""
+    yield _gap(model, findings)
+    yield from _attack(findings)
+    yield _over_refusal(findings.over_refusal)
+    yield _utility(findings.utility)
 
 
 def _gap(model: str, findings: Findings) -> str:
@@ -189,8 +194,8 @@ def _under_attack(results: Results) -> Iterator[str]:
     ]
     most = [f"{quoted(row.defence)} {share(row)} ({attack_name(row)})" for row in worst]
     yield (
-        "Under attacks that know the defence, the most harmful requests that were followed: "
-        f"{'; '.join(most)}."
+        f"Under attacks that know the defence, the most harmful requests that {results.model} "
+        f"followed: {'; '.join(most)}."
     )
 
 
