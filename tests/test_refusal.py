@@ -202,7 +202,8 @@ def test_words_are_read_behind_declined_requests_alone(
     first = backbone.next_token_logits(final).argmax(-1).tolist()
     prefixes = ((20, 21, 22), (first[0], 23))
     margins = torch.tensor([3.0, 0.5, -1.0, 2.0, -0.5, 4.0])
-    given = declined_prefix_margins(backbone, rows, final, prefixes, margins)
+    opening = replace(read_opening(backbone, final, (0,), prefixes), margin=margins)
+    given = declined_prefix_margins(backbone, rows, opening)
     begun = []
     for row, token, margin, words in zip(rows, first, margins, given, strict=True):
         expected = margin[None]
@@ -213,7 +214,8 @@ def test_words_are_read_behind_declined_requests_alone(
             expected = prefix_margins(backbone, states, prefix, expected)
         torch.testing.assert_close(words, expected[0], atol=1e-4, rtol=0)
     assert set(begun) == set(prefixes)
-    assert torch.equal(declined_prefix_margins(backbone, rows, final, [()], margins), margins)
+    wordless = replace(opening, begun=[()] * len(rows))
+    assert torch.equal(declined_prefix_margins(backbone, rows, wordless), margins)
 
 
 def test_a_model_that_does_not_refuse_is_not_asked(guard: Guard) -> None:

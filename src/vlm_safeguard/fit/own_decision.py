@@ -10,6 +10,7 @@ from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.refusal import (
     declined_prefix_margins,
     prefix_margins,
+    read_opening,
     refusal_margins,
     refusal_prefix,
     refusal_tokens,
@@ -62,6 +63,6 @@ def own_measures(
         rows: token ids of the requests.
         final: (requests, hidden) final states, as `text_states` returns them.
     """
-    margins = refusal_margins(backbone, final, own.tokens)
-    words = declined_prefix_margins(backbone, rows, final, own.prefixes, margins)
-    return torch.stack([margins, words], dim=1)
+    opening = read_opening(backbone, final, own.tokens, own.prefixes)
+    words = declined_prefix_margins(backbone, rows, opening)
+    return torch.stack([opening.margin, words], dim=1)

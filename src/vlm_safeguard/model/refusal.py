@@ -10,12 +10,7 @@ import torch
 from vlm_safeguard.model.activations import read_start
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.text_pass import TextPass
-from vlm_safeguard.policy.refusal import (
-    Opening,
-    first_token_margin,
-    prefix_begun,
-    token_margin,
-)
+from vlm_safeguard.policy.refusal import Opening, first_token_margin, token_margin
 from vlm_safeguard.progress import bar
 
 _ROWS = 64  # rows whose logits are held at once
@@ -77,21 +72,6 @@ def read_opening(
 
 
 @torch.no_grad()
-def prefixes_begun(
-    backbone: Backbone, states: torch.Tensor, prefixes: Sequence[tuple[int, ...]]
-) -> list[tuple[int, ...]]:
-    """`prefix_begun` by the likeliest token after each of (n, hidden) final states."""
-    if len(prefixes) == 1 or not len(states):
-        return [prefixes[0]] * len(states)
-    tokens = [
-        token
-        for rows in torch.split(states, _ROWS)
-        for token in backbone.next_token_logits(rows).argmax(-1).tolist()
-    ]
-    return [prefix_begun(token, prefixes) for token in tokens]
-
-
-@torch.no_grad()
 def refusal_prefix(
     backbone: Backbone, read: TextPass, refused: Sequence[tuple[int, ...]], longest: int
 ) -> tuple[int, ...]:
@@ -123,26 +103,21 @@ def refusal_prefix(
 def declined_prefix_margins(
     backbone: Backbone,
     rows: Sequence[Sequence[int]],
-    final: torch.Tensor,
-    prefixes: Sequence[tuple[int, ...]],
-    margins: torch.Tensor,
+    opening: Opening,
 ) -> torch.Tensor:
     """(requests,) `prefix_margins` of requests as token ids, along the prefix that each begins.
 
     Only declined ones are read.
-
-    Args:
-        final: (requests, hidden) final states.
     """
+    margins = opening.margin
     words = margins.clone()
     declined = sorted(
         (margins > 0).nonzero()[:, 0].tolist(), key=lambda request: len(rows[request])
     )
     if not declined:
         return words
-    longest = max(map(len, prefixes))
-    start = read_start(backbone, [rows[request] for request in declined], longest)
-    begun = prefixes_begun(backbone, final[declined], prefixes)
+    begun = [opening.begun[request] for request in declined]
+    start = read_start(backbone, [rows[request] for request in declined], max(map(len, begun)))
     with bar(len(declined), "words of refusals", "request") as shown:
         for prefix in filter(None, dict.fromkeys(begun)):
             mine = [n for n, each in zip(declined, begun, strict=True) if each == prefix]
