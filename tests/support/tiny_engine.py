@@ -106,7 +106,7 @@ def make_tiny(folder: Path) -> Tiny:
         gate=gate,
         discriminant=discriminant,
         refusal_prefix=prefix,
-        other_prefixes=((other, *prefix[1:]),),
+        other_prefixes=((other, 5, 6, 7),),
         response=Response.REFUSAL,
     )
     return Tiny(model, processor, folder, guard)
