@@ -42,9 +42,7 @@ Part = Callable[[], Iterable[str]]
 
 ROOT = Path(__file__).parents[1]
 DEMO, POCKET, CODER = ROOT / "docs", ROOT / "results" / "pocket", ROOT / "results" / "coder"
-RESPONSES, CODER_RESPONSES = (
-    ROOT / "results" / f"{model}-responses" for model in ("pocket", "coder")
-)
+RESPONSES = ROOT / "results" / "coder-responses"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 _MARKED = re.compile(r"(?<=<!-- make docs: )(\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -92,7 +90,7 @@ def evaluation(folder: Path) -> Evaluation:
 def overview() -> Iterator[str]:
     """Both reference VLMs in at most ten lines, each from its latest run of all columns."""
     lines, counts = [], set()
-    folders_of = {"Coder": (CODER_RESPONSES, CODER), "Pocket": (RESPONSES, POCKET)}
+    folders_of = {"Coder": (RESPONSES, CODER), "Pocket": (POCKET,)}
     for model, folders in folders_of.items():
         runs = [evaluation(folder).results.rows for folder in folders]
         for defence, name in _DEFENCES.items():
@@ -155,7 +153,7 @@ def defences() -> Iterator[str]:
     """What the names of the tables stand for."""
     rows = [
         row
-        for folder in (POCKET, CODER, RESPONSES, CODER_RESPONSES, DEMO)
+        for folder in (POCKET, CODER, RESPONSES, DEMO)
         for row in evaluation(folder).results.rows
     ]
     yield from table(glossary_sheet(rows))
@@ -334,13 +332,10 @@ PARTS: dict[str, Part] = {
     "overview": overview,
     "demo": partial(results, DEMO, "refusals", "over-refusal", "utility"),
     "pocket": partial(results, POCKET, *_SECTIONS),
-    "pocket-responses": partial(results, RESPONSES, "attack", "over-refusal", "utility", "cost"),
-    "coder-responses": partial(
-        results, CODER_RESPONSES, "attack", "over-refusal", "utility", "cost"
-    ),
+    "coder-responses": partial(results, RESPONSES, "attack", "over-refusal", "utility", "cost"),
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
-    "attack-pocket-pixels": partial(results, ROOT / "results" / "attack-pocket-pixels", "attacks"),
+    "attack-pocket": partial(results, ROOT / "results" / "attack-pocket", "attacks"),
     "attack-coder": partial(results, ROOT / "results" / "attack-coder", "attacks"),
     "gates-pocket": partial(gates, "gates-pocket"),
     "gates-coder": partial(gates, "gates-coder"),

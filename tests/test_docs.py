@@ -93,9 +93,8 @@ def test_pages_are_what_their_data_give(make: ModuleType) -> None:
 def test_what_is_made_of_a_run_is_of_the_run_that_is_shown(make: ModuleType) -> None:
     page = (ROOT / "docs" / "results.md").read_text("utf-8")
     runs = {
-        "pocket-responses": make.RESPONSES,
-        "coder-responses": make.CODER_RESPONSES,
         "pocket": make.POCKET,
+        "coder-responses": make.RESPONSES,
         "coder": make.CODER,
     }
     for name, folder in runs.items():

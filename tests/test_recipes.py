@@ -36,7 +36,6 @@ ARCHITECTURES = {
     "gemma-3": "gemma3",
     "internvl": "internvl",
     "pocket": "llava",
-    "pocket-responses": "llava",
     "coder": "llava",
     "coder-responses": "llava",
 }
@@ -51,7 +50,6 @@ def test_every_recipe_has_an_architecture() -> None:
         "attack-coder",
         "attack-pocket",
         "attack-pocket-long",
-        "attack-pocket-pixels",
     }
     assert plans.keys() - attacking == set(ARCHITECTURES)
 

@@ -195,9 +195,9 @@ def _frontier(results: Results) -> Section:
     settings = results.frontier
     figure = Figure(
         "frontier",
-        f"Attack success against over-refusal at {len(settings)} settings of strength and "
-        "threshold. The table below has all values.",
-        "Attack success against over-refusal as strength and threshold sweep, with 95 % intervals.",
+        f"Attack success against over-refusal at {len(settings)} settings of the guard. The table "
+        "below has all values.",
+        "Attack success against over-refusal as the settings sweep, with 95 % intervals.",
         partial(frontier_figure, settings),
     )
     return Section(

@@ -20,8 +20,8 @@ def frontier_sheet(frontier: Sequence[Setting]) -> Sheet:
     return Sheet(
         name="frontier",
         title="Every setting of the sweeps",
-        caption="Attack success against over-refusal as the edit's strength and the gate's "
-        "threshold change, with 95 % intervals.",
+        caption="Attack success against over-refusal as settings of the edit or the gate change, "
+        "with 95 % intervals.",
         header=("knob", "setting", "images", "attack success", "over-refusal"),
         lines=tuple(
             (
