@@ -36,7 +36,7 @@ class Tokens:
 
     Attributes:
         text: of its prompt, less the image.
-        refusal: its words, which are read behind the text where its first token leads.
+        refusal: its words, which may be read behind the text.
     """
 
     image: float
@@ -52,12 +52,12 @@ class Tokens:
     def asked(self, setting: str) -> float:
         """That the guard reads besides: questions, and prompts of open requests' answers.
 
-        Of open requests alone the words of a refusal are asked for, too; of all where states are
-        edited along them.
+        The words of a refusal are asked for, too, where states are edited along them. Else they are
+        for few requests, which are not counted.
         """
         if setting == _EDITS:
             return (1 - _TEXT) * (self.text + self.refusal)
-        return (1 - _TEXT) * self.text + _OPEN * (2 * self.text + self.refusal)
+        return (1 - _TEXT + _OPEN) * self.text
 
     def saved(self, setting: str) -> float:
         """That need not be read: what open requests show, where they are asked first, unedited."""
