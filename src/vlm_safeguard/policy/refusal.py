@@ -38,8 +38,12 @@ class Opening:
             tokens: that refusals open with.
             prefixes: that refusals begin with.
         """
+        margin = first_token_margin(logits, tokens).cpu()
+        if len(prefixes) == 1:  # as most guards have it: then no more is asked of the device
+            alone = [prefixes[0]] * len(logits)
+            return cls(margin, alone, alone)
         return cls(
-            first_token_margin(logits, tokens).cpu(),
+            margin,
             [prefix_begun(token, prefixes) for token in logits.argmax(-1).tolist()],
             likeliest_prefixes(logits, prefixes),
         )
