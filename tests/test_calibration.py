@@ -10,8 +10,8 @@ import torch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.calibration import (
     Further,
+    Judged,
     OwnDecision,
-    Questions,
     calibrate,
     floor_of,
 )
@@ -33,11 +33,11 @@ def choice() -> Choice:
     return Choice(made, 2, (1, 2), (1, 2), None, scores)
 
 
-def further(scores: torch.Tensor) -> Further:
-    """Of which the layers and the scores are read alone."""
+def further(scores: torch.Tensor, judged: Judged) -> Further:
+    """Of which the layers are read alone."""
     states = torch.randn(2, 30, 3, 6)
     made = fit_discriminant(states[0], states[1], 0.5)
-    return Further(Shrunk(made, 0.5, (0, 2), torch.ones(3), scores[:4], scores), scores)
+    return Further(Shrunk(made, 0.5, (0, 2), torch.ones(3), scores[:4], scores), judged)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -52,14 +52,15 @@ def test_a_gate_adds_to_the_model_s_refusals_what_the_budgets_allow(
     measures, measured = torch.randn(PLAIN + MORE, 2), torch.randn(ASKED, 2)
     if not declines:
         measured[:, 0] = -1
+    harmless = Judged.whole(scores, measures)
     refusal, score = calibrate(
         choice(),
         OWN,
-        measures,
+        harmless,
         {"calibration": scores[:PLAIN]},
-        Questions(asked, measured),
+        Judged.whole(asked, measured),
         FitOptions(budget=budget, further_budget=2 * budget),
-        further(scores),
+        further(scores, harmless),
     )
     assert isinstance(refusal, RefusalDiscriminant)
     assert isinstance(score, TextDiscriminant)
@@ -97,9 +98,9 @@ def test_too_few_harmless_requests_are_an_error() -> None:
         calibrate(
             choice(),
             None,
-            None,
+            Judged.whole(scores, None),
             {"calibration": scores},
-            Questions(torch.randn(ASKED), None),
+            Judged.whole(torch.randn(ASKED), None),
             FitOptions(budget=0.005),
         )
 
@@ -119,9 +120,9 @@ def test_no_question_about_an_image_is_declined_into_an_open_gate() -> None:
             [2.0, 1.0, 0.3],  # refused, and it scores as harmful
         ]
     )
-    floor = floor_of(Questions(measures[:, 2], measures[:, :2]), refusal)
+    floor = floor_of(Judged.whole(measures[:, 2], measures[:, :2]), refusal)
     assert floor == pytest.approx(-0.4)
     placed = refusal.model_copy(update={"score_floor": floor})
     assert placed.opens(measures, 1)[:, 0].tolist() == [False, False, False, False, True]
-    answered = Questions(measures[2:, 2], measures[2:, :2])
+    answered = Judged.whole(measures[2:, 2], measures[2:, :2])
     assert floor_of(answered, refusal) is None

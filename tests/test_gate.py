@@ -157,15 +157,16 @@ def test_any_criterion_opens_and_each_says_its_own(reading: Reading) -> None:
         TextScore(layers=(1, 3), threshold=threshold, budget=0.1, calibrated_on=9),
         ImageScore(layer=1, threshold=0.0, budget=0.1, calibrated_on=9),
     )
-    asked = [5, 0, None, 4, 3]  # requests 0, 1, 3 and 4; the third is left alone
+    asked = [(5,), (0,), (), (4,), (3,)]  # requests 0, 1, 3 and 4; the third is left alone
     decision = decide(gate, "text", asked, reading, 3)
     assert decision.awaits_image
-    for row, is_open, findings in zip(
+    for rows, is_open, findings in zip(
         asked, decision.is_open.tolist(), decision.findings, strict=True
     ):
-        if row is None:
+        if not rows:
             assert (is_open, findings) == ([False] * 3, ())
             continue
+        (row,) = rows
         own, text = row == 5, scores[row] > threshold
         assert [f.criterion for f in findings] == ["own_refusal", "text_score"]
         assert [f.opened for f in findings] == [own, text]
@@ -177,8 +178,26 @@ def test_any_criterion_opens_and_each_says_its_own(reading: Reading) -> None:
     assert [len(f) for f in both.findings] == [3, 3, 0, 3, 3]
 
 
+def test_a_request_is_open_by_its_text_or_by_a_sentence_of_it(reading: Reading) -> None:
+    """And what is said is what was measured of that: of the text, if it opens by that."""
+    scores = [harm(reading, row, (1, 3)) for row in range(ROWS)]
+    order = sorted(range(ROWS), key=lambda row: scores[row])
+    low, lower, high, higher = order[1], order[0], order[-2], order[-1]
+    threshold = (scores[order[-3]] + scores[high]) / 2
+    gate = (TextScore(layers=(1, 3), threshold=threshold, budget=0.1, calibrated_on=9),)
+    asked = [(low, lower), (low, high, higher), (high, low, higher)]
+    decision = decide(gate, "text", asked, reading, 2)
+    assert decision.is_open.tolist() == [[False, False], [True, True], [True, True]]
+    told = [finding for (finding,) in decision.findings]
+    assert [f.opened for f in told] == [False, True, True]
+    for finding, row in zip(told, (low, high, high), strict=True):
+        assert finding.measures["text_score"] == pytest.approx(scores[row])
+    alone = [(f.sentence or "").startswith("of one of its sentences alone") for f in told]
+    assert alone == [False, True, False]
+
+
 def test_a_gate_that_is_always_open_reads_no_pass() -> None:
-    decision = decide(GATES["open"], "nothing", [0, None], None, 2)
+    decision = decide(GATES["open"], "nothing", [(0,), ()], None, 2)
     assert decision.is_open.tolist() == [[True, True], [False, False]]
     assert not decision.awaits_image
     with pytest.raises(AssertionError):
@@ -189,7 +208,7 @@ def test_a_score_that_is_no_number_is_an_error(reading: Reading) -> None:
     broken = replace(reading, states={n: x * math.nan for n, x in reading.states.items()})
     gate = (TextScore(layers=(1,), threshold=0, budget=0.1, calibrated_on=9),)
     with pytest.raises(Exception, match=r"text-only pass .* not a number \(text_score\)"):
-        decide(gate, "text", [0], broken, 1)
+        decide(gate, "text", [(0,)], broken, 1)
 
 
 # --- thresholds ---

@@ -163,8 +163,8 @@ def test_words_are_read_only_behind_a_text_whose_first_token_refuses(
         )
         if name != "r"
     }
-    further = {"r-guard-words": ([*text, *words], None, 2)} if harmful else {}
-    assert asked == {"r-guard": (text, 2, None), **further}
+    further = {"r-guard-0-words": ([*text, *words], None, 2)} if harmful else {}
+    assert asked == {"r-guard-0": (text, 2, None), **further}
 
 
 @ORDERS
@@ -173,7 +173,7 @@ def test_a_client_that_leaves_ends_all_that_was_asked_of_its_request(
 ) -> None:
     engine = Engine(logits)
     asyncio.run(GuardedClient(engine, judge, order).abort("r"))
-    assert engine.aborted == ["r", "r-guard", "r-guard-words"]
+    assert engine.aborted == ["r", "r-guard-0", "r-guard-0-words"]
 
 
 @ORDERS

@@ -182,17 +182,17 @@ def test_missing_log_probabilities_are_no_verdict(policy: Policy) -> None:
     logits[2, PREFIX[0]] += 9.0
     words = entries_of(logits, ids, len(TOKENS) + 1)[3:]
     with pytest.raises(ValueError, match="words of a refusal were not read"):
-        judge.receipt(request, Answer(words[0]))
+        judge.receipt(request, [Answer(words[0])])
     with pytest.raises(ValueError, match="argument"):
-        judge.receipt(request, Answer(words[0], words[:-1], PREFIX))
+        judge.receipt(request, [Answer(words[0], words[:-1], PREFIX)])
     for entry in (None, {PREFIX[0]: SimpleNamespace(logprob=-1.0)}):
         with pytest.raises(ValueError, match="lack those"):
-            judge.receipt(request, Answer(entry))
+            judge.receipt(request, [Answer(entry)])
     for chances in ((-torch.inf, -1.0, -1.0), (torch.nan, -1.0, -1.0)):
         lost = dict(enumerate(SimpleNamespace(logprob=each) for each in chances))
         shown = {PREFIX[0]: lost[0], 1: lost[1], 2: lost[2]}
         with pytest.raises(SafeguardError, match="not a number"):
-            judge.receipt(request, Answer(shown))
+            judge.receipt(request, [Answer(shown)])
 
 
 def answer_of(judge: Judge, model: Any, request: Request, states: Any = None) -> Answer:
@@ -229,7 +229,7 @@ def test_the_verdict_is_that_of_transformers(
         other_prefixes=(second,),
     )
     judge = Judge(mine)
-    verdicts = [judge.receipt(each, answer_of(judge, model, each)) for each in read]
+    verdicts = [judge.receipt(each, [answer_of(judge, model, each)]) for each in read]
     assert {receipt.guarded for receipt in verdicts} == {True, False}
     attached = guard.variant(
         gate=mine.gate,
@@ -298,7 +298,7 @@ def test_a_gate_that_reads_states_decides_as_under_transformers(
     )
     with attached.attach(model):
         for text, request, answer in zip(shown, texts, answers, strict=True):
-            verdict = judge.receipt(request, answer)
+            verdict = judge.receipt(request, [answer])
             inputs = chat_inputs(model, processor, [chat_of(text, noise_image(0))])
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
             (receipt,) = attached.receipts
@@ -308,4 +308,4 @@ def test_a_gate_that_reads_states_decides_as_under_transformers(
     told = ("text_score", "text_discriminant")
     assert opened >= {(name, which) for name in told for which in (True, False)}
     with pytest.raises(ValueError, match="were read"):
-        judge.receipt(texts[0], replace(answers[0], states={}))
+        judge.receipt(texts[0], [replace(answers[0], states={})])

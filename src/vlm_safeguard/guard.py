@@ -210,6 +210,7 @@ class Guard:
             rank=policy.rank,
             refusal_prefix=list(policy.refusal_prefix),
             other_prefixes=[list(prefix) for prefix in policy.other_prefixes],
+            sentences=policy.sentences,
             response=policy.response,
             random_seed=policy.random_seed,
             edit=policy.edit.to_config(),
@@ -246,15 +247,12 @@ class Guard:
                 generation_prompt=config.generation_prompt,
                 refusal_prefix=tuple(config.refusal_prefix),
                 other_prefixes=tuple(map(tuple, config.other_prefixes)),
+                sentences=config.sentences,
                 response=config.response,
                 random_seed=config.random_seed,
                 discriminant=_discriminant(tensors),
             )
-            known = (
-                EmbeddingSample(tensors.pop("embedding_sample"))
-                if config.tolerances is None
-                else Fingerprint.take(tensors, config.tolerances)
-            )
+            known = _known(tensors, config)
         except KeyError as error:
             raise SafeguardError(
                 f"{source}/{artifact.WEIGHTS_NAME} holds no tensor {error}."
@@ -302,6 +300,13 @@ def _discriminant(tensors: dict[str, torch.Tensor]) -> Discriminant | None:
     if not any(name in tensors for name in names):
         return None
     return Discriminant(*(tensors.pop(name) for name in names))
+
+
+def _known(tensors: dict[str, torch.Tensor], config: Config) -> Fingerprint | EmbeddingSample:
+    """What the model is known by, taken out of a guard's tensors."""
+    if config.tolerances is None:
+        return EmbeddingSample(tensors.pop("embedding_sample"))
+    return Fingerprint.take(tensors, config.tolerances)
 
 
 def _provenance(

@@ -1,6 +1,7 @@
 """Fitting on further forms of requests: in wrappers, in other languages, as second turns.
 
-They give the discriminant, and the tokens and words that refusals open with in other languages.
+They give the discriminant, which judges whole requests and sentences alone, and the tokens and
+words that refusals open with in other languages.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from vlm_safeguard.model.conversation import (
     user_turn,
 )
 from vlm_safeguard.model.refusal import refusal_margins, refusal_prefix, refusal_tokens
-from vlm_safeguard.policy.calibration import Further, OwnDecision
+from vlm_safeguard.policy.calibration import Further, Judged, OwnDecision
 from vlm_safeguard.policy.choice import TextStates
 from vlm_safeguard.policy.discriminant import choose_discriminant
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
+from vlm_safeguard.policy.sentences import Sentences
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -60,12 +62,11 @@ def measure_further(
     prompt: GenerationPrompt,
     data: FitData,
     plain: Measured,
+    sentences: Sentences | None,
     options: FitOptions,
     batch_size: int,
-) -> tuple[Further, OwnDecision | None, torch.Tensor | None]:
+) -> tuple[Further, OwnDecision | None]:
     """A discriminant of requests in all forms, and the model's own decision in all languages.
-
-    Last come the `own_measures` of the calibration requests in all forms.
 
     Where the processor can write one turn only, there are no second turns among the forms.
     """
@@ -83,12 +84,16 @@ def measure_further(
     asked = [each.request for each in calibration]
     requests = [*(p.harmful for p in pairs), *(p.harmless for p in pairs), *asked]
     rows = [prompt.judged(encode(processor, request)) for request in requests]
-    sizes = [len(pairs), len(pairs), len(calibration)]
+    whole = [*plain.rows, *rows[2 * len(pairs) :]]
+    parts, owners = parted(whole, sentences, prompt)
+    rows += parts
+    sizes = [len(pairs), len(pairs), len(rows) - 2 * len(pairs)]
     states, final = text_states(backbone, rows, batch_size=batch_size, label="further forms")
     harmful, harmless, ordinary = torch.split(states, sizes)
 
     topics = [*range(len(data.anchors)), *(pair.topic for pair in pairs)]
     ordinary_topics = [*range(len(data.calibration)), *(each.topic for each in calibration)]
+    ordinary_topics = [ordinary_topics[owner] for owner in owners]
     shrunk = choose_discriminant(
         torch.cat([plain.texts.harmful, harmful]),
         torch.cat([plain.texts.harmless, harmless, plain.texts.calibration, ordinary]),
@@ -99,19 +104,33 @@ def measure_further(
         options.shrinkages,
         options.near_best,
     )
-    further = Further(shrunk, shrunk.harmless[len(topics) :].clone())
+    scores = shrunk.harmless[len(topics) :].clone()
     if plain.own is None:
-        return further, None, None
+        return Further(shrunk, Judged(scores, None, torch.tensor(owners))), None
     finals = torch.split(final, sizes)
     harmful_rows = rows[: len(pairs)]
     own = _in_all_languages(backbone, pairs, harmful_rows, finals, plain.own, options)
     measures = own_measures(
-        backbone,
-        [*plain.rows, *rows[-len(calibration) :]],
-        torch.cat([plain.texts.final[2], finals[2]]),
-        own,
+        backbone, [*whole, *parts], torch.cat([plain.texts.final[2], finals[2]]), own
     )
-    return further, own, measures
+    return Further(shrunk, Judged(scores, measures, torch.tensor(owners))), own
+
+
+def parted(
+    rows: Sequence[Sequence[int]], sentences: Sentences | None, prompt: GenerationPrompt
+) -> tuple[list[list[int]], list[int]]:
+    """The sentences of requests as token ids; and the request of each row, then of each sentence.
+
+    Args:
+        sentences: None where requests are judged whole alone.
+    """
+    parts, owners = [], [*range(len(rows))]
+    for owner, row in enumerate(rows if sentences is not None else ()):
+        assert sentences is not None
+        alone = sentences.alone(tuple(row), prompt)
+        parts += [list(part) for part in alone]
+        owners += [owner] * len(alone)
+    return parts, owners
 
 
 def _in_all_languages(

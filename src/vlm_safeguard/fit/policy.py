@@ -28,8 +28,9 @@ from vlm_safeguard.model.generation_prompt import (
     learn_generation_prompt,
 )
 from vlm_safeguard.model.refusal import refusal_tokens
+from vlm_safeguard.model.sentences import learn_sentences
 from vlm_safeguard.model.template import learn_text_view
-from vlm_safeguard.policy.calibration import OwnDecision, calibrate
+from vlm_safeguard.policy.calibration import Judged, OwnDecision, calibrate
 from vlm_safeguard.policy.choice import Choice, TextStates, choose
 from vlm_safeguard.policy.edits import Edit
 from vlm_safeguard.policy.gate import GATES, AnyCriterion
@@ -91,19 +92,25 @@ def fit_policy(
     choice = choose(texts, rank, layers, options)
     shift = _measure_drift(backbone, processor, data, texts, options, batch_size)
     scores, ordinary = dict(choice.scores), rows[-len(data.calibration) :]
-    further, measures = None, None
+    further, sentences, harmless = None, None, Judged.whole(scores["calibration"], None)
     if gate == DISCRIMINANT:
-        further, own, measures = measure_further(
+        if options.sentences:
+            bounds = options.sentence_tokens, options.sentences
+            sentences = learn_sentences(processor, prompt, *bounds)
+        further, own = measure_further(
             backbone,
             processor,
             prompt,
             data,
             Measured(texts, ordinary, own),
+            sentences,
             options,
             batch_size,
         )
+        harmless = further.judged
     elif gate == CALIBRATED and own is not None:
         measures = own_measures(backbone, ordinary, texts.final[2], own)
+        harmless = Judged.whole(scores["calibration"], measures)
     if gate not in GATES and choice.image_layer is not None:
         scores["calibration_image"] = _measure_image_scores(
             backbone, processor, data, choice, batch_size
@@ -112,10 +119,12 @@ def fit_policy(
     if gate in GATES:
         gates = GATES[gate]
     else:
-        questions = measure_questions(backbone, processor, prompt, choice, own, further, batch_size)
-        gates = calibrate(choice, own, measures, scores, questions, options, further)
+        questions = measure_questions(
+            backbone, processor, prompt, choice, own, further, sentences, batch_size
+        )
+        gates = calibrate(choice, own, harmless, scores, questions, options, further)
     if further is not None:
-        scores["calibration"] = further.scores
+        scores["calibration"] = further.judged.highest
         pairs = len(further.shrunk.harmful)
         scores["harmful"] = further.shrunk.harmful
         scores["harmless"] = further.shrunk.harmless[:pairs].clone()
@@ -130,6 +139,7 @@ def fit_policy(
         generation_prompt=prompt,
         refusal_prefix=() if own is None else own.prefix,
         other_prefixes=() if own is None else own.other_prefixes,
+        sentences=sentences,
         response=response,
         discriminant=None if further is None else further.shrunk.discriminant,
     )

@@ -17,6 +17,7 @@ from vlm_safeguard.policy.gate import Gate
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.options import FitOptions
 from vlm_safeguard.policy.response import Response
+from vlm_safeguard.policy.sentences import Sentences
 from vlm_safeguard.policy.text_view import TextView
 from vlm_safeguard.policy.tolerances import Tolerances
 
@@ -58,6 +59,7 @@ class Config(BaseModel):
 
     Attributes:
         other_prefixes: of refusals in other languages; earlier guards have none.
+        sentences: last, as they are many numbers; earlier guards have none.
         tolerances: of the fingerprint; None where the model is known by its embeddings (format 3).
     """
 
@@ -78,6 +80,7 @@ class Config(BaseModel):
     gate: Gate
     held_out_auroc: list[float]
     tolerances: Tolerances | None
+    sentences: Sentences | None = None
 
 
 def write(folder: Path, config: Config, tensors: dict[str, torch.Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -12,7 +12,7 @@ from vlm_safeguard.policy.choice import Choice
 from vlm_safeguard.policy.discriminant import Shrunk
 from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, TextDiscriminant, TextScore
 from vlm_safeguard.policy.options import FitOptions
-from vlm_safeguard.policy.own_refusal import OwnRefusal, RefusalDiscriminant
+from vlm_safeguard.policy.own_refusal import OwnRefusal, RefusalDiscriminant, ScoredRefusal
 from vlm_safeguard.policy.threshold import threshold_for
 
 
@@ -39,39 +39,60 @@ class OwnDecision:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a gate judges of n requests: their texts, and their sentences alone.
+
+    Attributes:
+        scores: (texts,) that the gate's criterion of the text has a threshold for.
+        measures: (texts, 2) `own_measures`; None where the model's own decision cannot be read.
+        owners: (texts,) the request of each.
+    """
+
+    scores: torch.Tensor
+    measures: torch.Tensor | None
+    owners: torch.Tensor
+
+    @classmethod
+    def whole(cls, scores: torch.Tensor, measures: torch.Tensor | None) -> Self:
+        """Of requests of one text each."""
+        return cls(scores, measures, torch.arange(len(scores)))
+
+    @property
+    def highest(self) -> torch.Tensor:
+        """(n,) the highest score of each request."""
+        return self._highest(self.scores)
+
+    def opened(self, refusal: ScoredRefusal) -> torch.Tensor:
+        """(n,) bool: the requests that the model's own refusal opens the gate for."""
+        assert self.measures is not None
+        opened = refusal.opens(torch.column_stack([self.measures, self.scores]), 1)[:, 0]
+        return self._highest(opened.float()) > 0
+
+    def _highest(self, values: torch.Tensor) -> torch.Tensor:
+        lowest = values.new_full((int(self.owners.max()) + 1,), -torch.inf)
+        return lowest.scatter_reduce(0, self.owners, values, "amax")
+
+
+@dataclass(frozen=True)
 class Further:
     """What follows from requests in further forms: wrapped, in other languages, second turns.
 
     Attributes:
         shrunk: the discriminant, and the layers that the gate reads of it.
-        scores: (requests,) of the calibration requests, then of those in further forms, each by
-            discriminants that have seen neither its topic nor its wrapper.
+        judged: of the calibration requests, then of those in further forms, by discriminants that
+            have seen neither their topics nor their wrappers.
     """
 
     shrunk: Shrunk
-    scores: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Questions:
-    """Of harmless questions about an image, read without one.
-
-    Attributes:
-        text: (questions,) scores that the gate's criterion of the text has a threshold for.
-        measures: (questions, 2) `own_measures` of them; None where the model's own decision cannot
-            be read.
-    """
-
-    text: torch.Tensor
-    measures: torch.Tensor | None
+    judged: Judged
 
 
 def calibrate(
     choice: Choice,
     own: OwnDecision | None,
-    measures: torch.Tensor | None,
+    harmless: Judged,
     scores: dict[str, torch.Tensor],
-    questions: Questions,
+    questions: Judged,
     options: FitOptions,
     further: Further | None = None,
 ) -> tuple[AnyCriterion, ...]:
@@ -81,31 +102,28 @@ def calibrate(
     question that opens the gate loses the image that it is about.
 
     Args:
-        measures: (requests, 2) `own_measures` of the calibration requests, in all forms where there
-            are further ones; None where the model's own decision cannot be read.
+        harmless: the calibration requests, in all forms where there are further ones.
+        questions: harmless ones about an image, read without it.
         further: what makes the text's score that of a discriminant.
 
     Raises:
         SafeguardError: too few calibration requests for the budget.
     """
     image, count = scores.get("calibration_image"), len(scores["calibration"])
-    text = scores["calibration"] if further is None else further.scores
+    text, asked = harmless.highest, questions.highest
     share = options.budget if image is None else options.budget / 2
     opened = torch.zeros(len(text), dtype=torch.bool)
-    lost = torch.zeros(len(questions.text), dtype=torch.bool)
+    lost = torch.zeros(len(asked), dtype=torch.bool)
     gate: list[AnyCriterion] = []
     if own is not None:
-        assert measures is not None
-        assert questions.measures is not None
         refusal = _refusal(choice, own, questions, further)
-        opened = refusal.opens(torch.column_stack([measures, text]), 1)[:, 0]
-        lost = refusal.opens(torch.column_stack([questions.measures, questions.text]), 1)[:, 0]
+        opened, lost = harmless.opened(refusal), questions.opened(refusal)
         gate.append(refusal)
     try:
         thresholded: dict[str, Any] = {
             "threshold": _threshold(
                 text.masked_fill(opened, -torch.inf),
-                questions.text.masked_fill(lost, -torch.inf),
+                asked.masked_fill(lost, -torch.inf),
                 count,
                 (share, max(share, options.further_budget)),
             ),
@@ -132,14 +150,14 @@ def calibrate(
 
 
 def _refusal(
-    choice: Choice, own: OwnDecision, questions: Questions, further: Further | None
+    choice: Choice, own: OwnDecision, questions: Judged, further: Further | None
 ) -> OwnRefusal | RefusalDiscriminant:
     """The criterion of the model's own decision, with the floor that the questions give it."""
     if further is None:
         refusal = OwnRefusal(tokens=own.tokens, slack=own.slack, layers=choice.legible)
         return refusal.model_copy(update={"score_floor": floor_of(questions, refusal)})
     assert questions.measures is not None
-    declined = questions.text[questions.measures[:, 0] > 0]
+    declined = questions.scores[questions.measures[:, 0] > 0]
     highest = float(declined.max()) if len(declined) else None
     return RefusalDiscriminant(
         tokens=own.tokens,
@@ -172,7 +190,7 @@ def _threshold(
     return max(bounds)
 
 
-def floor_of(questions: Questions, refusal: OwnRefusal) -> float | None:
+def floor_of(questions: Judged, refusal: OwnRefusal) -> float | None:
     """The harm score up to which no refusal counts.
 
     The highest among the questions about an image that a refusal in its usual words opens the gate
@@ -182,7 +200,7 @@ def floor_of(questions: Questions, refusal: OwnRefusal) -> float | None:
         refusal: without a floor.
     """
     assert questions.measures is not None
-    harm, measures = questions.text, questions.measures
+    harm, measures = questions.scores, questions.measures
     opened = refusal.opens(torch.column_stack([measures, harm]), 1)[:, 0]
     lost = opened & (harm <= refusal.score_above)
     return float(harm[lost].max()) if lost.any() else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +12,7 @@ from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.policy.criterion import Criterion
 from vlm_safeguard.policy.reading import Reading
 
+_ALONE = "of one of its sentences alone: "
 _PASSES = {"text": "text-only pass", "image": "multimodal pass"}
 
 
@@ -22,7 +22,8 @@ class Finding(BaseModel):
     Attributes:
         criterion: its name.
         opened: whether it opens the gate.
-        measures: by name, what it measured and compared with.
+        measures: by name, what it measured and compared with: of the text whole or, where
+            it does not open by that, of the sentence by which it does.
         sentence: what there is to say of it.
     """
 
@@ -61,7 +62,7 @@ class Decision:
 def decide(
     gate: Iterable[Criterion],
     reads: str,
-    requests: Sequence[int | None],
+    requests: Sequence[Sequence[int]],
     reading: Reading | None,
     window: int,
 ) -> Decision:
@@ -69,8 +70,8 @@ def decide(
 
     Args:
         reads: that kind, as `Criterion.reads` names it.
-        requests: of each request, its row in `reading`; None for one that is not to be decided on,
-            which stays closed.
+        requests: of each request, its rows in `reading`, any of which opens it: its text's, then
+            those of its sentences. None for one that is not to be decided on: it stays closed.
         reading: the pass; None where the criteria read nothing.
         window: how many layers are edited.
 
@@ -79,31 +80,30 @@ def decide(
     """
     is_open = torch.zeros(len(requests), window, dtype=torch.bool)
     findings: list[tuple[Finding, ...]] = [()] * len(requests)
-    asked = [i for i, row in enumerate(requests) if row is not None]
-    rows = torch.tensor([row for row in requests if row is not None], dtype=torch.long)
+    asked = [number for number, rows in enumerate(requests) if rows]
     for criterion in gate:
         if criterion.reads != reads or not asked:
             continue
-        if reading is None:
-            score = torch.zeros(len(asked), 0)
-        else:
-            score = criterion.score(reading).cpu()[rows]
+        score = torch.zeros(1, 0) if reading is None else criterion.score(reading).cpu()
+        if not torch.isfinite(score[[row for rows in requests for row in rows]]).all():
+            raise SafeguardError(
+                f"The {_PASSES[reads]} gave a score that is not a number ({criterion.name}); "
+                "the request cannot be judged, so nothing is generated."
+            )
         opens = criterion.opens(score, window)
-        is_open[asked] |= opens
-        for request, values, opened in zip(
-            asked, score.tolist(), opens.any(1).tolist(), strict=True
-        ):
-            if not all(map(isfinite, values)):
-                raise SafeguardError(
-                    f"The {_PASSES[reads]} gave a score that is not a number ({criterion.name}); "
-                    "the request cannot be judged, so nothing is generated."
-                )
+        for number in asked:
+            rows = list(requests[number])
+            is_open[number] |= opens[rows].any(0)
+            opening = [row for row in rows if opens[row].any()]
+            row = opening[0] if opening else rows[0]
+            values = score[row].tolist()
+            sentence = criterion.says(values, bool(opening))
             finding = Finding(
                 criterion=criterion.name,
-                opened=opened,
+                opened=bool(opening),
                 measures=criterion.shown(values),
-                sentence=criterion.says(values, opened),
+                sentence=f"{_ALONE}{sentence}" if sentence and row != rows[0] else sentence,
             )
-            findings[request] = (*findings[request], finding)
+            findings[number] = (*findings[number], finding)
     awaits = reads != "image" and any(criterion.reads == "image" for criterion in gate)
     return Decision(is_open, tuple(findings), awaits)

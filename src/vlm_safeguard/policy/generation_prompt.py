@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from vlm_safeguard.policy.token_ids import last_place
+
 
 class Place(NamedTuple):
     """A generation prompt in a text.
@@ -44,7 +46,7 @@ class GenerationPrompt:
         places = [
             Place(name, start, start + len(ids))
             for name, ids in self.forms.items()
-            if (start := _last(text, ids)) is not None
+            if (start := last_place(text, ids)) is not None
         ]
         return max(places, key=lambda place: (place.stop, -place.start), default=None)
 
@@ -66,13 +68,5 @@ class GenerationPrompt:
     def holds_turn(self, answer: Sequence[int]) -> bool:
         """Whether what stands behind a generation prompt is more than an answer."""
         return not self.special_ids.isdisjoint(answer) or (
-            bool(self.next_turn) and _last(answer, self.next_turn) is not None
+            bool(self.next_turn) and last_place(answer, self.next_turn) is not None
         )
-
-
-def _last(text: Sequence[int], ids: tuple[int, ...]) -> int | None:
-    """Where `ids` stands in `text` for the last time."""
-    for start in reversed(range(len(text) - len(ids) + 1)):
-        if text[start] == ids[0] and tuple(text[start : start + len(ids)]) == ids:
-            return start
-    return None

@@ -39,6 +39,9 @@ class FitOptions(BaseModel):
             refusals cannot be told by the first.
         beginning_share: of the answers that have to begin alike for that.
         wrappings: jailbreaks' wrappers that each anchor is put in for the discriminant.
+        sentences: parts of a request that a discriminant's gate judges by themselves, at most; 0
+            for none.
+        sentence_tokens: of such a part, at least.
         shrinkages: shares δ that the discriminant's is chosen from.
         prefix_tokens: tokens of the refusal prefix, at most ("I'm sorry, but I can't assist with
             that." has twelve).
@@ -65,6 +68,8 @@ class FitOptions(BaseModel):
     beginning_tokens: int = Field(default=8, ge=0)
     beginning_share: Share = 0.9
     wrappings: int = Field(default=2, ge=0)
+    sentences: int = Field(default=16, ge=0)
+    sentence_tokens: int = Field(default=4, ge=1)
     shrinkages: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.03, 0.1, 0.3, 0.6, 0.9)
     prefix_tokens: int = Field(default=12, ge=0)
     prefix_fence: float = Field(default=3.0, ge=0)

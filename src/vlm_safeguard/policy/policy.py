@@ -17,6 +17,7 @@ from vlm_safeguard.policy.gate import AnyCriterion, TextDiscriminant, TextScore
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.own_refusal import RefusalWords, ScoredRefusal
 from vlm_safeguard.policy.response import Response
+from vlm_safeguard.policy.sentences import Sentences
 from vlm_safeguard.policy.span import Span
 from vlm_safeguard.policy.subspace import Subspace
 from vlm_safeguard.policy.text_view import TextView
@@ -45,6 +46,8 @@ class Policy:
             middle ("I'm … looking at").
         other_prefixes: likewise of its refusals in other languages, no two with the same first
             token; by that it is known which one a text's refusal is compared with.
+        sentences: how a request is parted into sentences, each of which is judged, too; None where
+            it is judged whole alone.
         random_seed: where set, a random subspace takes the directions' place in the edit (a
             control); the gate keeps the true ones.
         discriminant: of every layer, for criteria that ask for it; None where none does.
@@ -61,6 +64,7 @@ class Policy:
     generation_prompt: GenerationPrompt | None = None
     refusal_prefix: tuple[int, ...] = ()
     other_prefixes: tuple[tuple[int, ...], ...] = ()
+    sentences: Sentences | None = None
     random_seed: int | None = None
     discriminant: Discriminant | None = None
 
@@ -118,6 +122,16 @@ class Policy:
         """Tokens that open the model's refusals; none where its own decision is not asked for."""
         return () if self.own_refusal is None else self.own_refusal.tokens
 
+    def judged(self, text: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What is judged of a request's text: it, then each of its sentences alone.
+
+        Any of them opens the gate. The paper's gate reads the text whole alone.
+        """
+        whole = self.own_refusal is None and self.text_criterion is None
+        if self.sentences is None or self.generation_prompt is None or whole:
+            return [text]
+        return [text, *self.sentences.alone(text, self.generation_prompt)]
+
     @property
     def prefixes(self) -> tuple[tuple[int, ...], ...]:
         """What refusals are compared with: the refusal prefix, then the other languages' ones."""
@@ -166,6 +180,8 @@ class Policy:
         }
         if self.other_prefixes:  # which earlier guards lack, whose sha256 stays
             numbers["other_prefixes"] = self.other_prefixes
+        if self.sentences is not None:  # likewise
+            numbers["sentences"] = asdict(self.sentences)
         digest = hashlib.sha256(json.dumps(numbers, sort_keys=True, default=sorted).encode())
         for tensor in self.tensors().values():
             digest.update(repr(tuple(tensor.shape)).encode())

@@ -15,3 +15,11 @@ def shared_start(rows: Sequence[Sequence[int]]) -> list[int]:
     """The common start of sequences, of which there is one at least."""
     first = rows[0]
     return list(first[: min(same_start(first, row) for row in rows)])
+
+
+def last_place(text: Sequence[int], ids: tuple[int, ...]) -> int | None:
+    """Where `ids`, of which there is one at least, stand in a text for the last time."""
+    for start in reversed(range(len(text) - len(ids) + 1)):
+        if text[start] == ids[0] and tuple(text[start : start + len(ids)]) == ids:
+            return start
+    return None

@@ -87,7 +87,7 @@ class Batch:
         rows = Rows.of(requests, len(prefix))
         starts = token_starts([r.text for r in requests], len(prefix))
         editable = torch.tensor([policy.guards_text or r.media.total > 0 for r in requests])
-        asked = [0 if e else None for e in editable.tolist()]
+        asked = [(0,) if e else () for e in editable.tolist()]
         return cls(
             policy,
             tuple(requests),
@@ -114,7 +114,7 @@ class Batch:
         Args:
             reading: a row for each request.
         """
-        seeing = [i if request.media.total else None for i, request in enumerate(self.requests)]
+        seeing = [(i,) if request.media.total else () for i, request in enumerate(self.requests)]
         more = decide(self.policy.gate, "image", seeing, reading, len(self.policy.layers))
         self.decision = self.decision.merged(more)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 
@@ -44,20 +45,24 @@ class TextReader:
     def ask(self, batch: Batch) -> None:
         """Decide on a batch by its texts, and take the coordinates that its edits aim at.
 
-        Each different text of an editable request is read once; and behind it the words of a
-        refusal, where the model's decision hangs on them or its answer may be edited there.
+        Each different text of an editable request is read once, and each of its sentences; and
+        behind these the words of a refusal, where the model's decision hangs on them or its answer
+        may be edited there.
 
         Raises:
             SafeguardError: a state or a score is not finite, or a hook did not fire.
         """
         readings = TextReadings() if self.readings is None else self.readings
         asked = batch.editable.nonzero()[:, 0].tolist()
-        place = {text: i for i, text in enumerate(dict.fromkeys(batch.texts[i] for i in asked))}
+        judged = {text: self.policy.judged(text) for text in (batch.texts[i] for i in asked)}
+        texts = dict.fromkeys([*judged, *chain(*judged.values())])
+        place = {text: i for i, text in enumerate(texts)}
         passes = TextPasses(
             *(self.backbone, self.hooks, self.policy.watched, readings),
             every_token=bool(self.subspaces),
         )
-        passes.read(place)
+        passes.read(judged)
+        passes.read_last(text for text in texts if text not in judged)
         final = torch.stack([readings.final[text] for text in place])
         states = {
             layer: torch.stack([readings.states[text][layer][-1] for text in place])
@@ -75,7 +80,7 @@ class TextReader:
             words = self._words(list(place), declined, opening, passes)
             reading = replace(reading, prefix_margin=words)
         rows = [
-            place[text] if editable else None
+            [place[each] for each in judged[text]] if editable else []
             for text, editable in zip(batch.texts, batch.editable.tolist(), strict=True)
         ]
         decision = decide(self.policy.gate, "text", rows, reading, len(self.policy.layers))
@@ -93,9 +98,16 @@ class TextReader:
     ) -> Opening:
         """How answers would begin, off the logits that they begin with where these are needed."""
         whole, prefixes = passes.whole, self.policy.prefixes
-        if self.policy.edits or whole is None or not whole.holds(texts):
+        if self.policy.edits or whole is None:
             return read_opening(self.backbone, final, tokens, prefixes)
-        return Opening.of(whole.logits[whole.places(texts)], tokens, prefixes)
+        known = [text for text in texts if text in whole.rows]
+        if not known or known != texts[: len(known)]:
+            return read_opening(self.backbone, final, tokens, prefixes)
+        opening = Opening.of(whole.logits[whole.places(known)], tokens, prefixes)
+        if len(known) == len(texts):
+            return opening
+        rest = read_opening(self.backbone, final[len(known) :], tokens, prefixes)
+        return Opening.joined([opening, rest])
 
     def _words(
         self, texts: list[Text], declined: list[int], opening: Opening, passes: TextPasses

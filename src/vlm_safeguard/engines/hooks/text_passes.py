@@ -14,6 +14,7 @@ from vlm_safeguard.model.text_pass import TextPass
 
 Text = tuple[int, ...]
 T = TypeVar("T")
+_ROWS = 32  # texts in one pass
 
 
 @dataclass
@@ -81,6 +82,21 @@ class TextPasses:
         for row, text in enumerate(missing):
             self.readings.final[text] = whole.final[row, None]
             self.readings.states[text] = {n: rows[row, -len(text) :] for n, rows in states.items()}
+
+    def read_last(self, texts: Iterable[Text]) -> None:
+        """Passes over texts that are not read yet, of each of which its last token is kept.
+
+        Raises:
+            SafeguardError: a hook did not fire.
+        """
+        missing = self.readings.missing(texts, self.layers, every_token=False)
+        missing.sort(key=len)  # so that a pass pads little
+        for first in range(0, len(missing), _ROWS):
+            part = missing[first : first + _ROWS]
+            states, final = self._watch(lambda: self.backbone.run_text(part))  # noqa: B023
+            for row, text in enumerate(part):
+                self.readings.final[text] = final[row]
+                self.readings.states[text] = {n: rows[row, -1:] for n, rows in states.items()}
 
     def read_behind(self, texts: Iterable[Text], prefix: Text) -> None:
         """One pass over a prefix behind those texts where it is not read yet.

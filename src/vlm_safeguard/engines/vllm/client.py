@@ -8,7 +8,7 @@ the policy edits, by the request as it came, whose states workers edit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -63,7 +63,8 @@ class GuardedClient:
     async def abort(self, request_id: str | Iterable[str], **options: Any) -> None:
         """Abort requests, and their questions."""
         ids = [request_id] if isinstance(request_id, str) else list(request_id)
-        every = (name for each in ids for name in (each, *_question_ids(each)))
+        parts = self._judge.parts
+        every = (name for each in ids for name in (each, *question_ids(each, parts)))
         await self._engine.abort(list(every), **options)
 
     async def generate(
@@ -86,22 +87,23 @@ class GuardedClient:
                 first = asyncio.ensure_future(anext(answer))
             request = await self._read(prompt, request_id, options, first)
             if multimodal:
-                asked = question.Question.about(judge, request)
+                asked = question.Question.all_about(judge, request)
                 shared = {name: x for name, x in options.items() if name in _SHARED}
                 given = await read(self._engine, asked, request_id, prompt, **shared)
-                receipt = asked.receipt(given)
+                receipt = asked[0].receipt(given)
                 if judge.awaits_image(receipt):
                     first = first or asyncio.ensure_future(anext(answer))
                     await first
-                    receipt = asked.receipt(given, await take(self._engine, judge, mark))
+                    states = await take(self._engine, judge, mark)
+                    receipt = asked[0].receipt(given, states)
             else:
-                receipt = judge.receipt(request, None)
+                receipt = judge.receipt(request, ())
             place.receipt = receipt
             if receipt.guarded:
                 await _end(answer, first)
                 first = None
                 if judge.policy.edits:
-                    mark = asked.edit_mark(given, receipt.layers)
+                    mark = asked[0].edit_mark(given[0], receipt.layers)
                     answer = self._edited(prompt, sampling_params, request_id, mark, options)
                 else:
                     options.pop("prompt_text", None)
@@ -161,35 +163,58 @@ class GuardedClient:
 
 
 async def read(
-    engine: Any, asked: question.Question, request_id: str, prompt: Any, **options: Any
-) -> Answer:
-    """The engine's answer to a question about a rendered prompt, and to what is asked further.
+    engine: Any, asked: Sequence[question.Question], name: str, prompt: Any, **options: Any
+) -> list[Answer]:
+    """The engine's answers to questions about a rendered prompt, and to what is asked further.
 
     Args:
-        request_id: of the request that it is about.
+        name: by which they are told from others, and aborted with what they are about.
 
     Raises:
-        NotReadError: it gave none.
+        NotReadError: it gave none to one of them.
     """
-    first, further = _question_ids(request_id)
-    answer = await _ask(engine, asked, first, prompt, **options)
-    if (more := asked.further(answer)) is not None:
-        told = await _ask(engine, more, further, prompt, **options)
-        answer = replace(answer, words=told.words, said=told.said)
-    return answer
+    ids = question_ids(name, len(asked))
+    answers = await _ask(engine, asked, ids[: len(asked)], prompt, **options)
+    more = [about.further(answer) for about, answer in zip(asked, answers, strict=True)]
+    places = [place for place, each in enumerate(more) if each is not None]
+    further = [each for each in more if each is not None]
+    ids = [ids[len(asked) + place] for place in places]
+    told = await _ask(engine, further, ids, prompt, **options)
+    for place, each in zip(places, told, strict=True):
+        answers[place] = replace(answers[place], words=each.words, said=each.said)
+    return answers
 
 
 async def _ask(
-    engine: Any, asked: question.Question, request_id: str, prompt: Any, **options: Any
-) -> Answer:
-    last: Any = None
-    given = engine.generate(
-        question.tokens(asked.prompt, prompt), asked.params, request_id, **options
-    )
-    async with aclosing(given):
-        async for output in given:
-            last = output
-    return asked.answered(last, await _shown(engine, asked.mark))
+    engine: Any,
+    asked: Sequence[question.Question],
+    ids: Sequence[str],
+    prompt: Any,
+    **options: Any,
+) -> list[Answer]:
+    """All at once; then what workers read of them."""
+
+    async def last(about: question.Question, request_id: str) -> Any:
+        output: Any = None
+        given = engine.generate(
+            question.tokens(about.prompt, prompt), about.params, request_id, **options
+        )
+        async with aclosing(given):
+            async for each in given:
+                output = each
+        return output
+
+    tasks = [asyncio.ensure_future(last(*each)) for each in zip(asked, ids, strict=True)]
+    try:
+        outputs = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()  # where one failed, the others are of no use
+    shown = await _shown(engine, [name for about in asked for name in about.names])
+    return [
+        about.answered(output, [worker[place : place + 1] for worker in shown])
+        for place, (about, output) in enumerate(zip(asked, outputs, strict=True))
+    ]
 
 
 async def take(engine: Any, judge: Judge, mark: Mark | None) -> dict[int, torch.Tensor]:
@@ -199,20 +224,22 @@ async def take(engine: Any, judge: Judge, mark: Mark | None) -> dict[int, torch.
         NotReadError: they are not those that were to be read.
     """
     assert mark is not None, "a gate that reads states marks requests"
-    return question.states_read(judge, mark, await _shown(engine, mark))
+    names = [] if mark.name is None else [mark.name]
+    return question.states_read(judge, mark, await _shown(engine, names))
 
 
-async def _shown(engine: Any, mark: Mark | None) -> list[list[Any]]:
-    """Of each worker, what it read under a mark's name."""
-    if mark is None or mark.name is None:
+async def _shown(engine: Any, names: Sequence[str]) -> list[list[Any]]:
+    """Of each worker, what it read under these names."""
+    if not names:
         return []
-    shown: list[list[Any]] = await engine.collective_rpc("take_states", args=([mark.name],))
+    shown: list[list[Any]] = await engine.collective_rpc("take_states", args=(list(names),))
     return shown
 
 
-def _question_ids(request_id: str) -> tuple[str, str]:
-    """Of a request's question, and of what is asked further."""
-    return f"{request_id}-guard", f"{request_id}-guard-words"
+def question_ids(request_id: str, count: int) -> list[str]:
+    """Of so many questions about a request; then of what is asked further about each."""
+    ids = [f"{request_id}-guard-{number}" for number in range(count)]
+    return [*ids, *(f"{each}-words" for each in ids)]
 
 
 async def _end(answer: AsyncGenerator[Any, None], first: asyncio.Future[Any] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -149,19 +150,20 @@ class GuardedLLM:
         beside = self._states(marks)
         requests = [self._read(answer, media) for answer, media in zip(answers, shown, strict=True)]
         rows = [row for row, request in enumerate(requests) if request.media.total]
-        questions = [Question.about(judge, requests[row]) for row in rows]
-        read = ask(self._llm, questions, [salts[row] for row in rows])
-        receipts = [judge.receipt(request, None) for request in requests]
-        for row, about, answer in zip(rows, questions, read, strict=True):
-            receipts[row] = about.receipt(answer)
+        questions = {row: Question.all_about(judge, requests[row]) for row in rows}
+        each_salt = [salts[row] for row, several in questions.items() for _ in several]
+        told = iter(ask(self._llm, list(chain(*questions.values())), each_salt))
+        read = {row: list(islice(told, len(several))) for row, several in questions.items()}
+        receipts = [judge.receipt(request, ()) for request in requests]
+        for row, (about, *_) in questions.items():
+            receipts[row] = about.receipt(read[row])
             if judge.awaits_image(receipts[row]):
-                receipts[row] = about.receipt(answer, beside[row])
+                receipts[row] = about.receipt(read[row], beside[row])
         opened = [row for row, receipt in enumerate(receipts) if receipt.guarded]
         if judge.policy.edits:
             edits = {
-                row: about.edit_mark(answer, receipts[row].layers)
-                for row, about, answer in zip(rows, questions, read, strict=True)
-                if receipts[row].guarded
+                row: questions[row][0].edit_mark(read[row][0], receipts[row].layers)
+                for row in opened
             }
             instead = self._edited(run, asked, params, options, edits)
         else:

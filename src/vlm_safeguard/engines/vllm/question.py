@@ -32,27 +32,39 @@ class NotEditedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Question:
-    """About one request.
+    """About one request: about its text, or one of its sentences.
 
     Attributes:
+        text: token ids that are asked about.
         mark: by which workers know what to read; None where they know of nothing.
-        words: of a refusal, token ids that are read behind the request's text.
+        words: of a refusal, token ids that are read behind `text`.
     """
 
     judge: Judge
     request: Request
+    text: tuple[int, ...]
     mark: Mark | None
     words: tuple[int, ...]
 
     @classmethod
     def about(cls, judge: Judge, request: Request) -> Question:
-        """A question of its own: no two share what workers keep.
+        """About its text. No two questions share what workers keep.
 
         The words of a refusal are in it where an answer may be edited along them.
         """
         tokens = tokens_read(judge.policy, request) if judge.policy.edits else ()
         mark = judge.mark(name=uuid4().hex, position=len(request.text) - 1, tokens=tokens)
-        return cls(judge, request, mark, judge.policy.followed)
+        return cls(judge, request, request.text, mark, judge.policy.followed)
+
+    @staticmethod
+    def all_about(judge: Judge, request: Request) -> list[Question]:
+        """About its text, then about each of its sentences, as the policy judges them."""
+        _, *sentences = judge.policy.judged(request.text)
+        marks = [judge.mark(name=uuid4().hex, position=len(each) - 1) for each in sentences]
+        return [
+            Question.about(judge, request),
+            *(Question(judge, request, *each, ()) for each in zip(sentences, marks, strict=True)),
+        ]
 
     def further(self, answer: Answer) -> Question | None:
         """What is asked next: the words of a refusal, where the decision hangs on them.
@@ -70,7 +82,7 @@ class Question:
     @property
     def prompt(self) -> list[int]:
         """Token ids to read."""
-        return [*self.request.text, *self.words]
+        return [*self.text, *self.words]
 
     @property
     def names(self) -> list[str]:
@@ -138,7 +150,7 @@ class Question:
             raise _not_read("text", f"of {expected} tokens, {len(given)} have log-probabilities")
         if not self.words:
             return given[0], ()
-        words = given[len(self.request.text) :]
+        words = given[len(self.text) :]
         return words[0], words
 
     def edit_mark(self, answer: Answer, layers: Sequence[int]) -> Mark:
@@ -148,14 +160,16 @@ class Question:
         assert mark is not None, "workers know of every request of a policy that edits"
         return mark
 
-    def receipt(self, answer: Answer, image: Mapping[int, torch.Tensor] | None = None) -> Receipt:
-        """What the engine's answer decides; see `Judge.receipt`.
+    def receipt(
+        self, answers: Sequence[Answer], image: Mapping[int, torch.Tensor] | None = None
+    ) -> Receipt:
+        """What the engine's answers to all questions about the request decide; see `Judge.receipt`.
 
         Raises:
             NotReadError: it lacks something.
         """
         try:
-            return self.judge.receipt(self.request, answer, image)
+            return self.judge.receipt(self.request, answers, image)
         except (ValueError, SafeguardError) as error:
             raise _not_read("text", error) from error
 

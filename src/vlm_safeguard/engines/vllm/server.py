@@ -98,7 +98,7 @@ async def _serve(arguments: Any, guard: Fitted, judge: Judge, order: Order) -> N
 async def _try(engine: Any, guard: Fitted, judge: Judge) -> None:
     """See `Trial`."""
     packed = engine.vllm_config.model_config.quantization is not None
-    trial, outputs, asked = Trial(guard, judge, packed=packed), [], []
+    trial, outputs = Trial(guard, judge, packed=packed), []
     if judge.policy.edits:
         given = await engine.collective_rpc("set_subspaces", args=(subspaces(judge),))
         check_given(judge, given)
@@ -108,8 +108,8 @@ async def _try(engine: Any, guard: Fitted, judge: Judge) -> None:
         async for output in engine.generate(prompt, trial.params, f"guard-trial-{number}"):
             last = output
         outputs.append(last)
-    for number, each in enumerate(trial.questions):
-        asked.append((each, await read(engine, each, f"guard-question-{number}", {})))
+    questions = trial.questions
+    asked = list(zip(questions, await read(engine, questions, "trial", {}), strict=True))
     trial.check(outputs, asked)
     if (edit := trial.edit(asked)) is not None:
         text, mark = edit

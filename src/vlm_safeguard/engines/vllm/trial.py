@@ -105,7 +105,7 @@ class Trial:
             error = self._known.scores_error(self._judge.policy, torch.stack(states))
             self._check_near("harm scores", error, self._scores)
         for (about, given), answer in zip(asked, following, strict=True):
-            about.receipt(given)
+            about.receipt([given])
             if self._judge.likeliest is None:
                 continue
             refuses = answer.token_ids[0] in self._judge.policy.refusal_tokens

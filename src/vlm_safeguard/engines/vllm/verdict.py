@@ -38,7 +38,7 @@ Entry = Mapping[int, LogProb] | None
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the engine gave to a request's question.
+    """What the engine gave to a question about a text: a request's, or one of its sentences.
 
     Attributes:
         first: of the token that comes next; None where no log-probabilities are asked for.
@@ -76,6 +76,11 @@ class Judge:
         object.__setattr__(self, "layers", () if left else self.policy.watched)
 
     @property
+    def parts(self) -> int:
+        """How many texts of one request are judged at most."""
+        return 1 + (0 if self.policy.sentences is None else self.policy.sentences.most)
+
+    @property
     def likeliest(self) -> int | None:
         """How many of the likeliest tokens are read: one that opens no refusal is among them.
 
@@ -103,7 +108,7 @@ class Judge:
         Raises:
             ValueError: something else is missing in the answer.
         """
-        return self._lacks_words(answer, self._reading(answer))
+        return self._lacks_words(answer, self._reading([answer]))
 
     def opening_leads(self, answer: Answer) -> list[float]:
         """`first_token_margin` wherever the engine showed it: behind the text, and in a prompt."""
@@ -140,13 +145,14 @@ class Judge:
     def receipt(
         self,
         request: Request,
-        answer: Answer | None,
+        answers: Sequence[Answer],
         image: Mapping[int, torch.Tensor] | None = None,
     ) -> Receipt:
         """What the gate makes of a request, and so what is done to it.
 
         Args:
-            answer: to its question; None for a request without media, which is not judged.
+            answers: about its text, then about each of its sentences; none about a request without
+                media, which is not judged.
             image: layer → (1, hidden) states of its own last token, beside its media; None where
                 the multimodal pass is not asked, or not yet.
 
@@ -155,19 +161,18 @@ class Judge:
             SafeguardError: a score is not a number.
         """
         policy = self.policy
-        asked, reading = None, None
-        if answer is not None:
-            asked, reading = 0, self._reading(answer)
-            if self._lacks_words(answer, reading):
+        window, rows, reading = len(policy.layers), range(len(answers)), None
+        if answers:
+            reading = self._reading(answers)
+            if any(self._lacks_words(each, self._reading([each])) for each in answers):
                 raise ValueError(
                     "the words of a refusal were not read, and the decision hangs on them"
                 )
-        window = len(policy.layers)
-        decision = decide(policy.gate, "nothing", [asked], None, window)
-        decision = decision.merged(decide(policy.gate, "text", [asked], reading, window))
+        decision = decide(policy.gate, "nothing", [rows[:1]], None, window)
+        decision = decision.merged(decide(policy.gate, "text", [rows], reading, window))
         if image is not None:
             seen = Reading(image, policy.directions, policy.layers)
-            decision = decision.merged(decide(policy.gate, "image", [0], seen, window))
+            decision = decision.merged(decide(policy.gate, "image", [rows[:1]], seen, window))
         return Receipt.of(
             request,
             decision.findings[0],
@@ -184,15 +189,20 @@ class Judge:
             return False
         return bool(own.awaits_words(reading))
 
-    def _reading(self, answer: Answer) -> Reading:
+    def _reading(self, answers: Sequence[Answer]) -> Reading:
+        """Of all these texts, a row each."""
         policy, first, least = self.policy, None, None
         if policy.own_refusal is not None:
-            first, least = (torch.tensor([x]) for x in self.margins(answer))
-        if answer.states.keys() != set(self.layers):
-            raise ValueError(f"of layers {list(self.layers)}, {sorted(answer.states)} were read")
-        return Reading(
-            answer.states, policy.directions, policy.layers, first, least, policy.discriminant
-        )
+            first, least = map(torch.tensor, zip(*map(self.margins, answers), strict=True))
+        for answer in answers:
+            if answer.states.keys() != set(self.layers):
+                raise ValueError(
+                    f"of layers {list(self.layers)}, {sorted(answer.states)} were read"
+                )
+        states = {
+            layer: torch.cat([each.states[layer] for each in answers]) for layer in self.layers
+        }
+        return Reading(states, policy.directions, policy.layers, first, least, policy.discriminant)
 
 
 def _lead(entry: Entry, among: frozenset[int]) -> float:
