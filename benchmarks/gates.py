@@ -40,7 +40,8 @@ from vlm_safeguard.model.vlm import VLM
 from vlm_safeguard.report.figures.style import CYCLE
 
 _ROWS = 16
-WORDS = "refusal words"
+_PAIRS = 100  # requests in one message
+WHOLE, WORDS = "discriminant, text whole", "refusal words"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ def requests(limit: int | None) -> dict[str, list[str]]:
         for template in jailbreak_templates().values()
         for prompt in read_prompts("jailbreak")
     ]
+    harmful, harmless = asked["harmful"][:_PAIRS], asked["harmless"][:_PAIRS]
+    asked["harmful, then harmless"] = list(map(" ".join, zip(harmful, harmless, strict=True)))
+    asked["harmless, then harmful"] = list(map(" ".join, zip(harmless, harmful, strict=True)))
+    others = [*harmless[1:], harmless[0]]
+    asked["two harmless"] = list(map(" ".join, zip(harmless, others, strict=True)))
     asked["image question"] = [question.text for question in image_questions()]
     return {kind: texts[:limit] for kind, texts in asked.items()}
 
@@ -116,18 +122,20 @@ def show(rows: list[Row], path: Path, where: dict[str, Any]) -> None:
     Console(width=120).print(table)
     kinds = list(dict.fromkeys(row.kind for row in rows))
     gates = list(dict.fromkeys(row.gate for row in rows))
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    width = 0.84 / len(gates)
+    figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
     for number, gate in enumerate(gates):
         mine = [row.opened for row in rows if row.gate == gate]
-        places = [place + 0.13 * (2 * number - len(gates) + 1) for place in range(len(kinds))]
+        shift = width * (number - (len(gates) - 1) / 2)
+        places = [place + shift for place in range(len(kinds))]
         spread = [
             [100 * (e.value - e.low) for e in mine],
             [100 * (e.high - e.value) for e in mine],
         ]
-        axes.bar(places, [100 * e.value for e in mine], 0.24, color=CYCLE[number], label=gate)
+        axes.bar(places, [100 * e.value for e in mine], width, color=CYCLE[number], label=gate)
         axes.errorbar(places, [100 * e.value for e in mine], spread, fmt="none", ecolor="grey")
-    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds])
     axes.set(ylabel="gate open, %", ylim=(0, 104), title=path.stem)
     axes.legend(loc="upper right")
     figure.savefig(path.with_suffix(".png"), dpi=130)
@@ -152,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else Guard.fit(model, processor, gate=gate)
         for gate in (CALIBRATED, DISCRIMINANT)
     }
+    guards[WHOLE] = guards[DISCRIMINANT].variant(sentences=None)  # its sentences are not judged
     if guards[CALIBRATED].policy.own_refusal is not None:
         policy = runnable(guards[CALIBRATED].policy, refusal_alone=True)  # inside vLLM
         guards[WORDS] = guards[CALIBRATED].variant(gate=policy.gate)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from support.reference import refitted
+from support.reference import QUESTIONS, refitted, run_row, text_ids, with_thresholds
 from tiny import TINY, load_makers
 from vlm_safeguard.defences.defence import InPasses
 from vlm_safeguard.defences.table import NAMES, defences
@@ -22,6 +22,7 @@ from vlm_safeguard.evaluation.asks.attempt import Attempt
 from vlm_safeguard.evaluation.attack_plan import AttackPlan, SuffixPlan
 from vlm_safeguard.evaluation.attacks.checkpoints import Checkpoints
 from vlm_safeguard.evaluation.attacks.descent import Budget, Descent
+from vlm_safeguard.evaluation.attacks.openness import openness
 from vlm_safeguard.evaluation.attacks.pgd import PGD
 from vlm_safeguard.evaluation.attacks.pixels import Pixels
 from vlm_safeguard.evaluation.attacks.prefill import BEGINNING, Prefill
@@ -31,7 +32,9 @@ from vlm_safeguard.evaluation.attacks.universal import Universal
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.conversation import Turn, chat_of, encode_chats, request_text
+from vlm_safeguard.model.sentences import learn_sentences
 from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.response import Response
 
 Model = LlavaForConditionalGeneration
@@ -338,9 +341,10 @@ def test_the_suffix_search_finds_the_best_token_of_all(vlm: VLM, guard: Guard) -
     everything = SuffixPlan(tokens=1, steps=1, candidates=10_000, top_k=10_000)
     found = Search(target, chat, everything, 0).run()
     tokenizer, processor = vlm.tokenizer, vlm.processor
-    bare = encode_chats(processor, [chat_of(request_text(chat))])["input_ids"]
+    request = request_text(chat).rstrip(".?")
+    bare = encode_chats(processor, [chat_of(request)])["input_ids"]
     texts = [
-        chat_of(request_text(chat) + tokenizer.decode([token]))
+        chat_of(request + tokenizer.decode([token]))
         for token in range(len(tokenizer))
         if token not in tokenizer.all_special_ids
     ]
@@ -364,24 +368,73 @@ def test_the_suffix_lowers_the_loss_of_the_text_as_it_is_written(
     made = Suffix()(target, asks, plan, Checkpoints(tmp_path, []))
     texts = [replace(ask, condition="text") for ask in asks]
     files = [attacked(ask, x, tmp_path) for ask, x in zip(texts, made, strict=True)]
-    before, after = losses_of(vlm, target, texts), losses_of(vlm, target, files)
-    for attempt, first, last in zip(made, before, after, strict=True):
+    samples = [replace(ask.sample, text=ask.sample.text.rstrip(".?")) for ask in texts]
+    bare = [replace(ask, sample=sample) for ask, sample in zip(texts, samples, strict=True)]
+    before, after = losses_of(vlm, target, bare), losses_of(vlm, target, files)
+    for attempt, sample, file, first, last in zip(made, samples, files, before, after, strict=True):
         assert attempt.loss == pytest.approx((first, last), abs=1e-3)
         assert attempt.suffix
+        assert request_text(file.chat()) == sample.text + attempt.suffix
         assert attempt.image is None
     assert sum(after) < sum(before)
 
 
-def test_guards_share_the_suffixes_of_the_text_that_their_gates_read(
+def test_guards_share_the_suffixes_that_close_their_gate(
     vlm: VLM, guard: Guard, tmp_path: Path
 ) -> None:
     plan = a_plan(suffix=SuffixPlan(tokens=2, steps=1, candidates=2, top_k=2))
     asks, checkpoints = drawn(1), Checkpoints(tmp_path, [])
-    made = [
-        Suffix()(aimed(vlm, guard, name), asks, plan, checkpoints)
-        for name in ("none", "default", "text")
-    ]
-    assert made[0] == made[1] == made[2]
+    made = {
+        name: Suffix()(aimed(vlm, guard, name), asks, plan, checkpoints)
+        for name in ("none", "default", "text", "canned")
+    }
+    assert made["default"] == made["text"] == made["canned"]
+    assert [made[name][0].through for name in ("none", "default")] == ["none", "gate"]
+
+
+def hiding(guard: Guard, processor: LlavaProcessor) -> Policy:
+    """A gate that judges sentences, too, open by a refusal's token and by the score."""
+    prompt = guard.policy.generation_prompt
+    assert prompt is not None
+    gate = with_thresholds(guard, -9.0, tokens=REFUSALS).policy
+    return replace(gate, sentences=learn_sentences(processor, prompt, 2, 16))
+
+
+@torch.no_grad()
+def test_how_far_a_gate_is_open_is_what_its_criteria_measure(
+    model: Model, vlm: VLM, guard: Guard, processor: LlavaProcessor
+) -> None:
+    """Against layers that are called one at a time on each text."""
+    policy = hiding(guard, processor)
+    text = policy.text_criterion
+    assert text is not None
+    texts = [text_ids(processor, question) for question in QUESTIONS]
+    found = openness(vlm.backbone, policy, texts)
+    for ids, value in zip(texts, found.tolist(), strict=True):
+        states, logits = run_row(model, ids)
+        harm = [float(policy.directions.harm_score(states[n][-1:], n)) for n in text.layers]
+        others = [x for token, x in enumerate(logits[-1].tolist()) if token not in REFUSALS]
+        lead = max(float(logits[-1, token]) for token in REFUSALS) - max(others)
+        expected = max(lead, 0) + 0.1 * min(lead, 0)
+        expected += 8 * max(sum(harm) / len(harm) - text.threshold, 0)
+        assert value == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_suffix_is_sought_that_closes_the_gate_for_every_sentence(
+    vlm: VLM, guard: Guard, processor: LlavaProcessor
+) -> None:
+    """A candidate counts as its text does that opens the gate furthest."""
+    policy = hiding(guard, processor)
+    target = replace(aimed(vlm, guard, "default"), gate=policy)
+    chat = chat_of("How to swim? How to dive? How to")
+    search = Search(target, chat, SuffixPlan(tokens=2, steps=3, candidates=8, top_k=8), 0)
+    found = search.run()
+    ids = text_ids(processor, request_text(chat) + found.text)
+    judged = policy.judged(tuple(ids))
+    assert len(judged) > 2
+    with torch.no_grad():
+        alone = [float(openness(vlm.backbone, policy, [each])[0]) for each in judged]
+    assert found.loss == pytest.approx(max(alone), abs=1e-3)
 
 
 def test_where_refusals_are_not_known_an_affirmative_start_is_sought(

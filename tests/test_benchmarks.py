@@ -176,17 +176,18 @@ def test_gates(tmp_path: Path, model: Any, processor: Any, guard: Guard) -> None
         given = [f"--guard={gate}={tmp_path / 'guard'}" for gate in ("calibrated", "discriminant")]
         gates.main(["tiny", "--limit", "5", "--out", str(tmp_path), *given])
     rows = json.loads((tmp_path / "gates-tiny.json").read_text("utf-8"))["rows"]
-    kinds = ("harmful", "harmless", "lookalike", "jailbreak", "image question")
-    assert [row["kind"] for row in rows] == [kind for kind in kinds for _ in range(2)]
+    asked = gates.requests(5)
+    assert len(asked["two harmless"]) == 5
+    assert {asked["two harmless"][0]} == {" ".join(asked["harmless"][:2])}
+    assert [row["kind"] for row in rows] == [kind for kind in asked for _ in range(3)]
     for row in rows:
         assert row["opened"]["n"] == 5
         assert row["own"] == 0  # the tiny model does not refuse
-    texts = gates.requests(5)["harmless"]
-    inputs = ask(processor, texts)
+    inputs = ask(processor, asked["harmless"])
     with guard.attach(model) as attachment:
         receipts = attachment.generate(**inputs, max_new_tokens=1).receipts
     opened = sum(receipt.guarded for receipt in receipts) / 5
-    assert rows[2]["opened"]["value"] == opened
+    assert rows[3]["opened"]["value"] == opened
 
 
 def test_what_vllm_is_asked_for_its_cost() -> None:

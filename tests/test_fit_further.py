@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,15 +85,25 @@ def criterion(guard: Guard) -> TextDiscriminant:
 def test_it_is_fitted_on_all_forms_and_calibrated_on_all(
     told: Guard, exact_model: Model, processor: LlavaProcessor
 ) -> None:
-    """The discriminant, computed again from single texts read one by one."""
+    """The discriminant, computed again from single texts read one by one.
+
+    The calibration requests' sentences are among the harmless texts; a request scores as the
+    highest of its texts does.
+    """
     pairs = [Pair(a.harmful, a.harmless, n) for n, a in enumerate(ANCHORS)] + few_pairs()
     ordinary = [Ordinary(text, n) for n, text in enumerate(ORDINARY)] + few_requests()
-    folds = [torch.tensor([each.topic for each in side]) % FOLDS for side in (pairs, ordinary)]
-    asked = [each.request for each in ordinary]
-    texts = [[p.harmful for p in pairs], [*(p.harmless for p in pairs), *asked]]
-    states = [
-        torch.stack([last_states(exact_model, processor, text) for text in side]) for side in texts
+    whole = [ids_of(processor, each.request) for each in ordinary]
+    alone = [told.policy.judged(tuple(ids))[1:] for ids in whole]
+    assert sum(map(bool, alone)) > FEW
+    owners = [*range(len(ordinary)), *(n for n, each in enumerate(alone) for _ in each)]
+    topics = [[each.topic for each in pairs], [ordinary[owner].topic for owner in owners]]
+    folds = [torch.tensor(side) % FOLDS for side in topics]
+    harmless = [ids_of(processor, pair.harmless) for pair in pairs]
+    texts: list[list[Sequence[int]]] = [
+        [ids_of(processor, pair.harmful) for pair in pairs],
+        [*harmless, *whole, *(part for each in alone for part in each)],
     ]
+    states = [torch.stack([last_states(exact_model, ids) for ids in side]) for side in texts]
     chosen, made = criterion(told), told.policy.discriminant
     assert made is not None
     assert told.provenance.options is not None
@@ -106,7 +117,7 @@ def test_it_is_fitted_on_all_forms_and_calibrated_on_all(
         if torch.allclose(each.weights, made.weights, rtol=1e-3, atol=1e-5)
     ]
     assert len(alike) == 1
-    scores, judged = torch.empty(len(asked)), states[1][len(pairs) :]
+    scores, judged = torch.empty(len(owners)), states[1][len(pairs) :]
     for fold in range(FOLDS):
         out = folds[1] == fold
         harmless_folds = torch.cat([folds[0], folds[1]])
@@ -114,20 +125,23 @@ def test_it_is_fitted_on_all_forms_and_calibrated_on_all(
             states[0][folds[0] != fold], states[1][harmless_folds != fold], alike[0]
         )
         scores[out] = unseen.scores(judged[out])[:, list(chosen.layers)].mean(1)
+    scores = torch.stack([scores[torch.tensor(owners) == n].max() for n in range(len(ordinary))])
     torch.testing.assert_close(told.scores["calibration"], scores, rtol=0, atol=1e-3)
-    assert chosen.calibrated_on == len(asked)
+    assert chosen.calibrated_on == len(ordinary)
     for part in (scores[: len(ORDINARY)], scores[len(ORDINARY) :]):
         opened = int((part > chosen.threshold).sum())
         assert opened < math.floor(chosen.budget * (len(part) + 1)) + 1
 
 
-def last_states(model: Model, processor: LlavaProcessor, request: str | FollowUp) -> torch.Tensor:
+def ids_of(processor: LlavaProcessor, request: str | FollowUp) -> list[int]:
+    """Of a request, ready for the answer."""
+    if isinstance(request, str):
+        return list(encode_chat(processor, request))
+    return turn_ids(processor, request)
+
+
+def last_states(model: Model, ids: Sequence[int]) -> torch.Tensor:
     """(layers, hidden) of the last token, of a text without hooks of ours."""
-    ids = (
-        encode_chat(processor, request)
-        if isinstance(request, str)
-        else turn_ids(processor, request)
-    )
     states, _ = run_row(model, ids)
     return torch.stack([layer[-1] for layer in states]).float()
 

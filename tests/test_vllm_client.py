@@ -25,6 +25,7 @@ from vlm_safeguard.policy.edits import Refuse
 from vlm_safeguard.policy.gate import ImageScore, TextScore
 from vlm_safeguard.policy.own_refusal import RefusalWords
 from vlm_safeguard.policy.response import Response
+from vlm_safeguard.policy.sentences import Sentences
 
 REFUSES, WIDTH = 30, 8  # a text with this token is refused
 ORDERS = pytest.mark.parametrize("order", list(Order))
@@ -200,7 +201,7 @@ def test_a_client_that_leaves_before_the_verdict_leaves_nothing_behind(
             await task
 
     asyncio.run(leave())
-    assert "r-guard" in engine.aborted
+    assert "r-guard-0" in engine.aborted
     assert sorted(engine.aborted) == sorted(name for name, _ in engine.given)
 
 
@@ -300,6 +301,79 @@ def test_states_decide_where_workers_read_them(
         question = engine.prompts[[mark.position is not None for mark in marks].index(True)]
         assert question["prompt_token_ids"] == render(harmful=harmful)["prompt_token_ids"][4:]
         assert engine.kept == {}
+
+
+def parting(judge: Judge) -> Judge:
+    """Judges the sentences of a request, too; token 20 ends one."""
+    return Judge(replace(judge.policy, sentences=Sentences(frozenset({20}), (), 1, 3)))
+
+
+@ORDERS
+@pytest.mark.parametrize("harmful", [True, False])
+def test_a_sentence_opens_a_gate_that_the_whole_text_leaves_closed(
+    reader: Judge, render: Callable[..., Any], order: Order, harmful: bool
+) -> None:
+    """All are asked about, each under a name of its own; and workers are asked once."""
+    parts, states = parting(reader), reads(reader)
+
+    def hidden(ids: list[int], mark: dict[str, Any]) -> Any:
+        return states([] if 22 in ids else ids, mark)
+
+    engine = Engine(lambda ids: None, states=hidden)
+    prompt = render(harmful=harmful, text=(22, 20))
+    outputs, noted = ask(GuardedClient(engine, parts, order), prompt)
+    assert [each.kind for each in outputs] == ["token" if harmful else "multimodal"] * 3
+    (receipt,) = noted.receipts
+    assert receipt.guarded == harmful
+    assert receipt.reason.startswith("of one of its sentences alone") == harmful
+    text = prompt["prompt_token_ids"][4:]
+    end = text[3:]
+    asked = {
+        name: given["prompt_token_ids"]
+        for (name, _), given in zip(engine.given, engine.prompts, strict=True)
+        if name != "r"
+    }
+    assert asked == {
+        "r-guard-0": text,
+        "r-guard-1": [22, 20, *end],
+        "r-guard-2": [text[2], *end],
+    }
+    assert engine.kept == {}
+    if harmful:
+        assert engine.prompts[-1]["prompt_token_ids"] == text
+
+
+@ORDERS
+def test_words_are_read_behind_the_sentence_that_is_refused(
+    judge: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    def hidden(ids: list[int]) -> torch.Tensor:
+        return logits([31] * len(ids) if 22 in ids else ids)
+
+    engine, parts = Engine(hidden), parting(judge)
+    prompt = render(harmful=True, text=(22, 20))
+    _, noted = ask(GuardedClient(engine, parts, order), prompt)
+    assert [receipt.guarded for receipt in noted.receipts] == [True]
+    names = [name for name, _ in engine.given if name != "r"]
+    assert names == ["r-guard-0", "r-guard-1", "r-guard-2", "r-guard-2-words"]
+    engine.aborted.clear()
+    asyncio.run(GuardedClient(engine, parts, order).abort("r"))
+    assert {"r", *names} <= {*engine.aborted}
+
+
+@ORDERS
+def test_a_sentence_that_was_not_read_is_no_verdict(
+    reader: Judge, render: Callable[..., Any], order: Order
+) -> None:
+    states = reads(reader)
+    engine = Engine(
+        lambda ids: None, states=lambda ids, mark: states(ids, mark) if 22 in ids else None
+    )
+    noted = Ledger()
+    client = GuardedClient(engine, parting(reader), order)
+    with pytest.raises(NotReadError):
+        asyncio.run(collect(client, render(harmful=False, text=(22, 20))))
+    assert noted.receipts == []
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AttackName = Literal["none", "pgd", "universal", "prefill", "suffix"]
 NO_ATTACK: AttackName = "none"
+_MARKS = " .?!…"
 UNBOUNDED = 255  # levels, out of as many
 
 
@@ -29,7 +30,7 @@ class Attempt(BaseModel):
         through: the defence that it was made through, with its gradients; "none" where it is
             transferred from the undefended model; None where nothing was optimised.
         image: the image that is shown, relative to the evaluation's folder; None for text alone.
-        suffix: what is written behind the request.
+        suffix: what is written behind the request, in the place of its last mark.
         prefill: what the answer begins with.
         loss: what the attack lowered, in logits or nats: where it began, and where it ended.
         steps: gradients that were taken for it, of all restarts.
@@ -61,8 +62,13 @@ class Attempt(BaseModel):
         if self.image is not None:
             chat = with_image(chat, opened(folder / self.image))
         if self.suffix:
-            chat = rephrased(chat, f"{request_text(chat)}{self.suffix}")
+            chat = behind(chat, self.suffix)
         return (*chat, Turn("assistant", (self.prefill,))) if self.prefill else chat
+
+
+def behind(chat: Chat, suffix: str) -> Chat:
+    """A conversation whose request goes on in a suffix, without the mark that it ended with."""
+    return rephrased(chat, request_text(chat).rstrip(_MARKS) + suffix)
 
 
 def with_image(chat: Chat, image: Image) -> Chat:

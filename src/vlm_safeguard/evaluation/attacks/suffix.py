@@ -1,6 +1,7 @@
 """Greedy coordinate gradient on a suffix of the request (GCG, Zou et al., arXiv 2307.15043).
 
-It lowers the loss of the text-only pass, by which a guard's gate judges whether the model refuses.
+It lowers the loss of the text-only pass; of a guard, how far its gate is open for the text and its
+sentences. The request's last mark is left out, so that no sentence of its own is left to be judged.
 nanogcg, which does this for causal language models, needs transformers 4.47 or older, and has
 no other loss than a target text's.
 """
@@ -15,9 +16,10 @@ import torch
 from pydantic import BaseModel
 
 from vlm_safeguard.errors import SafeguardError
-from vlm_safeguard.evaluation.asks.attempt import AttackName, Attempt
+from vlm_safeguard.evaluation.asks.attempt import AttackName, Attempt, behind
+from vlm_safeguard.evaluation.attacks.openness import openness
 from vlm_safeguard.evaluation.attacks.target import frozen
-from vlm_safeguard.model.conversation import Chat, encode_chats, rephrased, request_text
+from vlm_safeguard.model.conversation import Chat, encode_chats
 from vlm_safeguard.policy.token_ids import same_start
 from vlm_safeguard.timing import now
 
@@ -128,9 +130,13 @@ class Search:
 
     @torch.no_grad()
     def losses(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(rows,) of prompts, as token ids, by the text-only pass."""
-        parts = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
-        return torch.cat([self._loss(part).cpu() for part in parts])
+        """(rows,) of prompts, as token ids, by the text-only pass: the highest of what is read."""
+        gate = self._target.gate
+        judged = [[tuple(row)] if gate is None else gate.judged(tuple(row)) for row in rows]
+        texts = [text for several in judged for text in several]
+        parts = [texts[start : start + _ROWS] for start in range(0, len(texts), _ROWS)]
+        losses = torch.cat([self._loss(part).cpu() for part in parts])
+        return torch.stack([each.max() for each in torch.split(losses, [len(x) for x in judged])])
 
     def text(self, suffix: Sequence[int]) -> str:
         """What a suffix's tokens say behind the request."""
@@ -138,6 +144,9 @@ class Search:
         return str(decode([*self._before, *suffix])).removeprefix(str(decode(self._before)))
 
     def _loss(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(rows,) of texts as they are, with gradients."""
+        if self._target.gate is not None:
+            return openness(self._backbone, self._target.gate, rows)
         states = self._backbone.run_text(rows)[:, -1]
         return self._target.losses(self._backbone.next_token_logits(states))
 
@@ -201,8 +210,7 @@ class Search:
 
     def _encoded(self, suffixes: Sequence[str]) -> list[list[int]]:
         """Token ids of the text-only prompt with each of these behind its request."""
-        request = request_text(self._chat)
-        chats = self._target.texts([rephrased(self._chat, request + each) for each in suffixes])
+        chats = self._target.texts([behind(self._chat, each) for each in suffixes])
         batch = encode_chats(self._target.vlm.processor, chats)
         return [
             row[mask.bool()].tolist()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from vlm_safeguard.defences.canned import Canned
 from vlm_safeguard.defences.defence import Defence, InPasses
 from vlm_safeguard.defences.guarded import Guarded
 from vlm_safeguard.defences.prompts import NONE, PromptDefence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vlm_safeguard.guard import Guard
     from vlm_safeguard.model.conversation import Chat
     from vlm_safeguard.model.vlm import VLM
+    from vlm_safeguard.policy.policy import Policy
 
 _AFFIRMATIVE = "Sure"  # what an answer opens with that gives what was asked
 
@@ -34,11 +36,13 @@ class Target:
         defence: through which gradients flow: the defence itself, or none where it has no pass of
             its own that answers beside the image. Attacks on those are transferred.
         refusals: first tokens of the model's refusals; none where they are not known.
+        gate: whose gate reads the text before the model does; None where none does.
     """
 
     vlm: VLM
     defence: InPasses
     refusals: tuple[int, ...]
+    gate: Policy | None = None
 
     @classmethod
     def of(cls, vlm: VLM, guard: Guard, name: str) -> Self:
@@ -51,7 +55,7 @@ class Target:
             SafeguardError: there is no such defence.
         """
         defence = defences(guard, [name])[name]
-        return cls(vlm, _differentiable(defence), guard.policy.refusal_tokens)
+        return cls(vlm, _differentiable(defence), guard.policy.refusal_tokens, _gate(defence))
 
     @property
     def name(self) -> str:
@@ -60,10 +64,9 @@ class Target:
 
     @property
     def reader(self) -> str:
-        """The defence whose words the text-only pass reads; "none" where it adds none.
-
-        What a guard's gate reads is that pass without any words, and so the undefended model's.
-        """
+        """What reads the text: the guard's gate, a defence with words of its own, or "none"."""
+        if self.gate is not None:
+            return "gate"
         return self.defence.name if isinstance(self.defence, PromptDefence) else NONE.name
 
     @contextmanager
@@ -131,6 +134,15 @@ def _differentiable(defence: Defence) -> InPasses:
     if isinstance(defence, PromptDefence) and defence.marker:
         return NONE  # it begins with thoughts, so its first token is not the answer's
     return defence if isinstance(defence, InPasses) else NONE
+
+
+def _gate(defence: Defence) -> Policy | None:
+    """The policy whose gate a defence asks about the text; None where there is none."""
+    if not isinstance(defence, Guarded | Canned):
+        return None
+    policy = defence.guard.policy
+    asks = policy.own_refusal is not None or policy.text_criterion is not None
+    return policy if asks else None
 
 
 def _parameters(model: Any) -> Any:

@@ -1,0 +1,54 @@
+"""How far a guard's gate is open for a text, as a search can lower it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from vlm_safeguard.model.activations import hidden_states
+from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.policy.policy import Policy
+from vlm_safeguard.policy.reading import Reading
+from vlm_safeguard.policy.refusal import first_token_margin
+
+_SCORE = 8.0  # logits that a unit of score weighs: harmful requests lead by some 8, and score 1
+_BELOW = 0.1  # of a lead that a closed gate still counts, so that the model refuses less, too
+
+
+def openness(backbone: Backbone, policy: Policy, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """(texts,) by how much each text opens the gate, with gradients; below 0 where it does not.
+
+    It sums, in logits, by how much a refusal's first token leads and by how much the score is above
+    its threshold, as either alone opens. Words of refusals are not read: a gate that they leave
+    closed is counted as open.
+
+    Args:
+        texts: token ids, ready for the answer; each is read as it is.
+    """
+    states: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int, output: object) -> None:
+        states[layer] = hidden_states(output, backbone.streams_at)[:, -1]
+
+    handles = [
+        backbone.layers[layer].register_forward_hook(
+            lambda module, args, output, layer=layer: keep(layer, output)
+        )
+        for layer in policy.watched
+    ]
+    try:
+        final = backbone.run_text(texts)[:, -1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    device = final.device
+    told = None if policy.discriminant is None else policy.discriminant.to(device)
+    reading = Reading(states, policy.directions.to(device), policy.layers, discriminant=told)
+    total = final.new_zeros(len(texts), dtype=torch.float32)
+    if (own := policy.own_refusal) is not None:
+        lead = first_token_margin(backbone.next_token_logits(final), own.tokens)
+        total = total + lead.clamp(min=0) + _BELOW * lead.clamp(max=0)
+    if (text := policy.text_criterion) is not None:
+        total = total + _SCORE * (text.score(reading)[:, 0] - text.threshold).clamp(min=0)
+    return total
