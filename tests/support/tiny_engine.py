@@ -46,9 +46,9 @@ class Tiny:
 
 
 def requests() -> list[str]:
-    """Of several lengths, the longest of several chunks."""
+    """Of several lengths and numbers of sentences, the longest of several chunks."""
     texts = [text for each in shipped_anchors()[:4] for text in (each.harmful, each.harmless)]
-    return [*texts, " ".join(texts), "Why?"]
+    return [*texts, f"{texts[1]} {texts[0]}", " ".join(texts), "Why?"]
 
 
 def image_of(number: int) -> Any:
@@ -77,7 +77,7 @@ def make_tiny(folder: Path) -> Tiny:
     discriminant = fit_discriminant(states[0], states[1], shrinkage=0.5)
     scores = directions.harm_scores(states[2])[:, [1, 4]].mean(1)
     told = discriminant.scores(states[2])[:, [0, 5]].mean(1)
-    high = [float(each.quantile(0.7)) for each in (scores, told)]
+    high = [float(each.quantile(0.65)) for each in (scores, told)]  # between two of them
     declined = int(scores.argmin())
     prefix: tuple[int, ...] = ()
     for _ in range(3):
