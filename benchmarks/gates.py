@@ -73,6 +73,10 @@ def requests(limit: int | None) -> dict[str, list[str]]:
     harmful, harmless = asked["harmful"][:_PAIRS], asked["harmless"][:_PAIRS]
     asked["harmful, then harmless"] = list(map(" ".join, zip(harmful, harmless, strict=True)))
     asked["harmless, then harmful"] = list(map(" ".join, zip(harmless, harmful, strict=True)))
+    asked["harmful and harmless, one sentence"] = [
+        f"{first.rstrip('.?!')}, and {then[0].lower()}{then[1:]}"
+        for first, then in zip(harmful, harmless, strict=True)
+    ]
     others = [*harmless[1:], harmless[0]]
     asked["two harmless"] = list(map(" ".join, zip(harmless, others, strict=True)))
     asked["image question"] = [question.text for question in image_questions()]
