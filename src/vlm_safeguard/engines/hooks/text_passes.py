@@ -9,12 +9,15 @@ from typing import TypeVar
 import torch
 
 from vlm_safeguard.engines.hooks.layers import LayerHooks
+from vlm_safeguard.model.activations import read_start
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.text_pass import TextPass
+from vlm_safeguard.policy.token_ids import shared_start
 
 Text = tuple[int, ...]
 T = TypeVar("T")
 _ROWS = 32  # texts in one pass
+_LONG = 64  # tokens that texts begin with, from which it pays to read them apart
 
 
 @dataclass
@@ -86,14 +89,18 @@ class TextPasses:
     def read_last(self, texts: Iterable[Text]) -> None:
         """Passes over texts that are not read yet, of each of which its last token is kept.
 
+        A long start that all have, a system prompt say, is read once.
+
         Raises:
             SafeguardError: a hook did not fire.
         """
         missing = self.readings.missing(texts, self.layers, every_token=False)
         missing.sort(key=len)  # so that a pass pads little
+        long = len(missing) > 1 and len(shared_start(missing)) >= _LONG
+        start = read_start(self.backbone, missing) if long else None
         for first in range(0, len(missing), _ROWS):
             part = missing[first : first + _ROWS]
-            states, final = self._watch(lambda: self.backbone.run_text(part))  # noqa: B023
+            states, final = self._watch(lambda: self.backbone.run_behind(start, part))  # noqa: B023
             for row, text in enumerate(part):
                 self.readings.final[text] = final[row]
                 self.readings.states[text] = {n: rows[row, -1:] for n, rows in states.items()}
