@@ -63,6 +63,9 @@ def summary(guard: Guard) -> dict[str, Any]:
         "edited tokens": _edited_tokens(policy),
         "held-out AUROC in them": f"{min(window):.3f}–{max(window):.3f}",
         "gate opens by": " or ".join(criterion.name for criterion in policy.gate),
+        "gate judges": "a request whole"
+        if policy.sentences is None
+        else f"a request whole, and its sentences alone, {policy.sentences.most} at most",
         "anchor pairs": made.anchor_pairs,
         "calibration requests": made.calibration_requests,
         "text-only view": "exact" if policy.text_view.exact else "approximate",
