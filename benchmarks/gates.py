@@ -11,6 +11,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -127,7 +128,7 @@ def show(rows: list[Row], path: Path, where: dict[str, Any]) -> None:
     kinds = list(dict.fromkeys(row.kind for row in rows))
     gates = list(dict.fromkeys(row.gate for row in rows))
     width = 0.84 / len(gates)
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = figure.subplots()
     for number, gate in enumerate(gates):
         mine = [row.opened for row in rows if row.gate == gate]
@@ -139,9 +140,9 @@ def show(rows: list[Row], path: Path, where: dict[str, Any]) -> None:
         ]
         axes.bar(places, [100 * e.value for e in mine], width, color=CYCLE[number], label=gate)
         axes.errorbar(places, [100 * e.value for e in mine], spread, fmt="none", ecolor="grey")
-    axes.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds])
+    axes.set_xticks(range(len(kinds)), [fill(kind, 12) for kind in kinds])
     axes.set(ylabel="gate open, %", ylim=(0, 104), title=path.stem)
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", fontsize=9)
     figure.savefig(path.with_suffix(".png"), dpi=130)
 
 
