@@ -64,8 +64,8 @@ def test_no_image_moves_an_open_gates_answer(server: Client) -> None:
 
 def test_a_storm(server: Client) -> None:
     distinct = requests(2)
-    asked = [distinct[7 * n % len(distinct)] for n in range(32)]
-    made = server.run(weathered(server, distinct, asked, 200.0, TOKENS, 0))
+    asked = [distinct[7 * n % len(distinct)] for n in range(64)]
+    made = server.run(weathered(server, distinct, asked, 5000.0, TOKENS, 0))
     assert made.answered + made.left == len(asked)
     assert made.preempted > 0, "the cache was to be too small"
     assert (made.unguarded, made.decided_otherwise, made.contaminated) == (0, 0, 0)
