@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from support.observe import decoder_passes
 from support.reference import QUESTIONS, ask, run_row, text_ids, with_thresholds
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.layers import LayerHooks
@@ -38,21 +36,6 @@ def text_reader(
         policy, backbone, hooks, policy.directions, subspaces, policy.discriminant, readings
     )
     return reader, hooks
-
-
-@contextmanager
-def decoder_passes(model: Model) -> Iterator[list[tuple[int, int]]]:
-    """(rows, tokens) of each pass of the decoder while it is open."""
-    passes: list[tuple[int, int]] = []
-
-    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        passes.append(tuple(kwargs["input_ids"].shape))
-
-    handle = Backbone.of(model).decoder.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield passes
-    finally:
-        handle.remove()
 
 
 def read(policy: Policy, processor: LlavaProcessor, images: list[bool]) -> Batch:

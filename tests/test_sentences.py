@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from support.observe import decoder_passes
 from support.reference import ask, run_row, text_ids, with_thresholds
 from vlm_safeguard.engines.hooks.layers import LayerHooks
 from vlm_safeguard.engines.hooks.text_passes import TextPasses, TextReadings
@@ -128,21 +126,6 @@ def test_what_is_typed_hides_no_sentence() -> None:
     assert Sentences(ENDS, (55,), 1, 16).alone((*typed, *PROMPT.direct), PROMPT) == []
 
 
-@contextmanager
-def decoder_tokens(model: Model) -> Iterator[list[int]]:
-    """How many tokens each pass of the decoder reads while it is open, padding and all."""
-    read: list[int] = []
-
-    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        read.append(kwargs["input_ids"].numel())
-
-    handle = Backbone.of(model).decoder.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield read
-    finally:
-        handle.remove()
-
-
 def parting(guard: Guard, processor: LlavaProcessor) -> Policy:
     """The guard's policy, which judges sentences, too."""
     prompt = guard.policy.generation_prompt
@@ -198,9 +181,10 @@ def test_a_long_system_prompt_is_read_once_and_changes_no_reading(
         TextReadings(),
         every_token=False,
     )
-    with torch.no_grad(), decoder_tokens(model) as read:
+    with torch.no_grad(), decoder_passes(model) as read:
         passes.read_last(judged)
-    assert (sum(read) < sum(map(len, judged))) == (words == 90)
+    tokens = sum(rows * width for rows, width in read)
+    assert (tokens < sum(map(len, judged))) == (words == 90)
     for ids in judged:
         states, _ = run_row(model, ids)
         for layer, found in passes.readings.states[ids].items():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
+
+from vlm_safeguard.model.backbone import Backbone
 
 Model = LlavaForConditionalGeneration
 
@@ -29,6 +33,21 @@ def answer(model: Model, inputs: dict[str, Tensor], **options: Any) -> Any:
         handle.remove()
     out.logits = logits
     return out
+
+
+@contextmanager
+def decoder_passes(model: Model) -> Iterator[list[tuple[int, int]]]:
+    """(rows, tokens) of each pass of the decoder while it is open."""
+    passes: list[tuple[int, int]] = []
+
+    def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        passes.append(tuple(kwargs["input_ids"].shape))
+
+    handle = Backbone.of(model).decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -124,9 +124,11 @@ def parted(
     Args:
         sentences: None where requests are judged whole alone.
     """
-    parts, owners = [], [*range(len(rows))]
-    for owner, row in enumerate(rows if sentences is not None else ()):
-        assert sentences is not None
+    parts: list[list[int]] = []
+    owners = [*range(len(rows))]
+    if sentences is None:
+        return parts, owners
+    for owner, row in enumerate(rows):
         alone = sentences.alone(tuple(row), prompt)
         parts += [list(part) for part in alone]
         owners += [owner] * len(alone)

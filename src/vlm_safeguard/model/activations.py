@@ -50,6 +50,8 @@ def capture_last_token(
 ) -> Iterator[dict[int, torch.Tensor]]:
     """While open, layer index → (batch, hidden) states of the last position, of the last pass.
 
+    They have gradients where the pass has.
+
     Args:
         upto: the last layer that is needed, from where a pass is left by an `_Enough`.
     """
@@ -57,7 +59,7 @@ def capture_last_token(
 
     def keep(layer: int) -> Any:
         def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-            states[layer] = hidden_states(output, backbone.streams_at)[:, -1].detach().clone()
+            states[layer] = hidden_states(output, backbone.streams_at)[:, -1].clone()
             if layer == upto:
                 raise _Enough
 

@@ -19,7 +19,7 @@ from vlm_safeguard.policy.token_ids import same_start, shared_start
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-_QUESTIONS = ("What is shown here?", "Describe it in one word.", "Name two colours, please")
+QUESTIONS = ("What is shown here?", "Describe it in one word.", "Name two colours, please")
 _ANSWERS = ("Sure, gladly.", "A red ball")
 #: By which templates let a model think before it answers, or not.
 _SWITCHES = ("enable_thinking", "thinking")
@@ -32,7 +32,7 @@ def learn_generation_prompt(processor: ProcessorMixin) -> GenerationPrompt:
     Raises:
         SafeguardError: it writes nothing that all questions share.
     """
-    questions = [[user_turn(question)] for question in _QUESTIONS]
+    questions = [[user_turn(question)] for question in QUESTIONS]
     forms = {"default": _behind(processor, questions)}
     if not forms["default"]:
         raise SafeguardError(
@@ -111,7 +111,7 @@ def _before_given_answers(processor: ProcessorMixin) -> tuple[int, ...]:
         SafeguardError: it cannot be given one.
     """
     before = []
-    for question in _QUESTIONS:
+    for question in QUESTIONS:
         rows = [
             encode_messages(
                 processor,
@@ -127,12 +127,12 @@ def _before_given_answers(processor: ProcessorMixin) -> tuple[int, ...]:
 
 def _between_turns(processor: ProcessorMixin) -> tuple[int, ...]:
     """What stands between an answer and the next request; nothing where there is only one turn."""
-    first = [user_turn(_QUESTIONS[0]), _answer_turn(_ANSWERS[0])]
+    first = [user_turn(QUESTIONS[0]), _answer_turn(_ANSWERS[0])]
     try:
         alone = encode_messages(processor, first, add_generation_prompt=False)
         rows = [
             encode_messages(processor, [*first, user_turn(question)], add_generation_prompt=False)
-            for question in _QUESTIONS[1:]
+            for question in QUESTIONS[1:]
         ]
     except SafeguardError:
         return ()

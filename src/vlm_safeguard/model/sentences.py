@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlm_safeguard.model.conversation import encode_messages, tokenizer_of, user_turn
+from vlm_safeguard.model.generation_prompt import QUESTIONS
 from vlm_safeguard.policy.generation_prompt import GenerationPrompt
 from vlm_safeguard.policy.sentences import Sentences
 from vlm_safeguard.policy.token_ids import same_start, shared_start
@@ -12,7 +13,6 @@ from vlm_safeguard.policy.token_ids import same_start, shared_start
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-_REQUESTS = ("What is shown here?", "Describe it in one word.", "Name two colours, please")
 _MARKS = ".!?…。！？｡؟۔।॥։።"  # what ends a sentence, in the world's scripts
 _CLOSING = "\"'”’»)]}*_`」』）】"  # what may stand behind that and belongs to it
 
@@ -30,7 +30,7 @@ def learn_sentences(
     ids = [token for token in range(len(tokenizer)) if token not in special]
     texts = tokenizer.batch_decode([[token] for token in ids])
     ends = frozenset(token for token, text in zip(ids, texts, strict=True) if _ends(text))
-    opener = shared_start([encode_messages(processor, [user_turn(text)]) for text in _REQUESTS])
+    opener = shared_start([encode_messages(processor, [user_turn(text)]) for text in QUESTIONS])
     if prompt.next_turn:  # what does not hang on a system prompt
         common = same_start(opener[::-1], prompt.next_turn[::-1])
         opener = opener[len(opener) - common :]

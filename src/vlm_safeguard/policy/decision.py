@@ -71,7 +71,7 @@ def decide(
     Args:
         reads: that kind, as `Criterion.reads` names it.
         requests: of each request, its rows in `reading`, any of which opens it: its text's, then
-            those of its sentences. None for one that is not to be decided on: it stays closed.
+            those of its sentences. One without rows is not decided on, and stays closed.
         reading: the pass; None where the criteria read nothing.
         window: how many layers are edited.
 

@@ -122,15 +122,20 @@ class Policy:
         """Tokens that open the model's refusals; none where its own decision is not asked for."""
         return () if self.own_refusal is None else self.own_refusal.tokens
 
+    @property
+    def asks_for_harm(self) -> bool:
+        """Whether a criterion asks how harmful a text is, as the paper's does not."""
+        return self.own_refusal is not None or self.text_criterion is not None
+
     def judged(self, text: tuple[int, ...]) -> list[tuple[int, ...]]:
         """What is judged of a request's text: it, then each of its sentences alone.
 
         Any of them opens the gate. The paper's gate reads the text whole alone.
         """
-        whole = self.own_refusal is None and self.text_criterion is None
-        if self.sentences is None or self.generation_prompt is None or whole:
+        parts, prompt = self.sentences, self.generation_prompt
+        if parts is None or prompt is None or not self.asks_for_harm:
             return [text]
-        return [text, *self.sentences.alone(text, self.generation_prompt)]
+        return [text, *parts.alone(text, prompt)]
 
     @property
     def prefixes(self) -> tuple[tuple[int, ...], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -100,7 +101,7 @@ class TextPasses:
         start = read_start(self.backbone, missing) if long else None
         for first in range(0, len(missing), _ROWS):
             part = missing[first : first + _ROWS]
-            states, final = self._watch(lambda: self.backbone.run_behind(start, part))  # noqa: B023
+            states, final = self._watch(partial(self.backbone.run_behind, start, part))
             for row, text in enumerate(part):
                 self.readings.final[text] = final[row]
                 self.readings.states[text] = {n: rows[row, -1:] for n, rows in states.items()}

@@ -108,7 +108,7 @@ class Judge:
         Raises:
             ValueError: something else is missing in the answer.
         """
-        return self._lacks_words(answer, self._reading([answer]))
+        return self._lack_words([answer], self._reading([answer]))
 
     def opening_leads(self, answer: Answer) -> list[float]:
         """`first_token_margin` wherever the engine showed it: behind the text, and in a prompt."""
@@ -164,7 +164,7 @@ class Judge:
         window, rows, reading = len(policy.layers), range(len(answers)), None
         if answers:
             reading = self._reading(answers)
-            if any(self._lacks_words(each, self._reading([each])) for each in answers):
+            if self._lack_words(answers, reading):
                 raise ValueError(
                     "the words of a refusal were not read, and the decision hangs on them"
                 )
@@ -183,11 +183,13 @@ class Judge:
             policy=self.sha256,
         )
 
-    def _lacks_words(self, answer: Answer, reading: Reading) -> bool:
+    def _lack_words(self, answers: Sequence[Answer], reading: Reading) -> bool:
+        """Whether one of these texts awaits words that were not read."""
         own = self.policy.own_refusal
-        if own is None or answer.said == self.words(answer):
+        if own is None:
             return False
-        return bool(own.awaits_words(reading))
+        unread = torch.tensor([each.said != self.words(each) for each in answers])
+        return bool((own.awaits_words(reading) & unread).any())
 
     def _reading(self, answers: Sequence[Answer]) -> Reading:
         """Of all these texts, a row each."""

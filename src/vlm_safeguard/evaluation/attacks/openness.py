@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vlm_safeguard.model.activations import hidden_states
+from vlm_safeguard.model.activations import capture_last_token
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.reading import Reading
@@ -26,22 +26,8 @@ def openness(backbone: Backbone, policy: Policy, texts: Sequence[Sequence[int]])
     Args:
         texts: token ids, ready for the answer; each is read as it is.
     """
-    states: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int, output: object) -> None:
-        states[layer] = hidden_states(output, backbone.streams_at)[:, -1]
-
-    handles = [
-        backbone.layers[layer].register_forward_hook(
-            lambda module, args, output, layer=layer: keep(layer, output)
-        )
-        for layer in policy.watched
-    ]
-    try:
+    with capture_last_token(backbone) as states:
         final = backbone.run_text(texts)[:, -1]
-    finally:
-        for handle in handles:
-            handle.remove()
     device = final.device
     told = None if policy.discriminant is None else policy.discriminant.to(device)
     reading = Reading(states, policy.directions.to(device), policy.layers, discriminant=told)

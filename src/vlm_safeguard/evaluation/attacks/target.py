@@ -141,8 +141,7 @@ def _gate(defence: Defence) -> Policy | None:
     if not isinstance(defence, Guarded | Canned):
         return None
     policy = defence.guard.policy
-    asks = policy.own_refusal is not None or policy.text_criterion is not None
-    return policy if asks else None
+    return policy if policy.asks_for_harm else None
 
 
 def _parameters(model: Any) -> Any:
