@@ -203,13 +203,25 @@ def with_gate(name: str, guard: Guard, gate: str) -> Guard:
     return guard.variant(gate=tuple(criteria))
 
 
-def requests_with(model: Any, processor: Any, guard: Guard, gate: str, count: int) -> list[str]:
+def requests_with(
+    model: Any, processor: Any, guard: Guard, gate: str, count: int, sentences: int = 1
+) -> list[str]:
     """The first `count` held-out requests, with a blank image, whose gate is as wanted.
+
+    Args:
+        sentences: that a request has, which is made of as many held-out ones.
 
     Raises:
         SafeguardError: there are not so many.
     """
-    texts = [prompt.text for prompt in read_prompts(GATES[gate])]
+    each = [prompt.text for prompt in read_prompts(GATES[gate])]
+    texts = [" ".join(some) for some in zip(*[iter(each)] * sentences, strict=False)]
+    if guard.policy.sentences is not None:
+        rows = [model_inputs(model, processor, [text], [None])["input_ids"][0] for text in texts]
+        judged = [guard.policy.judged(tuple(row.tolist()))[1:] for row in rows]
+        texts = [
+            t for t, parts in zip(texts, judged, strict=True) if max(1, len(parts)) == sentences
+        ]
     found: list[str] = []
     for start in range(0, len(texts), _AT_ONCE):
         asked = texts[start : start + _AT_ONCE]

@@ -42,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if gate == "open":
                 alone = model_inputs(model, processor, texts, [None] * size)
                 measure_beside_text(sheet, model, inputs, alone, guard, asked.rounds)
+        guard = with_gate(asked.model, fitted, "closed")
+        texts = requests_with(model, processor, guard, "closed", size, sentences=2)
+        inputs = model_inputs(model, processor, texts, [blank_image()] * size)
+        measure_sentences(sheet, model, inputs, guard, asked.rounds)
     sheet.show()
 
 
@@ -124,6 +128,22 @@ def measure_beside_text(
     sheet.add(Cell.ratio(name, Ratio.of(default, text), 1.10, took))
 
 
+def measure_sentences(sheet: Sheet, model: Any, inputs: Any, guard: Guard, rounds: int) -> None:
+    """Prefills of requests of two sentences, whose gates are closed, over the unguarded ones."""
+    size = len(inputs["input_ids"])
+    quantity = f"prefill of two sentences, closed gate, batch {size}"
+    guards = {"unguarded": None, "default": guard, "texts whole": guard.variant(sentences=None)}
+    if not sheet.lacks(f"{quantity}, {name}" for name in list(guards)[1:]):
+        return
+    runs = {n: partial(stamps, model, inputs, g, "closed", 1) for n, g in guards.items()}
+    found = in_turns(quantity, runs, _MORE * rounds)
+    times = {name: [first for first, *_ in each] for name, each in found.items()}
+    took = f"unguarded {1e3 * median(times['unguarded']):.1f} ms"
+    for name in list(guards)[1:]:
+        ratio = Ratio.of(times[name], times["unguarded"])
+        sheet.add(Cell.ratio(f"{quantity}, {name}", ratio, None, took))
+
+
 class Clock(StoppingCriteria):
     """Notes when each new token is there; stops nothing."""
 
@@ -138,6 +158,8 @@ class Clock(StoppingCriteria):
 
 def stamps(model: Any, inputs: Any, guard: Guard | None, gate: str, tokens: int) -> list[float]:
     """Seconds from the call of `generate` to each new token; attaching is not counted.
+
+    The words that an answer is begun with are there together, with the first token.
 
     Raises:
         SafeguardError: the gate was not as it should have been.
@@ -154,7 +176,8 @@ def stamps(model: Any, inputs: Any, guard: Guard | None, gate: str, tokens: int)
         )
     if guard is not None and {r.guarded for r in guard.receipts} != {gate == "open"}:
         raise SafeguardError(f"The gate was not {gate} for every request.")
-    return [time - start for time in clock.times]
+    times = [time - start for time in clock.times]
+    return times[:1] * (tokens - len(times)) + times
 
 
 def text_share(model: Any, inputs: Any, guard: Guard) -> float:

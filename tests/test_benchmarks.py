@@ -51,7 +51,11 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for quantity in ("prefill", "decode step", "2 tokens", "3 tokens")
         for gate in ("open", "closed")
         for guard in ("unguarded again", "default", "edit")
-    } | {"prefill over text alone, open gate, batch 2, default"}
+    } | {
+        "prefill over text alone, open gate, batch 2, default",
+        "prefill of two sentences, closed gate, batch 2, default",
+        "prefill of two sentences, closed gate, batch 2, texts whole",
+    }
     assert cells["decode step, open gate, batch 2, default"]["target"] == 1.02
     assert cells["decode step, closed gate, batch 2, edit"]["target"] == 1.0
     assert 1.03 < cells["prefill, closed gate, batch 2, default"]["target"] < 2.03
