@@ -46,10 +46,11 @@ class Setting:
 
 #: By what the options of `vlm-safeguard serve` say.
 SETTINGS = {
+    "auto": Setting(Order.AUTO),
     "first": Setting(Order.FIRST),
     "together": Setting(Order.TOGETHER),
-    "first, --refusal-alone": Setting(Order.FIRST, refusal_alone=True),
-    "first, a guard that edits": Setting(Order.FIRST, edit=True),
+    "--refusal-alone": Setting(Order.AUTO, refusal_alone=True),
+    "a guard that edits": Setting(Order.AUTO, edit=True),
 }
 
 

@@ -430,6 +430,51 @@ def test_an_answer_whose_form_is_constrained_begins_as_it_may(
     assert all(not Mark.of(each.extra_args).beginnings for each in engine.params)
 
 
+@pytest.mark.parametrize("harmful", [True, False])
+@pytest.mark.parametrize("delay", [0.0, 0.05])  # of a question's output, behind which states follow
+def test_an_idle_engine_is_held_until_it_has_a_request_and_its_questions(
+    reader: Judge, render: Callable[..., Any], harmful: bool, delay: float
+) -> None:
+    engine = Engine(lambda ids: None, states=reads(reader), delay=delay)
+    client = GuardedClient(engine, parting(reader), Order.AUTO)
+    outputs, noted = ask(client, render(harmful=harmful, text=(22, 20)))
+    assert engine.called[:5] == ["hold", "r", "r-guard-0", "r-guard-1", "r-guard-2"]
+    assert engine.called[5:] == ["take_states", *(["r"] if harmful else [])]
+    assert engine.kept == {}
+    assert [each.kind for each in outputs] == ["token" if harmful else "multimodal"] * 3
+    assert [receipt.guarded for receipt in noted.receipts] == [harmful]
+
+
+def test_states_that_are_asked_for_before_they_are_there_are_asked_for_again(
+    reader: Judge, render: Callable[..., Any]
+) -> None:
+    class Early(Engine):
+        async def collective_rpc(self, method: str, args: tuple[Any]) -> list[Any]:
+            return [None] * 2 if method == "hold" else await super().collective_rpc(method, args)
+
+    engine = Early(lambda ids: None, states=reads(reader), delay=0.02)
+    outputs, _ = ask(GuardedClient(engine, reader, Order.AUTO), render(harmful=False))
+    assert engine.called.count("take_states") == 2
+    assert len(outputs) == 3
+
+
+def test_a_request_waits_for_its_verdict_where_the_engine_has_others(
+    reader: Judge, render: Callable[..., Any]
+) -> None:
+    engine = Engine(lambda ids: None, states=reads(reader), delay=0.02)
+    client = GuardedClient(engine, reader, Order.AUTO)
+
+    async def both() -> None:
+        prompt = render(harmful=False)
+        every = (client.generate(prompt, SamplingParams(), name) for name in ("r", "s", "t"))
+        await asyncio.gather(*(anext(each) for each in every))
+
+    asyncio.run(both())
+    assert engine.called.count("hold") == 1
+    assert engine.called.index("s") > engine.called.index("s-guard-0")
+    assert engine.called.index("r") < engine.called.index("r-guard-0")
+
+
 @ORDERS
 @pytest.mark.parametrize("changed", ["gone", "position", "policy", "states"])
 def test_a_reading_that_is_not_the_plan_is_no_verdict(
@@ -568,5 +613,5 @@ def test_coordinates_that_are_missing_are_no_verdict(
 
 
 def test_an_edit_waits_for_the_verdict(editor: Judge) -> None:
-    with pytest.raises(SafeguardError, match="--guard-order first"):
+    with pytest.raises(SafeguardError, match="--guard-order auto or first"):
         GuardedClient(Engine(lambda ids: None), editor, Order.TOGETHER)

@@ -71,7 +71,7 @@ def test_an_edit_beside_the_verdict_is_refused(
     folder: Path, checkpoints: tuple[Path, Path], editing: tuple[Guard, Path]
 ) -> None:
     with (
-        pytest.raises(SafeguardError, match="--guard-order first"),
+        pytest.raises(SafeguardError, match="--guard-order auto or first"),
         serving(checkpoints[0], folder / "together.log", guard=editing[1], order=Order.TOGETHER),
     ):
         pass

@@ -63,6 +63,7 @@ class Engine:
             worker reads.
         edited: gives what a worker says that it edited, by the request's mark.
         given: (request id, kind of its prompt) of all that it was given.
+        called: methods of workers, and among them ids of requests, as they came.
         aborted: ids of those that were not read to their end.
     """
 
@@ -77,6 +78,7 @@ class Engine:
     prompts: list[Any] = field(default_factory=list)
     params: list[SamplingParams] = field(default_factory=list)
     kept: dict[str, Any] = field(default_factory=dict)
+    called: list[str] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     is_running: bool = True
 
@@ -85,6 +87,7 @@ class Engine:
     ) -> AsyncGenerator[Any, None]:
         """As `AsyncLLM.generate`."""
         self.given.append((request_id, prompt["type"]))
+        self.called.append(request_id)
         self.prompts.append(prompt)
         self.params.append(params)
         mark = (params.extra_args or {}).get("vlm_safeguard", {})
@@ -117,8 +120,12 @@ class Engine:
         output = SimpleNamespace(finish_reason=self.ends, token_ids=[0], logprobs=behind)
         return SimpleNamespace(outputs=[output], prompt_logprobs=within)
 
-    async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[list[Any]]:
+    async def collective_rpc(self, method: str, args: tuple[Any]) -> list[Any]:
         """Two workers of tensor parallelism."""
+        self.called.append(method)
+        if method == "hold":
+            await asyncio.sleep(args[0])
+            return [None, None]
         assert method in ("take_states", "take_edited")
         taken = [self.kept.pop(name, None) for name in args[0]]
         return [taken, taken]

@@ -34,8 +34,11 @@ def serve(
     ] = Engine.TRANSFORMERS,
     guard_order: Annotated[
         Order,
-        typer.Option(help="vLLM: whether a request with an image waits for its verdict (first)."),
-    ] = Order.FIRST,
+        typer.Option(
+            help="vLLM: a request with an image goes in behind its verdict (first), beside its "
+            "text (together), or so where the engine is idle (auto)."
+        ),
+    ] = Order.AUTO,
     refusal_alone: Annotated[
         bool,
         typer.Option(help="vLLM: let the model's own refusal decide where the gate reads states."),

@@ -8,7 +8,7 @@ the policy edits, by the request as it came, whose states workers edit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -35,6 +35,10 @@ PASSED = frozenset(
 )
 #: Options of a request that its question shares.
 _SHARED = ("trace_headers", "priority", "data_parallel_rank")
+_HELD = 0.002  # seconds that an idle engine waits for a request and its questions to arrive
+
+#: Of each worker, what it read under some names; None where it read nothing.
+Shown = list[list[Any]]
 
 
 class GuardedClient:
@@ -48,6 +52,7 @@ class GuardedClient:
         """
         check_order(judge.policy, order)
         self._engine, self._judge, self._order = engine, judge, order
+        self._running = 0  # requests that are being answered
 
     def __getattr__(self, name: str) -> Any:
         """What does not answer is the engine's own."""
@@ -77,19 +82,24 @@ class GuardedClient:
             NotReadError: the engine did not read its text.
             NotEditedError: it is open, and the engine did not edit it as planned.
         """
-        judge, place, first = self._judge, note(self._judge.policy), None
+        judge, place = self._judge, note(self._judge.policy)
+        early, first = None, None
         multimodal = isinstance(prompt, dict) and prompt.get("type") == "multimodal"
         mark = judge.media_mark() if multimodal else judge.mark()
         params = question.marked(sampling_params, mark)
         answer = self._engine.generate(prompt, params, request_id, **options)
+        self._running += 1
         try:
-            if multimodal and self._order is Order.TOGETHER:
-                first = asyncio.ensure_future(anext(answer))
-            request = await self._read(prompt, request_id, options, first)
+            request = await self._read(prompt, request_id, options, answer)
             if multimodal:
                 asked = question.Question.all_about(judge, request)
                 shared = {name: x for name, x in options.items() if name in _SHARED}
-                given = await read(self._engine, asked, request_id, prompt, **shared)
+                idle = self._running == 1 and bool(judge.layers)
+                if idle and self._order is not Order.FIRST and not judge.policy.edits:
+                    early = asyncio.ensure_future(_held(self._engine, asked))
+                if early is not None or self._order is Order.TOGETHER:
+                    first = asyncio.ensure_future(anext(answer))
+                given = await read(self._engine, asked, request_id, prompt, early, **shared)
                 receipt = asked[0].receipt(given)
                 if judge.awaits_image(receipt):
                     first = first or asyncio.ensure_future(anext(answer))
@@ -115,6 +125,9 @@ class GuardedClient:
             async for output in answer:
                 yield output
         finally:
+            self._running -= 1
+            if early is not None:
+                early.cancel()
             await _end(answer, first)
 
     async def _edited(
@@ -145,9 +158,9 @@ class GuardedClient:
         prompt: Any,
         request_id: str,
         options: dict[str, Any],
-        first: asyncio.Future[Any] | None,
+        answer: AsyncGenerator[Any, None],
     ) -> Request:
-        """The request; one that is refused is first read by the engine, where it was given to it.
+        """The request; under `together` one that is refused is first read by the engine.
 
         By rendering, vLLM's front has noted that the engine has the request's images: were they
         dropped on the way, the next request with one of them would fail.
@@ -157,29 +170,36 @@ class GuardedClient:
             question.check_options(options)
             return question.read(self._judge, prompt)
         except ValueError:
-            if first is not None:
-                await asyncio.wait({first})
+            multimodal = isinstance(prompt, dict) and prompt.get("type") == "multimodal"
+            if multimodal and self._order is Order.TOGETHER:
+                await asyncio.wait({asyncio.ensure_future(anext(answer))})
             raise
 
 
 async def read(
-    engine: Any, asked: Sequence[question.Question], name: str, prompt: Any, **options: Any
+    engine: Any,
+    asked: Sequence[question.Question],
+    name: str,
+    prompt: Any,
+    early: Awaitable[Shown] | None = None,
+    **options: Any,
 ) -> list[Answer]:
     """The engine's answers to questions about a rendered prompt, and to what is asked further.
 
     Args:
         name: by which they are told from others, and aborted with what they are about.
+        early: what workers read of them, asked for before they are answered; it may lack some.
 
     Raises:
         NotReadError: it gave none to one of them.
     """
     ids = question_ids(name, len(asked))
-    answers = await _ask(engine, asked, ids[: len(asked)], prompt, **options)
+    answers = await _ask(engine, asked, ids[: len(asked)], prompt, early, **options)
     more = [about.further(answer) for about, answer in zip(asked, answers, strict=True)]
     places = [place for place, each in enumerate(more) if each is not None]
     further = [each for each in more if each is not None]
     ids = [ids[len(asked) + place] for place in places]
-    told = await _ask(engine, further, ids, prompt, **options)
+    told = await _ask(engine, further, ids, prompt, None, **options)
     for place, each in zip(places, told, strict=True):
         answers[place] = replace(answers[place], words=each.words, said=each.said)
     return answers
@@ -190,6 +210,7 @@ async def _ask(
     asked: Sequence[question.Question],
     ids: Sequence[str],
     prompt: Any,
+    early: Awaitable[Shown] | None,
     **options: Any,
 ) -> list[Answer]:
     """All at once; then what workers read of them."""
@@ -210,7 +231,11 @@ async def _ask(
     finally:
         for task in tasks:
             task.cancel()  # where one failed, the others are of no use
-    shown = await _shown(engine, [name for about in asked for name in about.names])
+    names = [name for about in asked for name in about.names]
+    shown = await _shown(engine, names) if early is None else await early
+    if early is not None and any(each is None for worker in shown for each in worker):
+        pairs = zip(shown, await _shown(engine, names), strict=True)
+        shown = [[x or y for x, y in zip(*pair, strict=True)] for pair in pairs]
     return [
         about.answered(output, [worker[place : place + 1] for worker in shown])
         for place, (about, output) in enumerate(zip(asked, outputs, strict=True))
@@ -228,11 +253,22 @@ async def take(engine: Any, judge: Judge, mark: Mark | None) -> dict[int, torch.
     return question.states_read(judge, mark, await _shown(engine, names))
 
 
-async def _shown(engine: Any, names: Sequence[str]) -> list[list[Any]]:
+async def _held(engine: Any, asked: Sequence[question.Question]) -> Shown:
+    """What workers read of these questions, in the pass that comes next.
+
+    The engine, which is idle, is held until a request and its questions are in its queue, so that
+    one pass reads them all. While it makes that pass, it is asked what was read; once it has made
+    it, it would go on with the request before it told.
+    """
+    await engine.collective_rpc("hold", args=(_HELD,))
+    return await _shown(engine, [name for about in asked for name in about.names])
+
+
+async def _shown(engine: Any, names: Sequence[str]) -> Shown:
     """Of each worker, what it read under these names."""
     if not names:
         return []
-    shown: list[list[Any]] = await engine.collective_rpc("take_states", args=(list(names),))
+    shown: Shown = await engine.collective_rpc("take_states", args=(list(names),))
     return shown
 
 

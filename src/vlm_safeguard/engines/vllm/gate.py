@@ -53,8 +53,8 @@ def check_order(policy: Policy, order: Order) -> None:
     Raises:
         SafeguardError: they would be.
     """
-    if policy.edits and order is not Order.FIRST:
+    if policy.edits and order is Order.TOGETHER:
         raise SafeguardError(
             "This guard edits open requests, and what they are edited towards is read first; "
-            "choose --guard-order first."
+            "choose --guard-order auto or first."
         )

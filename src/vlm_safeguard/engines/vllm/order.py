@@ -1,4 +1,4 @@
-"""When a request with media is given to the engine: after its verdict, or beside it."""
+"""When a request with media is given to the engine: after its verdict, or beside its questions."""
 
 from __future__ import annotations
 
@@ -8,5 +8,6 @@ from enum import StrEnum
 class Order(StrEnum):
     """When a request with media is given to the engine."""
 
+    AUTO = "auto"  # together where the engine is idle, else first; edits are always first
     FIRST = "first"  # after its verdict, if its gate is closed
     TOGETHER = "together"  # at once; its output is withheld, and it is aborted if the gate opens

@@ -51,8 +51,8 @@ def serve(
     for name, value in worker_options(judge).items():
         setattr(arguments, name, value)
     arguments.middleware = [*arguments.middleware, _FRONT]  # the last one is outermost
-    if order is Order.FIRST:
-        # rendering notes that the engine has an image, which it is given after the verdict or never
+    if order is not Order.TOGETHER:
+        # rendering notes that the engine has an image, which it may never be given
         arguments.mm_processor_cache_gb = 0
     # asyncio would leave the sockets that vLLM makes to hold small packets back for 40 ms
     uvloop.run(_serve(arguments, guard, judge, order))

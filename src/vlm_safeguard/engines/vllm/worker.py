@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from vllm.platforms import current_platform
@@ -96,6 +97,10 @@ class GuardedWorker(Worker):  # type: ignore[misc]  # vLLM is not in every envir
             given[int(number)] = Subspace(V.view(self._edited.rank, -1), *rest)
         self._edited.fill(given)
         return list(self._edited.numbers)
+
+    def hold(self, seconds: float) -> None:
+        """Let requests arrive before the engine's next pass; the client calls it on all workers."""
+        time.sleep(seconds)
 
     def take_states(self, names: list[str]) -> list[dict[str, Any] | None]:
         """See `Passes.take` and `EditPasses.take_seen`; the client calls it on all workers."""
