@@ -16,13 +16,12 @@ BLUE = "C0"  # the first of the cycle, which is lighter on dark ground
 DEFENCE_COLOURS = {
     "none": GREY,
     "default": GREEN,
-    "restore": "#7fceb9",
-    "refuse": "#7fceb9",
-    "project": RED,
-    "vlm-guard-project": RED,
-    "vlm-guard-add": RED,
-    "random": "#e69f00",
-    "flipped": "#b04a00",
+    # what else its gate can lead to
+    **dict.fromkeys(("text", "restore", "refuse", "rank-1", "rank-8", "rank-full"), "#7fceb9"),
+    # the paper's, taken literally
+    **dict.fromkeys(("project", "vlm-guard-project", "vlm-guard-add"), RED),
+    # controls
+    **dict.fromkeys(("canned", "text-always", "random", "flipped"), "#e69f00"),
 }
 OTHERS = "#56b4e9"  # defences of others
 _REST = (RED, GREEN, "#cc79a7", "#e69f00", "#56b4e9")
