@@ -18,7 +18,7 @@ from grid import head
 
 _EDITS = "a guard that edits"
 #: How replicas are guarded, as `benchmarks/vllm_cost.py` names it, and here.
-_SETTINGS = {"together": "`together`", "auto": "`auto`", _EDITS: "edits"}
+_SETTINGS = {"together": "`together`", "first": "`first`", _EDITS: "edits"}
 _MEASURED = {"pocket": "Pocket VLM", "large": "stand-in"}
 _REPLICAS = (8, 64, 512)
 _HOURS = 730  # of a month
@@ -60,11 +60,8 @@ class Tokens:
         return (1 - _TEXT + _OPEN) * self.text
 
     def saved(self, setting: str) -> float:
-        """That need not be read: what open requests show, where they are asked first, unedited.
-
-        `auto` asks first wherever a replica is busy.
-        """
-        return _OPEN * (self.image + self.text) if setting == "auto" else 0.0
+        """That need not be read: what open requests show, where they are asked first, unedited."""
+        return _OPEN * (self.image + self.text) if setting == "first" else 0.0
 
 
 @dataclass(frozen=True)
