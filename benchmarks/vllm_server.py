@@ -151,7 +151,7 @@ def serving(
     log: Path,
     *options: str,
     guard: Path | None = None,
-    order: Order = Order.FIRST,
+    order: Order = Order.AUTO,
     refusal_alone: bool = False,
 ) -> Iterator[Client]:
     """A server of this checkpoint, guarded if a guard is named, until the block is left."""

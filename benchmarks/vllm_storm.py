@@ -151,7 +151,7 @@ def main() -> None:
     made.add_argument("--rate", type=float, default=6.0, help="requests a second, on average")
     made.add_argument("--tokens", type=int, default=24)
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--order", choices=list(Order), type=Order, default=Order.FIRST)
+    made.add_argument("--order", choices=list(Order), type=Order, default=Order.AUTO)
     made.add_argument("--edit", action="store_true", help="edit open requests, by `refuse`")
     made.add_argument("--work", type=Path, default=Path("bench-output/vllm"))
     made.add_argument("--out", type=Path, default=Path("bench-output"))

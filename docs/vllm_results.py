@@ -11,7 +11,7 @@ from grid import head
 
 _SIZES = {"pocket": "Pocket VLM", "large": "stand-in"}
 _CONDITIONS = {"text": "nothing", "blank": "blank", "noise": "noise", "image": "rendered scene"}
-_STORMS = ("together-refusal", "first-refusal", "first-edit")
+_STORMS = ("auto-refusal", "first-refusal", "first-edit")
 
 
 def agreement(folder: Path, model: str) -> Iterator[str]:

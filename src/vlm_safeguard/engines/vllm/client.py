@@ -90,7 +90,8 @@ class GuardedClient:
         answer = self._engine.generate(prompt, params, request_id, **options)
         self._running += 1
         try:
-            request = await self._read(prompt, request_id, options, answer)
+            sent = answer if multimodal and self._order is Order.TOGETHER else None
+            request = await self._read(prompt, request_id, options, sent)
             if multimodal:
                 asked = question.Question.all_about(judge, request)
                 shared = {name: x for name, x in options.items() if name in _SHARED}
@@ -158,9 +159,9 @@ class GuardedClient:
         prompt: Any,
         request_id: str,
         options: dict[str, Any],
-        answer: AsyncGenerator[Any, None],
+        sent: AsyncGenerator[Any, None] | None,
     ) -> Request:
-        """The request; under `together` one that is refused is first read by the engine.
+        """The request; one that is refused is first `sent` to the engine, where images are cached.
 
         By rendering, vLLM's front has noted that the engine has the request's images: were they
         dropped on the way, the next request with one of them would fail.
@@ -170,9 +171,8 @@ class GuardedClient:
             question.check_options(options)
             return question.read(self._judge, prompt)
         except ValueError:
-            multimodal = isinstance(prompt, dict) and prompt.get("type") == "multimodal"
-            if multimodal and self._order is Order.TOGETHER:
-                await asyncio.wait({asyncio.ensure_future(anext(answer))})
+            if sent is not None:
+                await asyncio.wait({asyncio.ensure_future(anext(sent))})
             raise
 
 
