@@ -166,6 +166,8 @@ _NAMES = {
     "guard": "**guard**",
     "hold": "guarded, `Span.ANSWER`",
     "answer": "guarded, `Span.ANSWER`",
+    "edit": "guarded, `Response.EDIT`",
+    "texts whole": "guarded, texts judged whole",
     "unguarded again": "unguarded again (noise)",
     "none again": "none again (noise)",
 }
