@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if gate == "open":
                 alone = model_inputs(model, processor, texts, [None] * size)
                 measure_beside_text(sheet, model, inputs, alone, guard, asked.rounds)
-        guard = with_gate(asked.model, fitted, "closed")
-        texts = requests_with(model, processor, guard, "closed", size, sentences=2)
-        inputs = model_inputs(model, processor, texts, [blank_image()] * size)
-        measure_sentences(sheet, model, inputs, guard, asked.rounds)
+            else:
+                texts = requests_with(model, processor, guard, gate, size, sentences=2)
+                inputs = model_inputs(model, processor, texts, [blank_image()] * size)
+                measure_sentences(sheet, model, inputs, guard, asked.rounds)
     sheet.show()
 
 
@@ -69,23 +69,14 @@ def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, roun
     def keep(
         quantity: str, values: dict[str, list[float]], target: float | None, note: str = ""
     ) -> None:
-        took = f"unguarded {1e3 * median(values['unguarded']):.1f} ms"
-        for name in others:
-            sheet.add(
-                Cell.ratio(
-                    named(quantity, name),
-                    Ratio.of(values[name], values["unguarded"]),
-                    None if name == AGAIN else target,
-                    "; ".join(filter(None, (took, note))),
-                )
-            )
+        add_ratios(sheet, f"{quantity}, {gate} gate, batch {size}", values, target, note)
 
     if sheet.lacks(named("prefill", name) for name in others):
         share = text_share(model, inputs, guard)
         found = in_turns(f"prefill, {gate} gate, batch {size}", runs(1), _MORE * rounds)
         keep(
             "prefill",
-            {name: [times[0] for times in all_times] for name, all_times in found.items()},
+            prefills(found),
             1 + share + 0.03 if gate == "closed" else None,
             f"text is {share:.0%} of the prompt",
         )
@@ -112,20 +103,18 @@ def measure_beside_text(
         alone: the same without.
     """
     size = len(inputs["input_ids"])
-    name = f"prefill over text alone, open gate, batch {size}, default"
-    if not sheet.lacks([name]):
+    quantity = f"prefill over text alone, open gate, batch {size}"
+    if not sheet.lacks([f"{quantity}, default"]):
         return
     found = in_turns(
         f"prefill beside text alone, batch {size}",
         {
-            "text": partial(stamps, model, alone, None, "open", 1),
+            "text alone": partial(stamps, model, alone, None, "open", 1),
             "default": partial(stamps, model, inputs, guard, "open", 1),
         },
         _MORE * rounds,
     )
-    text, default = ([times[0] for times in found[each]] for each in ("text", "default"))
-    took = f"text alone {1e3 * median(text):.1f} ms"
-    sheet.add(Cell.ratio(name, Ratio.of(default, text), 1.10, took))
+    add_ratios(sheet, quantity, prefills(found), 1.10)
 
 
 def measure_sentences(sheet: Sheet, model: Any, inputs: Any, guard: Guard, rounds: int) -> None:
@@ -136,12 +125,33 @@ def measure_sentences(sheet: Sheet, model: Any, inputs: Any, guard: Guard, round
     if not sheet.lacks(f"{quantity}, {name}" for name in list(guards)[1:]):
         return
     runs = {n: partial(stamps, model, inputs, g, "closed", 1) for n, g in guards.items()}
-    found = in_turns(quantity, runs, _MORE * rounds)
-    times = {name: [first for first, *_ in each] for name, each in found.items()}
-    took = f"unguarded {1e3 * median(times['unguarded']):.1f} ms"
-    for name in list(guards)[1:]:
-        ratio = Ratio.of(times[name], times["unguarded"])
-        sheet.add(Cell.ratio(f"{quantity}, {name}", ratio, None, took))
+    add_ratios(sheet, quantity, prefills(in_turns(quantity, runs, _MORE * rounds)), None)
+
+
+def prefills(found: dict[str, list[list[float]]]) -> dict[str, list[float]]:
+    """Seconds to the first new token, of each run."""
+    return {name: [first for first, *_ in each] for name, each in found.items()}
+
+
+def add_ratios(
+    sheet: Sheet,
+    quantity: str,
+    values: dict[str, list[float]],
+    target: float | None,
+    note: str = "",
+) -> None:
+    """A cell for each of the others over the first; what shows the noise has no target."""
+    over, *others = values
+    took = f"{over} {1e3 * median(values[over]):.1f} ms"
+    for name in others:
+        sheet.add(
+            Cell.ratio(
+                f"{quantity}, {name}",
+                Ratio.of(values[name], values[over]),
+                None if name == AGAIN else target,
+                "; ".join(filter(None, (took, note))),
+            )
+        )
 
 
 class Clock(StoppingCriteria):

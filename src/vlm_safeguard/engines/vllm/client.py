@@ -231,10 +231,9 @@ async def _ask(
     finally:
         for task in tasks:
             task.cancel()  # where one failed, the others are of no use
-    names = [name for about in asked for name in about.names]
-    shown = await _shown(engine, names) if early is None else await early
+    shown = await _shown_of(engine, asked) if early is None else await early
     if early is not None and any(each is None for worker in shown for each in worker):
-        pairs = zip(shown, await _shown(engine, names), strict=True)
+        pairs = zip(shown, await _shown_of(engine, asked), strict=True)
         shown = [[x or y for x, y in zip(*pair, strict=True)] for pair in pairs]
     return [
         about.answered(output, [worker[place : place + 1] for worker in shown])
@@ -261,6 +260,10 @@ async def _held(engine: Any, asked: Sequence[question.Question]) -> Shown:
     it, it would go on with the request before it told.
     """
     await engine.collective_rpc("hold", args=(_HELD,))
+    return await _shown_of(engine, asked)
+
+
+async def _shown_of(engine: Any, asked: Sequence[question.Question]) -> Shown:
     return await _shown(engine, [name for about in asked for name in about.names])
 
 
