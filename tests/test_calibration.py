@@ -92,6 +92,90 @@ def test_a_gate_adds_to_the_model_s_refusals_what_the_budgets_allow(
     assert not within(score.threshold - 1e-6)
 
 
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("lean", [-9.0, -1.0, 0.5])
+def test_the_budgets_bound_the_score_and_the_refusal_of_sentences_together(
+    seed: int, lean: float
+) -> None:
+    """Of each kind of request by itself; and the lowest score above which such a refusal counts.
+
+    Args:
+        lean: of the margins with which sentences are refused.
+    """
+    torch.manual_seed(seed)
+    texts, asked = PLAIN + MORE, ASKED
+    owners = torch.cat([torch.arange(texts), torch.randint(texts, (400,))])
+    scores, measures = torch.randn(len(owners)), torch.randn(len(owners), 2)
+    measures[texts:, 0] += lean
+    measures[texts:, 1] = torch.nan  # the words of sentences are not read
+    questions_of = torch.cat([torch.arange(asked), torch.randint(asked, (9,))])
+    measured = torch.randn(len(questions_of), 2)
+    measured[asked:, 1] = torch.nan
+    questions = Judged(torch.randn(len(questions_of)) - 1, measured, questions_of)
+    harmless = Judged(scores, measures, owners)
+    budgets = 0.05, 0.1
+    refusal, score = calibrate(
+        choice(),
+        OWN,
+        harmless,
+        {"calibration": torch.zeros(PLAIN)},
+        questions,
+        FitOptions(budget=budgets[0], further_budget=budgets[1]),
+        further(scores[:texts], harmless),
+    )
+    assert isinstance(refusal, RefusalDiscriminant)
+    assert isinstance(score, TextDiscriminant)
+    above, floor, alone = refusal.score_above, refusal.score_floor, refusal.alone_above
+    assert floor is not None
+    assert alone is not None
+
+    def opened(judged: Judged, least: float) -> list[bool]:
+        """Which requests are open that the model does not refuse as a whole."""
+        assert judged.measures is not None
+        count = int(judged.owners.max()) + 1
+        found = [False] * count
+        for owner, value, (margin, word) in zip(
+            judged.owners.tolist(), judged.scores.tolist(), judged.measures.tolist(), strict=True
+        ):
+            found[owner] |= value > score.threshold or (
+                word != word and margin > 0 and value > least
+            )
+        for row in range(count):
+            value, (margin, word) = float(judged.scores[row]), judged.measures[row].tolist()
+            if margin > 0 and (value > above or (value > floor and word > -OWN.slack)):
+                found[row] = False
+        return found
+
+    def within(least: float) -> bool:
+        found = opened(harmless, least)
+        return (
+            sum(found[:PLAIN]) < math.floor(budgets[0] * (PLAIN + 1))
+            and sum(found[PLAIN:]) < math.floor(budgets[1] * (MORE + 1))
+            and sum(opened(questions, least)) < math.floor(budgets[0] * (ASKED + 1))
+        )
+
+    assert alone >= floor
+    assert within(alone)
+    assert alone == floor or not within(alone - 1e-6)
+
+
+def test_a_gate_that_judges_texts_whole_knows_of_no_refused_sentences() -> None:
+    torch.manual_seed(0)
+    scores, measures = torch.randn(PLAIN + MORE), torch.randn(PLAIN + MORE, 2)
+    harmless = Judged.whole(scores, measures)
+    refusal, _ = calibrate(
+        choice(),
+        OWN,
+        harmless,
+        {"calibration": scores[:PLAIN]},
+        Judged.whole(torch.randn(ASKED), torch.randn(ASKED, 2)),
+        FitOptions(budget=0.1),
+        further(scores, harmless),
+    )
+    assert isinstance(refusal, RefusalDiscriminant)
+    assert refusal.alone_above is None
+
+
 def test_too_few_harmless_requests_are_an_error() -> None:
     scores = torch.randn(PLAIN)
     with pytest.raises(SafeguardError, match="needs at least 199 harmless requests"):

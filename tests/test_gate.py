@@ -121,6 +121,34 @@ def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harm
         assert ("own_opening" in criterion.shown(scores[row].tolist())) == asked
 
 
+@pytest.mark.parametrize("place", [None, 0, 1, 3])
+def test_the_refusal_of_a_sentence_alone_counts_above_a_score_of_its_own(
+    reading: Reading, place: int | None
+) -> None:
+    """In whatever words, which are not read; that of a text counts as if it had no sentences."""
+    assert reading.margin is not None
+    margins = reading.margin.tolist()
+    scores = [harm(reading, row, (1, 3)) for row in range(ROWS)]
+    declined = [row for row in range(ROWS) if margins[row] > 0]
+    answered = next(row for row in range(ROWS) if margins[row] <= 0)
+    bounds = [-9.0, *sorted(scores[row] + 1e-4 for row in declined)]
+    above = None if place is None else bounds[place]
+    bare = OwnRefusal(tokens=(7,), slack=1.0, layers=(1, 3), score_above=9.0)
+    gate = (bare.model_copy(update={"alone_above": above}),)
+    whole = decide((bare,), "text", [(row,) for row in range(ROWS)], reading, 2)
+    decision = decide(gate, "text", [(answered, row) for row in range(ROWS)], reading, 2)
+    for row in range(ROWS):
+        counts = margins[row] > 0 and above is not None and scores[row] > above
+        assert decision.is_open[row].tolist() == [counts] * 2
+        told = decision.findings[row][0]
+        shown = row if counts else answered
+        assert told.measures == {"own_refusal": pytest.approx(margins[shown])}
+        assert (told.sentence or "").startswith("of one of its sentences alone") == counts
+    same = decide(gate, "text", [(row, answered) for row in range(ROWS)], reading, 2)
+    assert same.is_open.tolist() == whole.is_open.tolist()
+    assert same.findings == whole.findings
+
+
 def test_the_papers_gate_is_a_sign_a_layer(reading: Reading) -> None:
     criterion = PaperSign()
     scores = criterion.score(reading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from vlm_safeguard.engines.hooks.text_passes import TextReadings
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.model.backbone import Backbone
+from vlm_safeguard.model.sentences import learn_sentences
 from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.response import Response
@@ -38,8 +40,13 @@ def text_reader(
     return reader, hooks
 
 
-def read(policy: Policy, processor: LlavaProcessor, images: list[bool]) -> Batch:
-    inputs = ask(processor, QUESTIONS, images=images)
+def read(
+    policy: Policy,
+    processor: LlavaProcessor,
+    images: list[bool],
+    questions: Sequence[str] = QUESTIONS,
+) -> Batch:
+    inputs = ask(processor, questions, images=images)
     return Batch.read(policy, inputs["input_ids"], inputs["attention_mask"])
 
 
@@ -131,6 +138,30 @@ class _Gone:
 
     def remove(self) -> None:
         """Nothing to remove."""
+
+
+def test_the_words_of_a_refusal_are_not_read_behind_a_sentence_alone(
+    exact_model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    """Its first token is; behind the texts whole they are, though all of them would decide."""
+    everything = tuple(range(exact_model.config.text_config.vocab_size - 1))
+    policy = with_thresholds(guard, 1e9, tokens=everything).policy
+    own, prompt = policy.criterion(OwnRefusal), policy.generation_prompt
+    assert own is not None
+    assert prompt is not None
+    policy = replace(
+        policy.with_criterion(own.model_copy(update={"score_floor": -1e9, "score_above": 1e9})),
+        response=Response.TEXT,
+        refusal_prefix=(17, 23),
+        sentences=learn_sentences(processor, prompt, 2, 16),
+    )
+    reader, _ = text_reader(exact_model, policy)
+    batch = read(policy, processor, [True] * 4, ["Swim? Dive?"] * 4)
+    parts = len(policy.judged(batch.texts[0])) - 1
+    assert parts > 1
+    with decoder_passes(exact_model) as passes:
+        reader.ask(batch)
+    assert [rows for rows, _ in passes] == [1, parts, 1]
 
 
 @pytest.mark.parametrize("high", [True, False])

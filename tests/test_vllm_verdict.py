@@ -146,14 +146,27 @@ def test_margins_are_those_of_logits(policy: Policy, seed: int) -> None:
     answer = Answer(next_entry(logits[: len(text)], len(TOKENS) + 1))
     margin, words = judge.margins(answer)
     assert margin == words
-    assert (margin > 0) == bool(first > 0) == judge.awaits_words(answer)
+    assert (margin > 0) == bool(first > 0) == judge.awaits_words(answer, alone=False)
     assert margin >= float(first) - 1e-4
     if margin > 0:
         assert margin == pytest.approx(float(first), abs=1e-4)
         read = entries_of(logits, ids, len(TOKENS) + 1)[len(text) :]
         answer = replace(answer, words=read, said=PREFIX)
-        assert not judge.awaits_words(answer)
+        assert not judge.awaits_words(answer, alone=False)
         assert judge.margins(answer) == pytest.approx((margin, float(each.min())), abs=1e-4)
+
+
+def test_behind_a_sentence_no_words_are_read_where_its_score_decides(policy: Policy) -> None:
+    logits = torch.zeros(3, 40)
+    logits[2, PREFIX[0]] = 9.0
+    answer = Answer(next_entry(logits, len(TOKENS) + 1))
+    scored = OwnRefusal(tokens=TOKENS, slack=0.5, layers=(1,), score_floor=-9.0, score_above=9.0)
+    for gate, alone in (((RefusalWords(tokens=TOKENS, slack=0.5),), True), ((scored,), False)):
+        judge = Judge(replace(policy, gate=gate))
+        harmful = policy.directions.harmful_mean
+        made = replace(answer, states={n: harmful[n, None] for n in judge.layers})  # scores 1
+        assert judge.awaits_words(made, alone=False)
+        assert judge.awaits_words(made, alone=True) == alone
 
 
 def test_other_words_than_those_that_the_first_token_begins_are_not_read(policy: Policy) -> None:
@@ -166,10 +179,10 @@ def test_other_words_than_those_that_the_first_token_begins_are_not_read(policy:
     entries = entries_of(logits, ids, len(TOKENS) + 1)[3:]
     first = next_entry(logits[:3], len(TOKENS) + 1)
     usual = Answer(first, entries[:1] * len(PREFIX), PREFIX)
-    assert judge.awaits_words(usual)
+    assert judge.awaits_words(usual, alone=False)
     assert judge.words(usual) == other
     read = replace(usual, words=entries, said=other)
-    assert not judge.awaits_words(read)
+    assert not judge.awaits_words(read, alone=False)
     expected = token_margin(logits[2:-1], torch.tensor(other))
     assert judge.margins(read)[1] == pytest.approx(float(expected.min()), abs=1e-4)
 
@@ -201,7 +214,7 @@ def answer_of(judge: Judge, model: Any, request: Request, states: Any = None) ->
     assert count is not None
     answer = Answer(next_entry(model(input_ids=torch.tensor([text])).logits[0], count))
     answer = replace(answer, states=states or {})
-    if not judge.awaits_words(answer):
+    if not judge.awaits_words(answer, alone=False):
         return answer
     said = judge.words(answer)
     ids = [*text, *said]

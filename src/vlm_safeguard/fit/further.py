@@ -110,9 +110,7 @@ def measure_further(
     finals = torch.split(final, sizes)
     harmful_rows = rows[: len(pairs)]
     own = _in_all_languages(backbone, pairs, harmful_rows, finals, plain.own, options)
-    measures = own_measures(
-        backbone, [*whole, *parts], torch.cat([plain.texts.final[2], finals[2]]), own
-    )
+    measures = own_measures(backbone, whole, torch.cat([plain.texts.final[2], finals[2]]), own)
     return Further(shrunk, Judged(scores, measures, torch.tensor(owners))), own
 
 

@@ -57,12 +57,14 @@ def own_measures(
     final: torch.Tensor,
     own: OwnDecision,
 ) -> torch.Tensor:
-    """(requests, 2) the leads of a refusal's first token and of its least likely word, in logits.
+    """(texts, 2) the leads of a refusal's first token and of its least likely word, in logits.
 
     Args:
         rows: token ids of the requests.
-        final: (requests, hidden) final states, as `text_states` returns them.
+        final: (texts, hidden) final states of the requests, as `text_states` returns them, then of
+            their sentences, whose words are not read; theirs are the leads of the first token.
     """
-    opening = read_opening(backbone, final, own.tokens, own.prefixes)
+    opening = read_opening(backbone, final[: len(rows)], own.tokens, own.prefixes)
     words = declined_prefix_margins(backbone, rows, opening)
-    return torch.stack([opening.margin, words], dim=1)
+    margins = refusal_margins(backbone, final[len(rows) :], own.tokens)
+    return torch.stack([torch.cat([opening.margin, margins]), torch.cat([words, margins])], dim=1)

@@ -40,8 +40,9 @@ def measure_questions(
     asked = shipped_image_questions()
     rows = [prompt.judged(encode_chat(processor, question)) for question in asked]
     parts, owners = parted(rows, sentences, prompt)
-    rows += parts
-    states, final = text_states(backbone, rows, batch_size=batch_size, label="image questions")
+    states, final = text_states(
+        backbone, [*rows, *parts], batch_size=batch_size, label="image questions"
+    )
     if further is None:
         text = choice.directions.harm_scores(states)[:, list(choice.legible)].mean(1).cpu()
     else:

@@ -57,19 +57,35 @@ class Judged:
         """Of requests of one text each."""
         return cls(scores, measures, torch.arange(len(scores)))
 
+    def __len__(self) -> int:
+        return int(self.owners.max()) + 1
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether sentences are judged."""
+        return len(self.scores) > len(self)
+
     @property
     def highest(self) -> torch.Tensor:
         """(n,) the highest score of each request."""
         return self._highest(self.scores)
 
+    @property
+    def declined(self) -> torch.Tensor:
+        """(n,) likewise of its sentences that the model declines; −inf where there is none."""
+        assert self.measures is not None
+        counts = self.measures[:, 0] > 0
+        counts[: len(self)] = False
+        return self._highest(self.scores.masked_fill(~counts, -torch.inf))
+
     def opened(self, refusal: ScoredRefusal) -> torch.Tensor:
-        """(n,) bool: the requests that the model's own refusal opens the gate for."""
+        """(n,) bool: the requests whose text opens the gate, as the model itself would refuse."""
         assert self.measures is not None
         opened = refusal.opens(torch.column_stack([self.measures, self.scores]), 1)[:, 0]
-        return self._highest(opened.float()) > 0
+        return opened[: len(self)]
 
     def _highest(self, values: torch.Tensor) -> torch.Tensor:
-        lowest = values.new_full((int(self.owners.max()) + 1,), -torch.inf)
+        lowest = values.new_full((len(self),), -torch.inf)
         return lowest.scatter_reduce(0, self.owners, values, "amax")
 
 
@@ -114,19 +130,23 @@ def calibrate(
     share = options.budget if image is None else options.budget / 2
     opened = torch.zeros(len(text), dtype=torch.bool)
     lost = torch.zeros(len(asked), dtype=torch.bool)
+    budgets = share, max(share, options.further_budget)
     gate: list[AnyCriterion] = []
-    if own is not None:
-        refusal = _refusal(choice, own, questions, further)
+    refusal = None if own is None else _refusal(choice, own, questions, further)
+    if refusal is not None:
         opened, lost = harmless.opened(refusal), questions.opened(refusal)
-        gate.append(refusal)
     try:
+        threshold = _threshold(
+            text.masked_fill(opened, -torch.inf),
+            asked.masked_fill(lost, -torch.inf),
+            count,
+            budgets,
+        )
+        if refusal is not None:
+            alone = _alone_above(refusal, harmless, questions, threshold, count, budgets)
+            gate.append(refusal.model_copy(update={"alone_above": alone}))
         thresholded: dict[str, Any] = {
-            "threshold": _threshold(
-                text.masked_fill(opened, -torch.inf),
-                asked.masked_fill(lost, -torch.inf),
-                count,
-                (share, max(share, options.further_budget)),
-            ),
+            "threshold": threshold,
             "budget": share,
             "calibrated_on": len(text),
         }
@@ -157,7 +177,7 @@ def _refusal(
         refusal = OwnRefusal(tokens=own.tokens, slack=own.slack, layers=choice.legible)
         return refusal.model_copy(update={"score_floor": floor_of(questions, refusal)})
     assert questions.measures is not None
-    declined = questions.scores[questions.measures[:, 0] > 0]
+    declined = questions.scores[: len(questions)][questions.measures[: len(questions), 0] > 0]
     highest = float(declined.max()) if len(declined) else None
     return RefusalDiscriminant(
         tokens=own.tokens,
@@ -166,6 +186,34 @@ def _refusal(
         score_above=max(0.0, highest or 0.0),
         score_floor=highest,
     )
+
+
+def _alone_above(
+    refusal: ScoredRefusal,
+    harmless: Judged,
+    questions: Judged,
+    threshold: float,
+    count: int,
+    budgets: tuple[float, float],
+) -> float | None:
+    """The score above which the refusal of a sentence alone counts; None where none is judged.
+
+    What the score opens for by itself counts as well, so that the budgets bound both together.
+
+    Args:
+        threshold: of the score.
+        count: as `_threshold` has it; `budgets` likewise.
+    """
+    if not harmless.is_parted:
+        return None
+    declined, asked = (
+        judged.declined.masked_fill(judged.highest > threshold, torch.inf).masked_fill(
+            judged.opened(refusal), -torch.inf
+        )
+        for judged in (harmless, questions)
+    )
+    lowest = refusal.score_above if refusal.score_floor is None else refusal.score_floor
+    return max(_threshold(declined, asked, count, budgets), lowest)
 
 
 def _threshold(

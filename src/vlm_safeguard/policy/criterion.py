@@ -42,6 +42,10 @@ class Criterion(BaseModel, ABC):
     def opens(self, score: torch.Tensor, window: int) -> torch.Tensor:
         """(n, window) bool: where each request's gate opens, a column for each edited layer."""
 
+    def opens_alone(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """As `opens`, of sentences, each of which is read as a request of its own."""
+        return self.opens(score, window)
+
     @abstractmethod
     def says(self, score: Sequence[float], opened: bool) -> str | None:
         """One request's sentence; None where another criterion's says more."""
@@ -49,3 +53,7 @@ class Criterion(BaseModel, ABC):
     def shown(self, score: Sequence[float]) -> dict[str, float]:
         """One request's measures by name, and what they were compared with."""
         return dict(zip(self.measures, score, strict=True))
+
+    def shown_alone(self, score: Sequence[float]) -> dict[str, float]:
+        """As `shown`, of a sentence that is read as a request of its own."""
+        return self.shown(score)

@@ -90,19 +90,21 @@ def decide(
                 f"The {_PASSES[reads]} gave a score that is not a number ({criterion.name}); "
                 "the request cannot be judged, so nothing is generated."
             )
-        opens = criterion.opens(score, window)
+        opens, opens_alone = criterion.opens(score, window), criterion.opens_alone(score, window)
         for number in asked:
-            rows = list(requests[number])
-            is_open[number] |= opens[rows].any(0)
-            opening = [row for row in rows if opens[row].any()]
-            row = opening[0] if opening else rows[0]
+            text, *sentences = requests[number]
+            is_open[number] |= opens[text] | opens_alone[sentences].any(0)
+            opening = [text] if opens[text].any() else []
+            opening += [row for row in sentences if opens_alone[row].any()]
+            row = opening[0] if opening else text
+            alone = row != text
             values = score[row].tolist()
-            sentence = criterion.says(values, bool(opening))
+            said = criterion.says(values, bool(opening))
             finding = Finding(
                 criterion=criterion.name,
                 opened=bool(opening),
-                measures=criterion.shown(values),
-                sentence=f"{_ALONE}{sentence}" if sentence and row != rows[0] else sentence,
+                measures=criterion.shown_alone(values) if alone else criterion.shown(values),
+                sentence=f"{_ALONE}{said}" if said and alone else said,
             )
             findings[number] = (*findings[number], finding)
     awaits = reads != "image" and any(criterion.reads == "image" for criterion in gate)

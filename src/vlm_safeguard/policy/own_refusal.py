@@ -22,17 +22,23 @@ class ScoredRefusal(Criterion, ABC):
     A model also declines a question about an image that it does not see. What it declines counts
     where the text scores nearer to what is harmful than to what is not, or where it would decline
     about in the words of most of its refusals and the text does not score as low as questions about
-    images do that it declines. Only for texts that score in between are the words read.
+    images do that it declines. Only for texts that score in between are the words read. Of a
+    sentence alone they are not: what a model declines of a request that it would answer as a whole
+    ("I am stuck.") counts where harmless requests have none that scores so high.
 
     Attributes:
+        words_alone: whether a sentence's words count, too.
         tokens: that open the model's refusals.
         slack: logits by which a token of the refusal prefix may be less likely than the likeliest,
             for the refusal to be in about those words.
         layers: whose scores are averaged.
         score_above: that average, above which a refusal in whatever words counts.
         score_floor: that average, up to which no refusal counts; None for no such bound.
+        alone_above: that average, above which the refusal of a sentence alone counts, in whatever
+            words; None where none does.
     """
 
+    words_alone: ClassVar[bool] = False
     measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening", "own_text_score")
 
     tokens: Tokens
@@ -40,6 +46,7 @@ class ScoredRefusal(Criterion, ABC):
     layers: Layers
     score_above: FiniteFloat = 0.0
     score_floor: FiniteFloat | None = None
+    alone_above: FiniteFloat | None = None
 
     @property
     def watched(self) -> tuple[int, ...]:
@@ -69,6 +76,12 @@ class ScoredRefusal(Criterion, ABC):
         refuses = (margin > 0) & (usual | (text > self.score_above))
         return refuses[:, None].expand(-1, window)
 
+    def opens_alone(self, score: torch.Tensor, window: int) -> torch.Tensor:
+        """Where a refusal's first token leads, and the sentence's score speaks for harm."""
+        margin, _, text = score.unbind(1)
+        least = torch.inf if self.alone_above is None else self.alone_above
+        return ((margin > 0) & (text > least))[:, None].expand(-1, window)
+
     def says(self, score: Sequence[float], opened: bool) -> str | None:
         """What the language model would do, where it would decline."""
         if opened:
@@ -85,6 +98,10 @@ class ScoredRefusal(Criterion, ABC):
         margin, prefix, text = score
         read = margin > 0 and bool(self._undecided(torch.tensor(text)))
         return {"own_refusal": margin} | ({"own_opening": prefix} if read else {})
+
+    def shown_alone(self, score: Sequence[float]) -> dict[str, float]:
+        """The margin: of a sentence, the prefix's is not asked for."""
+        return {"own_refusal": score[0]}
 
     def _undecided(self, text: torch.Tensor) -> torch.Tensor:
         floor = -torch.inf if self.score_floor is None else self.score_floor
@@ -118,9 +135,10 @@ class RefusalWords(Criterion):
     refusal in other words does not open.
 
     Attributes:
-        tokens: as `OwnRefusal` has them; `slack` likewise.
+        words_alone: as `OwnRefusal` has it; `tokens` and `slack` likewise.
     """
 
+    words_alone: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening")
 
     name: Literal["refusal_words"] = "refusal_words"

@@ -72,8 +72,9 @@ class Question:
         Raises:
             NotReadError: the answer lacks something.
         """
+        alone = self.text != self.request.text
         try:
-            if not self.judge.awaits_words(answer):
+            if not self.judge.awaits_words(answer, alone=alone):
                 return None
         except (ValueError, SafeguardError) as error:
             raise _not_read("text", error) from error

@@ -102,13 +102,16 @@ class Judge:
         first = max(chances, key=lambda token: chances[token].logprob, default=-1)
         return prefix_begun(first, self.policy.prefixes)
 
-    def awaits_words(self, answer: Answer) -> bool:
+    def awaits_words(self, answer: Answer, *, alone: bool) -> bool:
         """Whether the words of a refusal are yet to be read behind the text, to decide the gate.
+
+        Args:
+            alone: whether the text is a sentence of a request.
 
         Raises:
             ValueError: something else is missing in the answer.
         """
-        return self._lack_words([answer], self._reading([answer]))
+        return self._lack_words([answer], self._reading([answer]), [alone])
 
     def opening_leads(self, answer: Answer) -> list[float]:
         """`first_token_margin` wherever the engine showed it: behind the text, and in a prompt."""
@@ -164,7 +167,7 @@ class Judge:
         window, rows, reading = len(policy.layers), range(len(answers)), None
         if answers:
             reading = self._reading(answers)
-            if self._lack_words(answers, reading):
+            if self._lack_words(answers, reading, [row > 0 for row in rows]):
                 raise ValueError(
                     "the words of a refusal were not read, and the decision hangs on them"
                 )
@@ -183,13 +186,18 @@ class Judge:
             policy=self.sha256,
         )
 
-    def _lack_words(self, answers: Sequence[Answer], reading: Reading) -> bool:
+    def _lack_words(
+        self, answers: Sequence[Answer], reading: Reading, alone: Sequence[bool]
+    ) -> bool:
         """Whether one of these texts awaits words that were not read."""
         own = self.policy.own_refusal
         if own is None:
             return False
-        unread = torch.tensor([each.said != self.words(each) for each in answers])
-        return bool((own.awaits_words(reading) & unread).any())
+        unread = [
+            answer.said != self.words(answer) and (own.words_alone or not sentence)
+            for answer, sentence in zip(answers, alone, strict=True)
+        ]
+        return bool((own.awaits_words(reading) & torch.tensor(unread)).any())
 
     def _reading(self, answers: Sequence[Answer]) -> Reading:
         """Of all these texts, a row each."""
