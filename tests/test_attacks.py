@@ -34,6 +34,7 @@ from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.conversation import Turn, chat_of, encode_chats, request_text
 from vlm_safeguard.model.sentences import learn_sentences
 from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.response import Response
 
@@ -404,20 +405,35 @@ def hiding(guard: Guard, processor: LlavaProcessor) -> Policy:
 def test_how_far_a_gate_is_open_is_what_its_criteria_measure(
     model: Model, vlm: VLM, guard: Guard, processor: LlavaProcessor
 ) -> None:
-    """Against layers that are called one at a time on each text."""
+    """Against layers that are called one at a time on each text; some of them are sentences."""
     policy = hiding(guard, processor)
-    text = policy.text_criterion
+    text, own = policy.text_criterion, policy.criterion(OwnRefusal)
     assert text is not None
+    assert own is not None
     texts = [text_ids(processor, question) for question in QUESTIONS]
-    found = openness(vlm.backbone, policy, texts)
-    for ids, value in zip(texts, found.tolist(), strict=True):
+
+    def measured(ids: list[int]) -> tuple[float, float]:
+        """By how much a refusal's first token leads, and the score."""
         states, logits = run_row(model, ids)
-        harm = [float(policy.directions.harm_score(states[n][-1:], n)) for n in text.layers]
         others = [x for token, x in enumerate(logits[-1].tolist()) if token not in REFUSALS]
+        harm = [float(policy.directions.harm_score(states[n][-1:], n)) for n in text.layers]
         lead = max(float(logits[-1, token]) for token in REFUSALS) - max(others)
-        expected = max(lead, 0) + 0.1 * min(lead, 0)
-        expected += 8 * max(sum(harm) / len(harm) - text.threshold, 0)
-        assert value == pytest.approx(expected, abs=1e-3)
+        return lead, sum(harm) / len(harm)
+
+    each = [measured(ids) for ids in texts]
+    middle = sorted(score for _, score in each)[len(texts) // 2]
+    for floor, above in ((None, None), (middle, middle + 0.1), (middle - 9, None)):
+        placed = own.model_copy(update={"score_floor": floor, "alone_above": above})
+        for alone in ([False] * len(texts), [True, False] * (len(texts) // 2)):
+            found = openness(vlm.backbone, policy.with_criterion(placed), texts, alone)
+            for (lead, score), sentence, value in zip(each, alone, found.tolist(), strict=True):
+                least = above if sentence else floor
+                counted = lead if least is None else min(lead, max(8 * (score - least), -8))
+                if sentence and above is None:
+                    counted = min(lead, -8)
+                expected = max(counted, 0) + 0.1 * min(counted, 0)
+                expected += 8 * max(score - text.threshold, 0)
+                assert value == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_suffix_is_sought_that_closes_the_gate_for_every_sentence(
@@ -433,8 +449,11 @@ def test_a_suffix_is_sought_that_closes_the_gate_for_every_sentence(
     judged = policy.judged(tuple(ids))
     assert len(judged) > 2
     with torch.no_grad():
-        alone = [float(openness(vlm.backbone, policy, [each])[0]) for each in judged]
-    assert found.loss == pytest.approx(max(alone), abs=1e-3)
+        losses = [
+            float(openness(vlm.backbone, policy, [each], [place > 0])[0])
+            for place, each in enumerate(judged)
+        ]
+    assert found.loss == pytest.approx(max(losses), abs=1e-3)
 
 
 def test_where_refusals_are_not_known_an_affirmative_start_is_sought(

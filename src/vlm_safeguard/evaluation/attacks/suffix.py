@@ -133,9 +133,9 @@ class Search:
         """(rows,) of prompts, as token ids, by the text-only pass: the highest of what is read."""
         gate = self._target.gate
         judged = [[tuple(row)] if gate is None else gate.judged(tuple(row)) for row in rows]
-        texts = [text for several in judged for text in several]
+        texts = [(text, place > 0) for several in judged for place, text in enumerate(several)]
         parts = [texts[start : start + _ROWS] for start in range(0, len(texts), _ROWS)]
-        losses = torch.cat([self._loss(part).cpu() for part in parts])
+        losses = torch.cat([self._loss(*zip(*part, strict=True)).cpu() for part in parts])
         return torch.stack([each.max() for each in torch.split(losses, [len(x) for x in judged])])
 
     def text(self, suffix: Sequence[int]) -> str:
@@ -143,10 +143,10 @@ class Search:
         decode = self._target.vlm.tokenizer.decode
         return str(decode([*self._before, *suffix])).removeprefix(str(decode(self._before)))
 
-    def _loss(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(rows,) of texts as they are, with gradients."""
+    def _loss(self, rows: Sequence[Sequence[int]], alone: Sequence[bool]) -> torch.Tensor:
+        """(rows,) of texts as they are, some of them sentences alone, with gradients."""
         if self._target.gate is not None:
-            return openness(self._backbone, self._target.gate, rows)
+            return openness(self._backbone, self._target.gate, rows, alone)
         states = self._backbone.run_text(rows)[:, -1]
         return self._target.losses(self._backbone.next_token_logits(states))
 
@@ -181,7 +181,7 @@ class Search:
 
         handle = embeddings.register_forward_hook(leaf)
         try:
-            loss = self._loss([self._around(self.suffix)])
+            loss = self._loss([self._around(self.suffix)], [False])
         finally:
             handle.remove()
         (gradient,) = torch.autograd.grad(loss.sum(), leaves[:1])
