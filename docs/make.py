@@ -42,6 +42,7 @@ Part = Callable[[], Iterable[str]]
 
 ROOT = Path(__file__).parents[1]
 DEMO, POCKET, CODER = ROOT / "docs", ROOT / "results" / "pocket", ROOT / "results" / "coder"
+DEFAULTS = ROOT / "results" / "coder-default"
 RESPONSES = ROOT / "results" / "coder-responses"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 _MARKED = re.compile(r"(?<=<!-- make docs: )(\S+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
@@ -90,7 +91,7 @@ def evaluation(folder: Path) -> Evaluation:
 def overview() -> Iterator[str]:
     """Both reference VLMs in at most ten lines, each from its latest run of all columns."""
     lines, counts = [], set()
-    folders_of = {"Coder": (RESPONSES, CODER), "Pocket": (POCKET,)}
+    folders_of = {"Coder": (DEFAULTS, CODER), "Pocket": (POCKET,)}
     for model, folders in folders_of.items():
         runs = [evaluation(folder).results.rows for folder in folders]
         for defence, name in _DEFENCES.items():
@@ -334,7 +335,8 @@ PARTS: dict[str, Part] = {
     "overview": overview,
     "demo": partial(results, DEMO, "refusals", "over-refusal", "utility"),
     "pocket": partial(results, POCKET, *_SECTIONS),
-    "coder-responses": partial(results, RESPONSES, "attack", "over-refusal", "utility", "cost"),
+    "coder-default": partial(results, DEFAULTS, "attack", "over-refusal", "utility", "cost"),
+    "coder-responses": partial(results, RESPONSES, "attack", "over-refusal", "cost"),
     "coder": partial(results, CODER, *_SECTIONS, "judges"),
     "attack-pocket-long": partial(results, ROOT / "results" / "attack-pocket-long", "attacks"),
     "attack-pocket": partial(results, ROOT / "results" / "attack-pocket", "attacks"),

@@ -94,6 +94,7 @@ def test_what_is_made_of_a_run_is_of_the_run_that_is_shown(make: ModuleType) -> 
     page = (ROOT / "docs" / "results.md").read_text("utf-8")
     runs = {
         "pocket": make.POCKET,
+        "coder-default": make.DEFAULTS,
         "coder-responses": make.RESPONSES,
         "coder": make.CODER,
     }

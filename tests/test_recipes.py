@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "internvl": "internvl",
     "pocket": "llava",
     "coder": "llava",
+    "coder-default": "llava",
     "coder-responses": "llava",
 }
 ONE_OF_A_KIND = {"none", "self-reminder", "ecso", "cmrm", "shiftdc", "default"}
