@@ -160,7 +160,7 @@ def compared(asked: Asked, inside: Reply, hooks: Reply, policy: Policy) -> Row:
     if text is not None:
         limits.append((text.measures[0], text.threshold))
     if isinstance(own, RefusalDiscriminant) and isinstance(text, TextDiscriminant):
-        bounds = (own.score_above, own.score_floor)
+        bounds = (own.score_above, own.score_floor, own.alone_above)
         limits += [(text.measures[0], bound) for bound in bounds if bound is not None]
     near = [abs(each.get(name, inf) - limit) < _NEAR for each in scores for name, limit in limits]
     return Row(
