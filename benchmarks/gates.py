@@ -166,9 +166,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for gate in (CALIBRATED, DISCRIMINANT)
     }
     guards[WHOLE] = guards[DISCRIMINANT].variant(sentences=None)  # its sentences are not judged
-    if guards[CALIBRATED].policy.own_refusal is not None:
-        policy = runnable(guards[CALIBRATED].policy, refusal_alone=True)  # inside vLLM
-        guards[WORDS] = guards[CALIBRATED].variant(gate=policy.gate)
+    if guards[DISCRIMINANT].policy.own_refusal is not None:
+        policy = runnable(guards[DISCRIMINANT].policy, refusal_alone=True)  # inside vLLM
+        guards[WORDS] = guards[DISCRIMINANT].variant(gate=policy.gate)
     vlm = VLM(model, processor)
     rows = [
         row
