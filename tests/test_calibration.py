@@ -40,6 +40,25 @@ def further(scores: torch.Tensor, judged: Judged) -> Further:
     return Further(Shrunk(made, 0.5, (0, 2), torch.ones(3), scores[:4], scores), judged)
 
 
+def calibrated(
+    harmless: Judged, questions: Judged, options: FitOptions
+) -> tuple[RefusalDiscriminant, TextDiscriminant]:
+    """The gate of a discriminant, of `PLAIN` requests as they are and `MORE` in further forms."""
+    scores = harmless.scores[: PLAIN + MORE]
+    refusal, score = calibrate(
+        choice(),
+        OWN,
+        harmless,
+        {"calibration": scores[:PLAIN]},
+        questions,
+        options,
+        further(scores, harmless),
+    )
+    assert isinstance(refusal, RefusalDiscriminant)
+    assert isinstance(score, TextDiscriminant)
+    return refusal, score
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("budget", [0.03, 0.1])
 @pytest.mark.parametrize("declines", [True, False])
@@ -52,18 +71,11 @@ def test_a_gate_adds_to_the_model_s_refusals_what_the_budgets_allow(
     measures, measured = torch.randn(PLAIN + MORE, 2), torch.randn(ASKED, 2)
     if not declines:
         measured[:, 0] = -1
-    harmless = Judged.whole(scores, measures)
-    refusal, score = calibrate(
-        choice(),
-        OWN,
-        harmless,
-        {"calibration": scores[:PLAIN]},
+    refusal, score = calibrated(
+        Judged.whole(scores, measures),
         Judged.whole(asked, measured),
         FitOptions(budget=budget, further_budget=2 * budget),
-        further(scores, harmless),
     )
-    assert isinstance(refusal, RefusalDiscriminant)
-    assert isinstance(score, TextDiscriminant)
     declined = [float(s) for s, (margin, _) in zip(asked, measured, strict=True) if margin > 0]
     assert refusal.score_floor == (pytest.approx(max(declined)) if declines else None)
     floor = max(declined) if declines else -math.inf
@@ -114,17 +126,9 @@ def test_the_budgets_bound_the_score_and_the_refusal_of_sentences_together(
     questions = Judged(torch.randn(len(questions_of)) - 1, measured, questions_of)
     harmless = Judged(scores, measures, owners)
     budgets = 0.05, 0.1
-    refusal, score = calibrate(
-        choice(),
-        OWN,
-        harmless,
-        {"calibration": torch.zeros(PLAIN)},
-        questions,
-        FitOptions(budget=budgets[0], further_budget=budgets[1]),
-        further(scores[:texts], harmless),
+    refusal, score = calibrated(
+        harmless, questions, FitOptions(budget=budgets[0], further_budget=budgets[1])
     )
-    assert isinstance(refusal, RefusalDiscriminant)
-    assert isinstance(score, TextDiscriminant)
     above, floor, alone = refusal.score_above, refusal.score_floor, refusal.alone_above
     assert floor is not None
     assert alone is not None
@@ -161,18 +165,11 @@ def test_the_budgets_bound_the_score_and_the_refusal_of_sentences_together(
 
 def test_a_gate_that_judges_texts_whole_knows_of_no_refused_sentences() -> None:
     torch.manual_seed(0)
-    scores, measures = torch.randn(PLAIN + MORE), torch.randn(PLAIN + MORE, 2)
-    harmless = Judged.whole(scores, measures)
-    refusal, _ = calibrate(
-        choice(),
-        OWN,
-        harmless,
-        {"calibration": scores[:PLAIN]},
+    refusal, _ = calibrated(
+        Judged.whole(torch.randn(PLAIN + MORE), torch.randn(PLAIN + MORE, 2)),
         Judged.whole(torch.randn(ASKED), torch.randn(ASKED, 2)),
         FitOptions(budget=0.1),
-        further(scores, harmless),
     )
-    assert isinstance(refusal, RefusalDiscriminant)
     assert refusal.alone_above is None
 
 

@@ -112,7 +112,7 @@ def test_a_refusal_counts_in_about_its_usual_words_or_where_the_text_scores_harm
         score = scored(reading, row, (1, 3))
         assert float(scores[row, 2]) == pytest.approx(score, abs=1e-4)
         asked = margin > 0 and (floor is None or score > floor) and score <= above
-        assert bool(criterion.awaits_words(reading)[row]) == asked
+        assert bool(criterion.awaits_words(reading, [False] * ROWS)[row]) == asked
         expected = margin > 0 and (score > above or (asked and words > -slack))
         assert criterion.opens(scores, 3)[row].tolist() == [expected] * 3
         sentence = criterion.says(scores[row].tolist(), expected)

@@ -27,7 +27,6 @@ class ScoredRefusal(Criterion, ABC):
     ("I am stuck.") counts where harmless requests have none that scores so high.
 
     Attributes:
-        words_alone: whether a sentence's words count, too.
         tokens: that open the model's refusals.
         slack: logits by which a token of the refusal prefix may be less likely than the likeliest,
             for the refusal to be in about those words.
@@ -38,7 +37,6 @@ class ScoredRefusal(Criterion, ABC):
             words; None where none does.
     """
 
-    words_alone: ClassVar[bool] = False
     measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening", "own_text_score")
 
     tokens: Tokens
@@ -57,10 +55,15 @@ class ScoredRefusal(Criterion, ABC):
     def text_score(self, reading: Reading) -> torch.Tensor:
         """(n,) how harmful the texts are."""
 
-    def awaits_words(self, reading: Reading) -> torch.Tensor:
-        """(n,) bool: where a refusal's first token leads, and the text's score leaves it open."""
+    def awaits_words(self, reading: Reading, alone: Sequence[bool]) -> torch.Tensor:
+        """(n,) bool: where a refusal's first token leads, and the text's score leaves it open.
+
+        Args:
+            alone: whether each is a sentence of a request, whose words do not count.
+        """
         assert reading.margin is not None
-        return (reading.margin > 0) & self._undecided(self.text_score(reading).cpu())
+        undecided = self._undecided(self.text_score(reading).cpu())
+        return (reading.margin > 0) & undecided & ~torch.tensor(alone)
 
     def score(self, reading: Reading) -> torch.Tensor:
         """Both margins, in logits, and the text's score."""
@@ -135,18 +138,17 @@ class RefusalWords(Criterion):
     refusal in other words does not open.
 
     Attributes:
-        words_alone: as `OwnRefusal` has it; `tokens` and `slack` likewise.
+        tokens: as `OwnRefusal` has them; `slack` likewise.
     """
 
-    words_alone: ClassVar[bool] = True
     measures: ClassVar[tuple[str, ...]] = ("own_refusal", "own_opening")
 
     name: Literal["refusal_words"] = "refusal_words"
     tokens: Tokens
     slack: FiniteFloat
 
-    def awaits_words(self, reading: Reading) -> torch.Tensor:
-        """(n,) bool: where a refusal's first token leads."""
+    def awaits_words(self, reading: Reading, alone: Sequence[bool]) -> torch.Tensor:
+        """(n,) bool: where a refusal's first token leads, of texts as of sentences alone."""
         assert reading.margin is not None
         return reading.margin > 0
 

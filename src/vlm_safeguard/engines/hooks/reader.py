@@ -76,12 +76,8 @@ class TextReader:
             opening = self._opening(list(place), final[:, 0], own.tokens, passes)
             batch.refusals = dict(zip(place, opening.likeliest, strict=True))
             reading = replace(reading, margin=opening.margin, prefix_margin=opening.margin)
-            awaiting = own.awaits_words(reading).tolist()
-            declined = [
-                place[text]
-                for text, awaits in zip(place, awaiting, strict=True)
-                if awaits and (own.words_alone or text in judged)
-            ]
+            alone = [text not in judged for text in place]
+            declined = own.awaits_words(reading, alone).nonzero()[:, 0].tolist()
             words = self._words(list(place), declined, opening, passes)
             reading = replace(reading, prefix_margin=words)
         rows = [

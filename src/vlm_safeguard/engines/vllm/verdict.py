@@ -193,11 +193,8 @@ class Judge:
         own = self.policy.own_refusal
         if own is None:
             return False
-        unread = [
-            answer.said != self.words(answer) and (own.words_alone or not sentence)
-            for answer, sentence in zip(answers, alone, strict=True)
-        ]
-        return bool((own.awaits_words(reading) & torch.tensor(unread)).any())
+        unread = torch.tensor([each.said != self.words(each) for each in answers])
+        return bool((own.awaits_words(reading, alone) & unread).any())
 
     def _reading(self, answers: Sequence[Answer]) -> Reading:
         """Of all these texts, a row each."""
