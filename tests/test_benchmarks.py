@@ -55,6 +55,7 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "prefill over text alone, open gate, batch 2, default",
         "prefill of two sentences, closed gate, batch 2, default",
         "prefill of two sentences, closed gate, batch 2, texts whole",
+        "prefill under a system prompt, closed gate, batch 2, default",
     }
     assert cells["decode step, open gate, batch 2, default"]["target"] == 1.02
     assert cells["decode step, closed gate, batch 2, edit"]["target"] == 1.0
@@ -178,7 +179,11 @@ def test_gates(tmp_path: Path, model: Any, processor: Any, guard: Guard) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gates, "load", lambda *_: (model, processor))
         given = [f"--guard={gate}={tmp_path / 'guard'}" for gate in ("calibrated", "discriminant")]
-        gates.main(["tiny", "--limit", "5", "--out", str(tmp_path), *given])
+        to = ["tiny", "--out", str(tmp_path), *given]
+        gates.main([*to, "--limit", "3", "--kind", "harmless"])
+        gates.main([*to, "--limit", "5"])
+        patch.delattr(gates, "decided")  # what is there is not measured again
+        gates.main([*to, "--limit", "5"])
     rows = json.loads((tmp_path / "gates-tiny.json").read_text("utf-8"))["rows"]
     asked = gates.requests(5)
     assert len(asked["two harmless"]) == 5

@@ -1022,9 +1022,9 @@ def test_the_text_pass_reads_each_different_text_once(
     read: list[int] = []
     read_texts = Backbone.read_texts
 
-    def counted(self: Backbone, texts: Any) -> TextPass:
+    def counted(self: Backbone, texts: Any, start: TextPass | None = None) -> TextPass:
         read.append(len(texts))
-        return read_texts(self, texts)
+        return read_texts(self, texts, start)
 
     asked = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0], QUESTIONS[2]]
     inputs = ask(processor, asked, images=[True, True, True, False])

@@ -21,6 +21,8 @@ from vlm_safeguard.model.activations import text_states
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import encode_batch, encode_chat
 from vlm_safeguard.model.families import FAMILIES, REFUSED, every_family
+from vlm_safeguard.model.text_pass import TextPass
+from vlm_safeguard.policy.token_ids import shared_start
 
 MAKERS = load_makers()
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -56,10 +58,20 @@ def _check_going_on(backbone: Backbone, processor: ProcessorMixin) -> None:
     """
     close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
     short, long = (tuple(encode_chat(processor, text)) for text in ("Why?", "How is bread made?"))
-    tokens = (backbone.text_token, backbone.text_token + 1, backbone.text_token)
     _, final = text_states(backbone, [long, short])  # which begin alike
     close(final, backbone.run_text([long, short])[:, 0].float())
-    read = backbone.read_texts([short, long])
+    begun = backbone.read_texts([tuple(shared_start([long[:-1], short[:-1]]))])
+    if begun.reaches(len(long) + 1) and not backbone.bidirectional:
+        _check_going_on_in(backbone, backbone.read_texts([short, long], begun), short, long)
+    _check_going_on_in(backbone, backbone.read_texts([short, long]), short, long)
+
+
+@torch.no_grad()
+def _check_going_on_in(
+    backbone: Backbone, read: TextPass, short: tuple[int, ...], long: tuple[int, ...]
+) -> None:
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    tokens = (backbone.text_token, backbone.text_token + 1, backbone.text_token)
     close(read.final, backbone.run_text([short, long])[:, 0])
     expected = backbone.run_text([long, short], tokens)[:, 1:]
     close(backbone.go_on(None, [long, short], tokens), expected)

@@ -12,12 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from support.observe import decoder_passes
-from support.reference import ask, run_row, text_ids, with_thresholds
-from vlm_safeguard.engines.hooks.layers import LayerHooks
-from vlm_safeguard.engines.hooks.text_passes import TextPasses, TextReadings
+from support.reference import ask, parting, run_row, text_ids, with_thresholds
 from vlm_safeguard.guard import Guard
-from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.conversation import answer_turn, encode_messages, user_turn
 from vlm_safeguard.model.generation_prompt import learn_generation_prompt
 from vlm_safeguard.model.sentences import learn_sentences
@@ -126,13 +122,6 @@ def test_what_is_typed_hides_no_sentence() -> None:
     assert Sentences(ENDS, (55,), 1, 16).alone((*typed, *PROMPT.direct), PROMPT) == []
 
 
-def parting(guard: Guard, processor: LlavaProcessor) -> Policy:
-    """The guard's policy, which judges sentences, too."""
-    prompt = guard.policy.generation_prompt
-    assert prompt is not None
-    return replace(guard.policy, sentences=learn_sentences(processor, prompt, 2, 16))
-
-
 @torch.no_grad()
 def test_a_request_is_open_if_one_of_its_sentences_is(
     model: Model, processor: LlavaProcessor, guard: Guard
@@ -161,34 +150,6 @@ def test_a_request_is_open_if_one_of_its_sentences_is(
         told = judged[1].receipt.scores["text_score"]
         assert told == pytest.approx(highest if opens else scores[0], abs=1e-4)
         assert judged[1].text == tuple(text_ids(processor, both))
-
-
-@pytest.mark.parametrize("words", [3, 90])
-def test_a_long_system_prompt_is_read_once_and_changes_no_reading(
-    model: Model, processor: LlavaProcessor, guard: Guard, words: int
-) -> None:
-    policy = replace(parting(with_thresholds(guard, 0.0), processor), response=Response.TEXT)
-    system = "Be kind" + " and good" * words
-    request = "How to kill a man? Name two of the fruits. Stop there."
-    turns = [{"role": "system", "content": [{"type": "text", "text": system}]}, user_turn(request)]
-    text = tuple(encode_messages(processor, turns))
-    judged = policy.judged(text)
-    assert len(judged) == 4
-    passes = TextPasses(
-        Backbone.of(model),
-        LayerHooks(Backbone.of(model)),
-        (1, 2),
-        TextReadings(),
-        every_token=False,
-    )
-    with torch.no_grad(), decoder_passes(model) as read:
-        passes.read_last(judged)
-    tokens = sum(rows * width for rows, width in read)
-    assert (tokens < sum(map(len, judged))) == (words == 90)
-    for ids in judged:
-        states, _ = run_row(model, ids)
-        for layer, found in passes.readings.states[ids].items():
-            torch.testing.assert_close(found[0], states[layer][-1], atol=1e-4, rtol=1e-4)
 
 
 def test_the_paper_s_gate_reads_a_text_whole(guard: Guard, processor: LlavaProcessor) -> None:

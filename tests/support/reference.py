@@ -22,8 +22,10 @@ from vlm_safeguard.model.adapters import active_adapters
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.cache import cache_in
 from vlm_safeguard.model.fingerprint import Fingerprint
+from vlm_safeguard.model.sentences import learn_sentences
 from vlm_safeguard.policy.gate import AnyCriterion, ImageScore, TextScore
 from vlm_safeguard.policy.own_refusal import OwnRefusal
+from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
@@ -86,6 +88,13 @@ def ask(
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     return dict(inputs)
+
+
+def parting(guard: Guard, processor: LlavaProcessor) -> Policy:
+    """The guard's policy, which judges sentences, too."""
+    prompt = guard.policy.generation_prompt
+    assert prompt is not None
+    return replace(guard.policy, sentences=learn_sentences(processor, prompt, 2, 16))
 
 
 def text_ids(processor: LlavaProcessor, question: str) -> list[int]:

@@ -97,7 +97,7 @@ def text_states(
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             texts = [rows[index] for index in batch]
-            final[batch] = backbone.run_behind(start, texts)[:, 0].float().cpu()
+            final[batch] = backbone.run_text(texts, start=start)[:, 0].float().cpu()
             result[batch] = _stack(states)
             shown.update(len(batch))
     return result, final

@@ -16,7 +16,7 @@ import torch
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.conversation import Chat, chat_of, encode_chats
 from vlm_safeguard.model.families import FAMILIES, REFUSED
-from vlm_safeguard.model.text_pass import TextPass, plain_cache
+from vlm_safeguard.model.text_pass import TextPass, padding_first, plain_cache
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,41 +131,42 @@ class Backbone:
         """Where token ids have to be for this model."""
         return input_device(self.model)
 
-    def run_text(self, rows: Sequence[Sequence[int]], answer: Sequence[int] = ()) -> torch.Tensor:
-        """One pass of token `rows` through the decoder alone, left-padded, without a cache.
+    def run_text(
+        self,
+        rows: Sequence[Sequence[int]],
+        answer: Sequence[int] = (),
+        start: TextPass | None = None,
+    ) -> torch.Tensor:
+        """One pass of token `rows` through the decoder alone, left-padded.
 
         The last position of every row is its last token, for hooks on the layers, too.
 
         Args:
             rows: prompts.
             answer: what is said to each.
+            start: a pass of the one text that all begin with, which is not read again.
 
         Returns:
             (rows, 1 + tokens of the answer, hidden) final states of the prompts' last tokens and
             of the answer's, from which the next ones are predicted.
         """
-        output, _ = self._run([[*row, *answer] for row in rows], [len(row) for row in rows])
+        output, _ = self._run([[*row, *answer] for row in rows], list(map(len, rows)), start)
         states: torch.Tensor = output.last_hidden_state
         return states[:, -1 - len(answer) :]
 
-    def run_behind(
-        self, start: TextPass | None, rows: Sequence[Sequence[int]], answer: Sequence[int] = ()
-    ) -> torch.Tensor:
-        """`run_text` behind a pass of the one text that `rows` begin with; of None, read whole."""
-        if start is None:
-            return self.run_text(rows, answer)
-        (text,) = start.rows
-        rest = [[*row[len(text) :], *answer] for row in rows]
-        return self._behind(start, [text] * len(rows), rest)[:, -1 - len(answer) :]
-
-    def read_texts(self, texts: Sequence[tuple[int, ...]]) -> TextPass:
+    def read_texts(
+        self, texts: Sequence[tuple[int, ...]], start: TextPass | None = None
+    ) -> TextPass:
         """The same as `run_text`, with what is needed to go on from it."""
-        output, mask = self._run(texts, [len(text) for text in texts], use_cache=True)
+        output, mask = self._run(texts, list(map(len, texts)), start, use_cache=True)
+        cache = plain_cache(output.past_key_values)
+        if start is not None and len(texts) > 1:
+            cache, mask = padding_first(cache, mask)
         return TextPass(
             rows={text: row for row, text in enumerate(texts)},
             final=output.last_hidden_state[:, -1],
             mask=mask,
-            cache=plain_cache(output.past_key_values),
+            cache=cache,
             head=self.next_token_logits,
         )
 
@@ -182,7 +183,9 @@ class Backbone:
         """
         if read is None or not read.holds(texts):
             return self.run_text(texts, answer)[:, 1:]
-        return self._behind(read, texts, [answer] * len(texts))
+        output, _ = self._behind(read, texts, [answer] * len(texts))
+        states: torch.Tensor = output.last_hidden_state
+        return states
 
     def answer_log_probs(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
@@ -209,15 +212,23 @@ class Backbone:
         return log_probs_of
 
     def _run(
-        self, rows: Sequence[Sequence[int]], prompts: Sequence[int], *, use_cache: bool = False
+        self,
+        rows: Sequence[Sequence[int]],
+        prompts: Sequence[int],
+        start: TextPass | None = None,
+        *,
+        use_cache: bool = False,
     ) -> tuple[Any, torch.Tensor]:
-        """The decoder's output of left-padded `rows`, and their (rows, width) mask.
+        """The decoder's output of left-padded `rows`, behind a start or whole, and their mask.
 
         Args:
             prompts: tokens at the start of each row that are its prompt; what follows is answer.
         """
+        if start is not None:
+            (begun,) = start.rows
+            return self._behind(start, [begun] * len(rows), [row[len(begun) :] for row in rows])
         ids, mask, positions = _left_padded(rows, self.device)
-        seen = self._both_ways(ids, mask, positions, prompts) if self.bidirectional else mask
+        seen = _both_ways(self.model, ids, mask, positions, prompts) if self.bidirectional else mask
         output = self.decoder(
             input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=use_cache
         )
@@ -225,41 +236,19 @@ class Backbone:
 
     def _behind(
         self, read: TextPass, texts: Sequence[tuple[int, ...]], rest: Sequence[Sequence[int]]
-    ) -> torch.Tensor:
-        """(texts, width, hidden) final states of each text's `rest`, left-padded behind it."""
-        ids, mask, positions = _left_padded(rest, self.device)
+    ) -> tuple[Any, torch.Tensor]:
+        """The decoder's output of each text's `rest`, left-padded behind it, and the whole mask."""
+        ids, rest_mask, positions = _left_padded(rest, self.device)
         before = read.mask[read.places(texts)]
-        states: torch.Tensor = self.decoder(
+        mask = torch.cat([before, rest_mask], dim=1)
+        output = self.decoder(
             input_ids=ids,
-            attention_mask=torch.cat([before, mask], dim=1),
+            attention_mask=mask,
             position_ids=before.sum(1, keepdim=True) + positions,
             past_key_values=read.cache_of(texts),
             use_cache=True,
-        ).last_hidden_state
-        return states
-
-    def _both_ways(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        positions: torch.Tensor,
-        prompts: Sequence[int],
-    ) -> Any:
-        """The mask that the model itself gives its decoder for a prompt, here without an image.
-
-        A token of the answer attends to earlier ones only.
-        """
-        counts = torch.tensor(list(prompts), device=mask.device)[:, None]
-        answer = (mask * (positions >= counts)).long()
-        make_masks: Any = self.model.create_masks_for_generate  # such families' own
-        return make_masks(
-            config=self.model.config,
-            inputs_embeds=self.model.get_input_embeddings()(ids),
-            attention_mask=mask,
-            past_key_values=None,
-            position_ids=positions,
-            token_type_ids=answer,
         )
+        return output, mask
 
     def next_token_logits(self, states: torch.Tensor) -> torch.Tensor:
         """(rows, vocabulary) float32 logits after final states of (rows, hidden)."""
@@ -283,6 +272,30 @@ def _left_padded(
     mask = (torch.arange(width) >= left[:, None]).long()
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return ids.to(device), mask.to(device), positions.to(device)
+
+
+def _both_ways(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    positions: torch.Tensor,
+    prompts: Sequence[int],
+) -> Any:
+    """The mask that the model itself gives its decoder for a prompt, here without an image.
+
+    A token of the answer attends to earlier ones only.
+    """
+    counts = torch.tensor(list(prompts), device=mask.device)[:, None]
+    answer = (mask * (positions >= counts)).long()
+    make_masks: Any = model.create_masks_for_generate  # such families' own
+    return make_masks(
+        config=model.config,
+        inputs_embeds=model.get_input_embeddings()(ids),
+        attention_mask=mask,
+        past_key_values=None,
+        position_ids=positions,
+        token_type_ids=answer,
+    )
 
 
 def model_inputs(

@@ -123,7 +123,7 @@ def declined_prefix_margins(
             mine = [n for n, each in zip(declined, begun, strict=True) if each == prefix]
             for first in range(0, len(mine), _ROWS):
                 part = mine[first : first + _ROWS]
-                states = backbone.run_behind(start, [rows[request] for request in part], prefix)
+                states = backbone.run_text([rows[request] for request in part], prefix, start)
                 words[part] = prefix_margins(backbone, states, prefix, margins[part])
                 shown.update(len(part))
     return words

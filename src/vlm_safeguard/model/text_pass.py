@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -66,6 +67,21 @@ def plain_cache(cache: Any) -> Cache | None:
     """A cache that can be gone on in; None where it is of another kind."""
     layers = getattr(cache, "layers", ())
     return cache if layers and all(type(layer) in _PLAIN for layer in layers) else None
+
+
+def padding_first(cache: Any, mask: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    """A cache with (rows, width) `mask`, and that mask, with all padding before the first token.
+
+    Keys know their positions, so that they may lie anywhere.
+    """
+    order = mask.argsort(dim=1, stable=True)
+    moved = _copied(cache)
+    for layer in filter(attrgetter("is_initialized"), moved.layers):  # not those for images alone
+        for name in ("keys", "values"):
+            held = getattr(layer, name)
+            index = order.to(held.device)[:, None, :, None].expand_as(held)
+            setattr(layer, name, held.gather(2, index))
+    return moved, mask.gather(1, order)
 
 
 def without_last(cache: Any) -> Any:

@@ -137,6 +137,14 @@ class Policy:
             return [text]
         return [text, *parts.alone(text, prompt)]
 
+    def start(self, text: tuple[int, ...]) -> tuple[int, ...]:
+        """What stands before a text's first request, a system prompt say, as in many other texts.
+
+        Nothing where it is not known where requests stand.
+        """
+        parts, prompt = self.sentences, self.generation_prompt
+        return () if parts is None or prompt is None else parts.start(text, prompt)
+
     @property
     def prefixes(self) -> tuple[tuple[int, ...], ...]:
         """What refusals are compared with: the refusal prefix, then the other languages' ones."""

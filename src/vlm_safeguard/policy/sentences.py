@@ -48,6 +48,16 @@ class Sentences:
         parts = (said[start:stop] for start, stop in pairwise(bounds))
         return [(*said[:first], *part, *prompt.direct) for part in parts]
 
+    def start(self, text: tuple[int, ...], prompt: GenerationPrompt) -> tuple[int, ...]:
+        """What stands before a text's first request; nothing where that cannot be found.
+
+        Args:
+            text: see `alone`.
+        """
+        said = text[: len(text) - len(prompt.direct)]
+        first, _ = self._starts(said, prompt)
+        return said[:first] if first < len(said) else ()
+
     def _stops(self, said: tuple[int, ...], start: int) -> list[int]:
         """Where the sentences from `start` on stop: each behind all that ends it."""
         stops = [start]

@@ -108,6 +108,7 @@ class ModelHooks:
         self._handles, self._snapshot = [], None
         self._pass = self.prompt = None
         self._continuing.clear()
+        self._reader.starts.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copied module carries the same hooks, so it does not run unguarded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -13,6 +13,7 @@ from vlm_safeguard.engines.hooks.text_passes import Text, TextPasses, TextReadin
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.refusal import prefix_margins, read_opening
+from vlm_safeguard.model.text_starts import TextStarts
 from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.directions import Directions
 from vlm_safeguard.policy.discriminant import Discriminant
@@ -32,6 +33,7 @@ class TextReader:
         discriminant: the policy's, likewise, if it has one.
         subspaces: by layer, likewise.
         readings: what is already read; None to read anew each time.
+        starts: what texts begin with, as far as it is read.
     """
 
     policy: Policy
@@ -41,6 +43,7 @@ class TextReader:
     subspaces: dict[int, Subspace]
     discriminant: Discriminant | None = None
     readings: TextReadings | None = None
+    starts: TextStarts = field(default_factory=TextStarts)
 
     def ask(self, batch: Batch) -> None:
         """Decide on a batch by its texts, and take the coordinates that its edits aim at.
@@ -58,11 +61,13 @@ class TextReader:
         texts = dict.fromkeys([*judged, *chain(*judged.values())])
         place = {text: i for i, text in enumerate(texts)}
         passes = TextPasses(
-            *(self.backbone, self.hooks, self.policy.watched, readings),
+            *(self.backbone, self.hooks, self.policy.watched, readings, self.starts),
             every_token=bool(self.subspaces),
         )
-        passes.read(judged)
-        passes.read_last(text for text in texts if text not in judged)
+        starts = {self.policy.start(text) for text in judged}
+        start = starts.pop() if len(starts) == 1 else ()
+        passes.read(judged, start)
+        passes.read_last((text for text in texts if text not in judged), start)
         final = torch.stack([readings.final[text] for text in place])
         states = {
             layer: torch.stack([readings.states[text][layer][-1] for text in place])

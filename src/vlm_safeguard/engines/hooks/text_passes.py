@@ -10,15 +10,13 @@ from typing import TypeVar
 import torch
 
 from vlm_safeguard.engines.hooks.layers import LayerHooks
-from vlm_safeguard.model.activations import read_start
 from vlm_safeguard.model.backbone import Backbone
 from vlm_safeguard.model.text_pass import TextPass
-from vlm_safeguard.policy.token_ids import shared_start
+from vlm_safeguard.model.text_starts import TextStarts
 
 Text = tuple[int, ...]
 T = TypeVar("T")
 _ROWS = 32  # texts in one pass
-_LONG = 64  # tokens that texts begin with, from which it pays to read them apart
 
 
 @dataclass
@@ -61,6 +59,7 @@ class TextPasses:
         hooks: of the layers, free when a pass is made.
         layers: whose states are kept.
         readings: what is already read, and what these passes add to it.
+        starts: likewise, of what texts begin with.
         every_token: whether the states of all tokens are kept, which edits aim at.
         whole: the pass over texts, from which others go on; None where all were already read.
     """
@@ -69,11 +68,16 @@ class TextPasses:
     hooks: LayerHooks
     layers: tuple[int, ...]
     readings: TextReadings
+    starts: TextStarts
     every_token: bool
     whole: TextPass | None = None
 
-    def read(self, texts: Iterable[Text]) -> None:
+    def read(self, texts: Iterable[Text], start: Text) -> None:
         """One pass over those texts that are not read yet.
+
+        Args:
+            start: what all begin with, which is read once for many passes; it may be empty. Where
+                the states of all tokens are kept, texts are read whole.
 
         Raises:
             SafeguardError: a hook did not fire.
@@ -81,27 +85,28 @@ class TextPasses:
         missing = self._missing(texts)
         if not missing:
             return
-        states, whole = self._watch(lambda: self.backbone.read_texts(missing))
+        begun = None if self.every_token else self._read_start(start, missing)
+        states, whole = self._watch(lambda: self.backbone.read_texts(missing, begun))
         self.whole = whole
         for row, text in enumerate(missing):
             self.readings.final[text] = whole.final[row, None]
             self.readings.states[text] = {n: rows[row, -len(text) :] for n, rows in states.items()}
 
-    def read_last(self, texts: Iterable[Text]) -> None:
+    def read_last(self, texts: Iterable[Text], start: Text) -> None:
         """Passes over texts that are not read yet, of each of which its last token is kept.
 
-        A long start that all have, a system prompt say, is read once.
+        Args:
+            start: see `read`.
 
         Raises:
             SafeguardError: a hook did not fire.
         """
         missing = self.readings.missing(texts, self.layers, every_token=False)
         missing.sort(key=len)  # so that a pass pads little
-        long = len(missing) > 1 and len(shared_start(missing)) >= _LONG
-        start = read_start(self.backbone, missing) if long else None
+        begun = self._read_start(start, missing)
         for first in range(0, len(missing), _ROWS):
             part = missing[first : first + _ROWS]
-            states, final = self._watch(partial(self.backbone.run_behind, start, part))
+            states, final = self._watch(partial(self.backbone.run_text, part, start=begun))
             for row, text in enumerate(part):
                 self.readings.final[text] = final[row]
                 self.readings.states[text] = {n: rows[row, -1:] for n, rows in states.items()}
@@ -126,6 +131,16 @@ class TextPasses:
                 n: torch.cat([readings.states[text][n], rows[row, -len(prefix) :]])
                 for n, rows in states.items()
             }
+
+    def _read_start(self, start: Text, texts: list[Text]) -> TextPass | None:
+        """The pass that texts go on from; None where they are read whole."""
+        if not start or not texts:
+            return None
+        self.hooks.arm()
+        try:
+            return self.starts.of(self.backbone, start, max(map(len, texts)))
+        finally:
+            self.hooks.disarm()
 
     def _missing(self, texts: Iterable[Text]) -> list[Text]:
         return self.readings.missing(texts, self.layers, every_token=self.every_token)
