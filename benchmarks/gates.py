@@ -112,11 +112,28 @@ def decided(vlm: VLM, guards: dict[str, Guard], texts: Sequence[str], kind: str)
     ]
 
 
-def show(rows: list[Row], path: Path, where: dict[str, Any]) -> None:
-    """The JSON file, a table and a chart."""
+def measured(path: Path, origin: dict[str, Any]) -> dict[str, list[Row]]:
+    """By kind, what a file holds already, if it is of the same machine and the same policies."""
+    there = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    found: dict[str, list[Row]] = {}
+    if all(there.get(name) == each for name, each in origin.items()):
+        for row in there["rows"]:
+            made = Row(**{**row, "opened": Estimate(**row["opened"])})
+            found.setdefault(made.kind, []).append(made)
+    return found
+
+
+def write(rows: list[Row], path: Path, origin: dict[str, Any]) -> None:
+    """Into the JSON file, whole or not at all, whenever it is stopped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = [asdict(row) for row in rows]
-    path.write_text(json.dumps({"machine": where, "rows": plain}, indent=1) + "\n", "utf-8")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({**origin, "rows": plain}, indent=1) + "\n", "utf-8")
+    part.replace(path)
+
+
+def show(rows: list[Row], path: Path) -> None:
+    """A table and a chart."""
     table = Table(title=path.stem, box=SIMPLE)
     for name in ("requests", "gate", "n", "opened, %", "by the model's own refusal"):
         table.add_column(name)
@@ -155,8 +172,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     made.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model's weights")
     made.add_argument("--limit", type=int, help="requests of each kind at most, to try it")
+    made.add_argument("--fresh", action="store_true", help="measure again what is there")
     made.add_argument("--out", type=Path, default=FOLDER, help="folder for JSON and chart")
+    made.add_argument(
+        "--kind", action="append", choices=list(requests(0)), help="of requests; all by default"
+    )
     given = made.parse_args(argv)
+    asked = requests(given.limit)
     model, processor = load(given.model, given.dtype)
     folders = dict(each.split("=", 1) for each in given.guard)
     guards = {
@@ -169,13 +191,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if guards[DISCRIMINANT].policy.own_refusal is not None:
         policy = runnable(guards[DISCRIMINANT].policy, refusal_alone=True)  # inside vLLM
         guards[WORDS] = guards[DISCRIMINANT].variant(gate=policy.gate)
-    vlm = VLM(model, processor)
-    rows = [
-        row
-        for kind, texts in requests(given.limit).items()
-        for row in decided(vlm, guards, texts, kind)
-    ]
-    show(rows, given.out / f"gates-{given.model}.json", machine(model))
+    vlm, path = VLM(model, processor), given.out / f"gates-{given.model}.json"
+    policies = {name: guard.policy.sha256() for name, guard in guards.items()}
+    origin = {"machine": machine(model), "policies": policies}
+    there = {} if given.fresh else measured(path, origin)
+    for kind in given.kind or asked:
+        if {row.opened.n for row in there.get(kind, ())} != {len(asked[kind])}:
+            there[kind] = decided(vlm, guards, asked[kind], kind)
+        rows = [row for each in asked for row in there.get(each, ())]
+        write(rows, path, origin)
+    show(rows, path)
 
 
 if __name__ == "__main__":

@@ -17,13 +17,24 @@ from results import Cell, Sheet, in_turns, parser, told
 from vlm_safeguard import Guard
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.images import blank_image
-from vlm_safeguard.model.backbone import model_inputs
+from vlm_safeguard.model.backbone import chat_inputs, model_inputs
+from vlm_safeguard.model.conversation import Turn, chat_of
 from vlm_safeguard.policy.response import Response
 from vlm_safeguard.timing import Ratio, now
 
 BATCHES = (1, 8)
 ANSWERS = (32, 128)  # new tokens
 AGAIN = "unguarded again"  # what differs there is noise
+SYSTEM = Turn(
+    "system",
+    (
+        "You help the customers of a shop for garden furniture. Answer in two or three friendly "
+        "sentences, in the language of the question. Say what a thing is made of and how it is "
+        "cared for, and name its price where you know it. Where you do not know something, say so, "
+        "and give the number of the shop, which is open from nine to six on weekdays and until one "
+        "on Saturdays. Never promise a delivery date.",
+    ),
+)
 _MORE = 4  # prefills for every whole answer: they are short
 
 
@@ -43,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 alone = model_inputs(model, processor, texts, [None] * size)
                 measure_beside_text(sheet, model, inputs, alone, guard, asked.rounds)
             else:
+                chats = [(SYSTEM, *chat_of(text, blank_image())) for text in texts]
+                under = chat_inputs(model, processor, chats)
+                measure_system(sheet, model, under, guard, asked.rounds)
                 texts = requests_with(model, processor, guard, gate, size, sentences=2)
                 inputs = model_inputs(model, processor, texts, [blank_image()] * size)
                 measure_sentences(sheet, model, inputs, guard, asked.rounds)
@@ -117,6 +131,19 @@ def measure_beside_text(
     add_ratios(sheet, quantity, prefills(found), 1.10)
 
 
+def measure_system(sheet: Sheet, model: Any, inputs: Any, guard: Guard, rounds: int) -> None:
+    """Prefills of requests under a system prompt, with closed gates, over the unguarded ones."""
+    size = len(inputs["input_ids"])
+    quantity = f"prefill under a system prompt, closed gate, batch {size}"
+    if not sheet.lacks([f"{quantity}, default"]):
+        return
+    share = text_share(model, inputs, guard)
+    guards = {"unguarded": None, "default": guard}
+    runs = {n: partial(stamps, model, inputs, g, "closed", 1) for n, g in guards.items()}
+    found = prefills(in_turns(quantity, runs, _MORE * rounds))
+    add_ratios(sheet, quantity, found, None, f"text is {share:.0%} of the prompt")
+
+
 def measure_sentences(sheet: Sheet, model: Any, inputs: Any, guard: Guard, rounds: int) -> None:
     """Prefills of requests of two sentences, whose gates are closed, over the unguarded ones."""
     size = len(inputs["input_ids"])
@@ -167,15 +194,19 @@ class Clock(StoppingCriteria):
 
 
 def stamps(model: Any, inputs: Any, guard: Guard | None, gate: str, tokens: int) -> list[float]:
-    """Seconds from the call of `generate` to each new token; attaching is not counted.
+    """Seconds from the call of `generate` to each new token.
 
-    The words that an answer is begun with are there together, with the first token.
+    Attaching is not counted, nor is reading what the texts begin with, which the first request does
+    for all that follow. The words that an answer is begun with are there together, with the first
+    token.
 
     Raises:
         SafeguardError: the gate was not as it should have been.
     """
     clock = Clock()
-    with nullcontext() if guard is None else guard.attach(model):
+    with nullcontext() if guard is None else guard.attach(model) as attached:
+        if attached is not None and not attached.policy.edits:  # these read texts whole
+            attached.judge(**inputs)
         start = now()
         model.generate(
             **inputs,
