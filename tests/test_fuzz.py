@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,18 +10,21 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from fuzz import came_of, kinds
-from fuzzing.cases import ANSWER, END, IMAGE, USER, Case, Guarding
-from fuzzing.check import check
+from fuzzing.cases import ANSWER, END, IMAGE, MARKS, USER, Case, Guarding
+from fuzzing.check import check, score
 from fuzzing.media import Media
-from fuzzing.models import fitted, model
+from fuzzing.models import fitted, model, sentences
 from fuzzing.options import ALLOWED, REFUSED
 from fuzzing.threads import Threads, check_threads
 from vlm_safeguard.engines.hooks import attachment, options
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.editing import Editing
 from vlm_safeguard.engines.hooks.turns import Turns
+from vlm_safeguard.policy.decision import decide
 from vlm_safeguard.policy.edits import Refuse
+from vlm_safeguard.policy.gate import TextScore
 from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.policy.span import Span
 
 pytestmark = pytest.mark.xdist_group("fuzz")
@@ -92,6 +96,27 @@ def test_a_closed_row_that_is_touched_is_noticed(monkeypatch: pytest.MonkeyPatch
     guarding = Guarding((1, 2, 3, 4), Refuse(), (1e9, 1e9), keeps_prefix=False)
     with pytest.raises(AssertionError, match=r"closed row 0 differs"):
         check(case_of(guarding), model(), fitted())
+
+
+def test_a_gate_that_misses_a_sentence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [*USER, *IMAGE, 60, 61, *MARKS[:1], 70, 71, 72, *END, *ANSWER]
+
+    def wholes_alone(gate: Any, reads: str, requests: Any, *rest: Any) -> Any:
+        return decide(gate, reads, [rows[:1] for rows in requests], *rest)
+
+    policy = replace(fitted().policy, sentences=sentences())
+    own = policy.criterion(TextScore)
+    assert own is not None
+    text = tuple(token for token in both if token != IMAGE[0])
+    whole, *alone = (score(policy, model(), each, own.layers) for each in policy.judged(text))
+    threshold = max(alone) - 1e-3
+    assert threshold > whole
+    guarding = CLOSED._replace(gate=(threshold, None), response=Response.TEXT, parts=True)
+    case = replace(case_of(guarding), prompts=[both])
+    assert check(case, model(), fitted()) == "answered"
+    monkeypatch.setattr("vlm_safeguard.engines.hooks.reader.decide", wholes_alone)
+    with pytest.raises(AssertionError, match="by hand its gate is open: True"):
+        check(case, model(), fitted())
 
 
 def test_an_option_that_is_let_in_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

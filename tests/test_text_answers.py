@@ -17,6 +17,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from support.observe import Watch
 from support.reference import QUESTIONS, ask, small_guard, with_thresholds
@@ -218,6 +219,54 @@ def test_a_streamer_gets_the_prompt_and_then_the_answer(
         assert streamer.streamed == found
         assert tuple(found[: len(begun)]) == begun
         assert len(found) == NEW
+
+
+@pytest.mark.parametrize("looks", [-1e6, 1e6])
+def test_a_streamer_gets_the_prompt_once_where_the_image_may_open_the_gate(
+    model: Model, processor: LlavaProcessor, guard: Guard, looks: float
+) -> None:
+    placed = with_thresholds(guard, 1e9, image=looks).variant(response=Response.TEXT)
+    streamer, inputs = Keeps(), ask(processor, QUESTIONS[:1])
+    with placed.attach(model):
+        (found,) = answers(model, inputs, streamer=streamer)
+        assert placed.receipts[0].guarded == (looks < 0)
+    assert streamer.given == [inputs["input_ids"].tolist(), *([token] for token in found)]
+
+
+class Keeps(BaseStreamer):
+    """What it is given, each time."""
+
+    def __init__(self) -> None:
+        self.given: list[list[Any]] = []
+
+    def put(self, value: Tensor) -> None:
+        """A prompt or a token."""
+        self.given.append(value.tolist())
+
+    def end(self) -> None:
+        """Nothing is kept back."""
+
+
+def test_no_token_of_several_requests_is_streamed_where_one_is_answered_from_its_text(
+    model: Model, processor: LlavaProcessor, halved: Guard
+) -> None:
+    """Beside the images the model would have said something else to it."""
+    streamer, inputs = Keeps(), ask(processor, QUESTIONS)
+    with halved.attach(model), pytest.raises(SafeguardError, match="one request at a time"):
+        answers(model, inputs, streamer=streamer)
+    assert streamer.given == []
+    closed = halved.variant(gate=with_thresholds(halved, 1e9).policy.gate)
+    with closed.attach(model):
+        found = answers(model, inputs, streamer=streamer)
+    assert streamer.given[1:] == [list(each) for each in zip(*found, strict=True)]
+
+
+def test_no_new_tokens_are_the_library_s_own_error(
+    model: Model, processor: LlavaProcessor, guard: Guard
+) -> None:
+    opened = guard.variant(gate=GATES["open"], response=Response.TEXT)
+    with opened.attach(model), pytest.raises(ValueError, match="max_new_tokens"):
+        answers(model, ask(processor, QUESTIONS), max_new_tokens=0)
 
 
 def test_the_tokens_that_answers_begin_with_are_weighed_once(

@@ -45,7 +45,7 @@ def row_by_hand(
         text: its request's tokens without media; where it is not given, what is no image token.
     """
     prompt = [token for token, kept in zip(ids, keep, strict=True) if kept]
-    asked = _answer_start(prompt) if text is None else len(prompt)
+    asked = answer_start(prompt) if text is None else len(prompt)
     if text is None:
         images = guard.policy.text_view.placeholder_ids
         text = [token for token in prompt[:asked] if token not in images]
@@ -55,7 +55,7 @@ def row_by_hand(
     return Row(change, len(ids) - len(prompt), frozenset(places))
 
 
-def _answer_start(prompt: list[int]) -> int:
+def answer_start(prompt: list[int]) -> int:
     """Where the last generation prompt ends; the prompt's own end where it holds none."""
     for end in range(len(prompt), len(ANSWER) - 1, -1):
         if prompt[end - len(ANSWER) : end] == ANSWER:

@@ -21,16 +21,28 @@ _tokenizer = make_processor().tokenizer
 USER = _tokenizer("<|im_start|>user\n")["input_ids"]
 END = _tokenizer("<|im_end|>\n")["input_ids"]
 ANSWER = _tokenizer("<|im_start|>assistant\n")["input_ids"]
+SYSTEM = _tokenizer("<|im_start|>system\n")["input_ids"]
+MARKS = [token for mark in ".!?" for token in _tokenizer(mark)["input_ids"]]
 
 
 class Guarding(NamedTuple):
-    """What a case's guard is: the fitted one with these."""
+    """What a case's guard is: the fitted one with these.
+
+    Attributes:
+        gate: a named one, the fitted one, or thresholds of the text's score and the image's.
+        parts: whether each sentence is judged by itself, too.
+        refuses: tokens that would open a refusal of the model's own.
+        alone_above: the score above which that counts of a sentence; None where it does not.
+    """
 
     layers: tuple[int, ...]
     edit: Edit
     gate: str | tuple[float, float | None]
     keeps_prefix: bool
     response: Response = Response.EDIT
+    parts: bool = False
+    refuses: tuple[int, ...] = ()
+    alone_above: float | None = None
 
 
 class Next(NamedTuple):
@@ -73,7 +85,7 @@ def mostly(usual: str, *others: str, share: int = 12) -> st.SearchStrategy[str]:
     return rarely(share).flatmap(lambda odd: some(*others) if odd else st.just(usual))
 
 
-words = st.lists(st.integers(5, 400), min_size=1, max_size=6)
+words = st.lists(st.integers(5, 400) | some(*MARKS), min_size=1, max_size=6)
 strength = st.floats(-1.5, 1.5).map(lambda value: round(value, 3))
 spans = some(*Span)
 edits = st.one_of(
@@ -87,7 +99,10 @@ guardings = st.builds(
     gate=some("open", "open", "paper", "fitted")
     | st.tuples(some(-1e6, -5.0, 0.0, 20.0, 1e9), some(None, None, -1.0, 0.0, 1e9)),
     keeps_prefix=rarely(4),
-    response=some(*[Response.EDIT] * 4, Response.TEXT, Response.REFUSAL),
+    response=some(Response.EDIT, Response.EDIT, Response.TEXT, Response.REFUSAL),
+    parts=st.booleans(),
+    refuses=some((), (), tuple(range(5, 200))),
+    alone_above=some(None, -1e9, 0.0),
 )
 
 
@@ -104,6 +119,8 @@ def contents(draw: st.DrawFn) -> list[int]:
 def prompts(draw: st.DrawFn) -> list[int]:
     """A conversation, or the beginning of its answer; seldom something else."""
     row: list[int] = []
+    if draw(rarely(3)):
+        row += [*SYSTEM, *draw(words), *END]
     for _ in range(draw(some(0, 0, 0, 1))):
         row += [*USER, *draw(contents()), *END, *ANSWER, *draw(words), *END]
     row += [*USER, *draw(contents()), *END]

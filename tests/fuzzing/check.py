@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, set_seed
 
 import vlm_safeguard
-from fuzzing.by_hand import edited, row_by_hand
+from fuzzing.by_hand import answer_start, edited, row_by_hand
 from fuzzing.cases import (
     ANSWER,
     IMAGE,
@@ -27,12 +27,16 @@ from fuzzing.cases import (
     pixels_of,
     shaped,
 )
+from fuzzing.models import sentences
 from fuzzing.options import REFUSED, UNKNOWN, made
 from support.observe import Model, Watch, hooks
+from support.reference import text_reading
 from vlm_safeguard.engines.hooks.door import OTHER_DOORS
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
+from vlm_safeguard.policy.own_refusal import OwnRefusal
+from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
 
 OURS = str(Path(vlm_safeguard.__file__).parent)
@@ -61,7 +65,7 @@ class Call:
 
 
 def guard_of(guarding: Guarding, fitted: Guard) -> Guard:
-    layers, edit, chosen, keeps, response = guarding
+    layers, edit, chosen, keeps, response, *_ = guarding
     reads = fitted.policy.criterion(TextScore)
     assert reads is not None
     gate: tuple[AnyCriterion, ...]
@@ -72,10 +76,24 @@ def guard_of(guarding: Guarding, fitted: Guard) -> Guard:
         made_of: list[AnyCriterion] = [reads.model_copy(update={"threshold": text})]
         if image is not None:
             made_of.append(ImageScore(layer=layers[0], threshold=image, **BUDGET))
+        if guarding.refuses:
+            own = OwnRefusal(
+                tokens=guarding.refuses,
+                slack=0.0,
+                layers=reads.layers,
+                score_above=-1e9,  # in whatever words
+                alone_above=guarding.alone_above,
+            )
+            made_of.insert(0, own)
         gate = tuple(made_of)
     prefix = fitted.policy.refusal_prefix if keeps else ()
     return fitted.variant(
-        layers=layers, edit=edit, gate=gate, refusal_prefix=prefix, response=response
+        layers=layers,
+        edit=edit,
+        gate=gate,
+        refusal_prefix=prefix,
+        response=response,
+        sentences=sentences() if guarding.parts else None,
     )
 
 
@@ -202,6 +220,8 @@ def check(case: Case, model: Model, fitted: Guard) -> str:
     free: list[Call] = []
     if not isinstance(calls[0].error, SafeguardError):
         free = turns(case, model.generate, lambda number: nullcontext())
+    if calls[0].error is None:
+        _check_gate(case, guard, model, calls[0])
     outcome = ""
     for number, call in enumerate(calls):
         outcome = _check_call(case, guard, call, free[number] if number < len(free) else None)
@@ -212,11 +232,60 @@ def check(case: Case, model: Model, fitted: Guard) -> str:
     return _check_texts(case, guard, model, calls[0]) or outcome
 
 
+def _check_gate(case: Case, guard: Guard, model: Model, call: Call) -> None:
+    """It is open where the text or one of its sentences opens it, read one by one by the model."""
+    policy, criteria = guard.policy, guard.policy.gate
+    text_alone = criteria and all(isinstance(c, TextScore | OwnRefusal) for c in criteria)
+    if not text_alone or call.mask is None or case.mask in ("holes", "right"):
+        return
+    copies = len(call.receipts) // len(call.ids)
+    rows = zip(call.ids.tolist(), call.mask.bool().tolist(), strict=True)
+    for number, (ids, keep) in enumerate(rows):
+        prompt = [token for token, kept in zip(ids, keep, strict=True) if kept]
+        asked = answer_start(prompt)
+        if prompt[asked - len(ANSWER) : asked] != ANSWER:
+            continue
+        text = [token for token in prompt[:asked] if token != IMAGE[0]]
+        opens = (policy.guards_text or IMAGE[0] in prompt) and any(
+            _opens(policy, model, each, place > 0)
+            for place, each in enumerate(policy.judged(tuple(text)))
+        )
+        for receipt in call.receipts[number * copies : (number + 1) * copies]:
+            assert receipt.guarded == opens, f"row {number}: by hand its gate is open: {opens}"
+
+
+@torch.no_grad()
+def score(policy: Policy, model: Model, text: Sequence[int], layers: Sequence[int]) -> float:
+    """A text's mean harm score in these layers."""
+    states = text_reading(model, text)
+    scores = [policy.directions.harm_score(states[n][-1:], n) for n in layers]
+    return float(torch.stack(scores).mean())
+
+
+@torch.no_grad()
+def _opens(policy: Policy, model: Model, text: Sequence[int], alone: bool) -> bool:
+    """Whether a text, or a sentence alone, opens the gate."""
+    logits = model(input_ids=torch.tensor([list(text)])).logits[0, -1]
+    opens = False
+    for criterion in policy.gate:
+        assert isinstance(criterion, TextScore | OwnRefusal)
+        found = score(policy, model, text, criterion.layers)
+        if isinstance(criterion, TextScore):
+            opens |= found > criterion.threshold
+            continue
+        least = criterion.alone_above if alone else criterion.score_above
+        refuses = int(logits.argmax()) in criterion.tokens
+        opens |= refuses and least is not None and found > least
+    return opens
+
+
 def _check_call(case: Case, guard: Guard, call: Call, free: Call | None) -> str:
     """Of one call beside the same one without a guard."""
     error = call.error
     if isinstance(error, SafeguardError):
-        steps = call.watch.steps if guard.policy.edits else 0  # else closed rows are answered first
+        # else closed rows are answered first, or drafts are weighed before any pass
+        counted = guard.policy.edits and "prompt_lookup_num_tokens" not in case.options
+        steps = call.watch.steps if counted else 0
         assert steps == 0, f"refused after {steps} steps: {error}"
         assert not call.watch.streamed, "refused after a token was streamed"
         return f"refused: {_head(str(error))}"
@@ -239,6 +308,9 @@ def _check_call(case: Case, guard: Guard, call: Call, free: Call | None) -> str:
     for number, receipt in enumerate(call.receipts):
         images = call.ids[number // copies].tolist().count(4) // len(IMAGE)
         assert receipt.images == images, f"{receipt.images} images of {images}"
+    if len(call.sequences) == 1 and case.streamed:
+        written = call.sequences[0, call.ids.shape[1] :].tolist()
+        assert call.watch.streamed == written, f"{call.watch.streamed} was streamed of {written}"
     if free is not None and free.error is None:
         _check_closed_rows(case, call, free)
     return "answered"

@@ -13,6 +13,8 @@ from tiny import load_makers
 from tiny.pocket import make_model, make_processor
 from vlm_safeguard.anchors import shipped_anchors, shipped_calibration
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.sentences import learn_sentences
+from vlm_safeguard.policy.sentences import Sentences
 
 
 @cache
@@ -36,6 +38,14 @@ def fitted() -> Guard:
         rank=3,
         gate="calibrated",
     )
+
+
+@cache
+def sentences() -> Sentences:
+    """How the fitted guard's requests are parted."""
+    prompt = fitted().policy.generation_prompt
+    assert prompt is not None
+    return learn_sentences(make_processor(), prompt, 2, 4)
 
 
 @cache

@@ -104,6 +104,33 @@ class ShownStreamer:
         self._own.end()
 
 
+class HeldStreamer:
+    """The caller's streamer, which is given the prompt together with the first token behind it.
+
+    So it is given nothing by a run that is left before there is a token.
+    """
+
+    def __init__(self, own: BaseStreamer) -> None:
+        self._own = own
+        self._prompt: torch.Tensor | None = None
+        self._begun = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt comes first, then one token after the other."""
+        if self._begun:
+            self._own.put(value)
+        elif self._prompt is None:
+            self._prompt = value
+        else:
+            self._own.put(self._prompt)
+            self._own.put(value)
+            self._begun = True
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._own.end()
+
+
 def beside_images(
     criteria: Sequence[Any], is_open: Callable[[], torch.Tensor]
 ) -> StoppingCriteriaList:

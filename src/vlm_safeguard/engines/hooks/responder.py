@@ -11,7 +11,7 @@ import torch
 
 from vlm_safeguard.engines.hooks.model import ModelHooks
 from vlm_safeguard.engines.hooks.options import setting
-from vlm_safeguard.engines.hooks.own_functions import beside_images
+from vlm_safeguard.engines.hooks.own_functions import HeldStreamer, beside_images
 from vlm_safeguard.engines.hooks.passes import Prompt
 from vlm_safeguard.engines.hooks.text_answers import Answers, Dice, Left, TextAnswers
 from vlm_safeguard.errors import SafeguardError
@@ -46,7 +46,15 @@ class Responder:
         dice = Dice(prompt.ids.device)
         prompt.batch = self.hooks.decide(prompt)
         count, runs = len(prompt.ids), []
-        if prompt.batch.decision.awaits_image or not prompt.batch.decision.is_open.any(1).all():
+        decision = prompt.batch.decision
+        may_open = decision.awaits_image or bool(decision.is_open.any())
+        if may_open and count > 1 and options.get("streamer") is not None:
+            raise SafeguardError(
+                "A streamer cannot follow several requests where one may be answered from its text "
+                "alone, in a run of its own. Give generate one request at a time, or no streamer; "
+                "nothing was generated."
+            )
+        if decision.awaits_image or not decision.is_open.any(1).all():
             beside = self._beside_images(prompt, options)
             if not prompt.batch.decision.is_open.any():
                 return beside
@@ -77,6 +85,8 @@ class Responder:
             own = options.get("stopping_criteria") or []
             criteria = beside_images(own, lambda: _open_prompts(prompt))
             options = {**options, "stopping_criteria": criteria}
+            if (streamer := options.get("streamer")) is not None:
+                options["streamer"] = HeldStreamer(streamer)
         copies = [setting(self.model, options, n) for n in ("num_beams", "num_return_sequences")]
         if max(each or 1 for each in copies) > 1:
             prompt.batch = None  # it is read again, with a row for each

@@ -109,7 +109,7 @@ class TextAnswers:
             read: the pass that read the texts, which is gone on from where the options allow it.
         """
         lengths = self._lengths()
-        begun = begun[: lengths["max_new_tokens"] - 1]
+        begun = begun[: max(lengths["max_new_tokens"] - 1, 0)]
         for name in ("max_new_tokens", "min_new_tokens"):
             if name in lengths:
                 lengths[name] = max(lengths[name] - len(begun), 0)
@@ -228,11 +228,11 @@ class TextAnswers:
         prompt = self._ids.shape[1]
         new, total = self._setting("max_new_tokens"), self._setting("max_length")
         if new is None:
-            new = _DEFAULT_NEW_TOKENS if total is None else total - prompt
+            new = _DEFAULT_NEW_TOKENS if total is None else max(total - prompt, 1)
         least, at_least = self._setting("min_new_tokens"), self._setting("min_length")
         if least is None and at_least is not None:
             least = at_least - prompt
-        lengths = {"max_new_tokens": max(new, 1), "max_length": None, "min_length": None}
+        lengths = {"max_new_tokens": new, "max_length": None, "min_length": None}
         return lengths | ({} if least is None else {"min_new_tokens": max(least, 0)})
 
     def _seeing(
