@@ -54,8 +54,8 @@ def test_every_option_has_values() -> None:
 
 SHOWN = [*USER, *IMAGE, 60, 61, *END, *ANSWER]
 OTHER = [*USER, 70, 71, 72, *END, *ANSWER]
-OPEN = Guarding((1, 2, 3, 4), Refuse(), "open", keeps_prefix=False)
-CLOSED = Guarding((1, 2, 3, 4), Refuse(), (1e9, None), keeps_prefix=False)
+OPEN = Guarding((1, 2, 3, 4), Refuse(), "open", has_words=False)
+CLOSED = Guarding((1, 2, 3, 4), Refuse(), (1e9, None), has_words=False)
 
 
 def case_of(guarding: Guarding = OPEN, **options: Any) -> Case:
@@ -93,7 +93,7 @@ def test_a_closed_row_that_is_touched_is_noticed(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Editing, "__call__", touched)
     monkeypatch.setattr(Editing, "layers", (1, 2, 3, 4), raising=False)
-    guarding = Guarding((1, 2, 3, 4), Refuse(), (1e9, 1e9), keeps_prefix=False)
+    guarding = Guarding((1, 2, 3, 4), Refuse(), (1e9, 1e9), has_words=False)
     with pytest.raises(AssertionError, match=r"closed row 0 differs"):
         check(case_of(guarding), model(), fitted())
 

@@ -25,24 +25,33 @@ SYSTEM = _tokenizer("<|im_start|>system\n")["input_ids"]
 MARKS = [token for mark in ".!?" for token in _tokenizer(mark)["input_ids"]]
 
 
+class Refuses(NamedTuple):
+    """When the model's own refusal opens the gate; see `OwnRefusal`."""
+
+    tokens: tuple[int, ...]
+    slack: float
+    score_above: float
+    score_floor: float | None
+    alone_above: float | None
+
+
 class Guarding(NamedTuple):
     """What a case's guard is: the fitted one with these.
 
     Attributes:
         gate: a named one, the fitted one, or thresholds of the text's score and the image's.
+        has_words: whether words of refusals are known.
         parts: whether each sentence is judged by itself, too.
-        refuses: tokens that would open a refusal of the model's own.
-        alone_above: the score above which that counts of a sentence; None where it does not.
+        refuses: the model's own refusal beside the thresholds, if that is asked, too.
     """
 
     layers: tuple[int, ...]
     edit: Edit
     gate: str | tuple[float, float | None]
-    keeps_prefix: bool
+    has_words: bool
     response: Response = Response.EDIT
     parts: bool = False
-    refuses: tuple[int, ...] = ()
-    alone_above: float | None = None
+    refuses: Refuses | None = None
 
 
 class Next(NamedTuple):
@@ -98,11 +107,18 @@ guardings = st.builds(
     edit=edits,
     gate=some("open", "open", "paper", "fitted")
     | st.tuples(some(-1e6, -5.0, 0.0, 20.0, 1e9), some(None, None, -1.0, 0.0, 1e9)),
-    keeps_prefix=rarely(4),
+    has_words=rarely(4),
     response=some(Response.EDIT, Response.EDIT, Response.TEXT, Response.REFUSAL),
     parts=st.booleans(),
-    refuses=some((), (), tuple(range(5, 200))),
-    alone_above=some(None, -1e9, 0.0),
+    refuses=st.none()
+    | st.builds(
+        Refuses,
+        tokens=some(tuple(range(5, 200)), tuple(range(5, 450))),
+        slack=some(0.0, 1.0, 10.0),
+        score_above=some(-1e9, 0.0, 1e9),
+        score_floor=some(None, 0.0),
+        alone_above=some(None, -1e9, 0.0),
+    ),
 )
 
 

@@ -38,9 +38,11 @@ from vlm_safeguard.policy.gate import GATES, AnyCriterion, ImageScore, TextScore
 from vlm_safeguard.policy.own_refusal import OwnRefusal
 from vlm_safeguard.policy.policy import Policy
 from vlm_safeguard.policy.receipt import Receipt
+from vlm_safeguard.policy.response import Response
 
 OURS = str(Path(vlm_safeguard.__file__).parent)
 DOORS = {"generate", "prepare_inputs_for_generation", "get_compiled_call", *OTHER_DOORS}
+WORDS = (20, 21, 22)  # of refusals
 BUDGET: dict[str, Any] = {"budget": 0.1, "calibrated_on": 20}
 
 
@@ -65,7 +67,7 @@ class Call:
 
 
 def guard_of(guarding: Guarding, fitted: Guard) -> Guard:
-    layers, edit, chosen, keeps, response, *_ = guarding
+    layers, edit, chosen, has_words, response, *_ = guarding
     reads = fitted.policy.criterion(TextScore)
     assert reads is not None
     gate: tuple[AnyCriterion, ...]
@@ -77,16 +79,9 @@ def guard_of(guarding: Guarding, fitted: Guard) -> Guard:
         if image is not None:
             made_of.append(ImageScore(layer=layers[0], threshold=image, **BUDGET))
         if guarding.refuses:
-            own = OwnRefusal(
-                tokens=guarding.refuses,
-                slack=0.0,
-                layers=reads.layers,
-                score_above=-1e9,  # in whatever words
-                alone_above=guarding.alone_above,
-            )
-            made_of.insert(0, own)
+            made_of.insert(0, OwnRefusal(layers=reads.layers, **guarding.refuses._asdict()))
         gate = tuple(made_of)
-    prefix = fitted.policy.refusal_prefix if keeps else ()
+    prefix = WORDS if has_words else ()
     return fitted.variant(
         layers=layers,
         edit=edit,
@@ -273,10 +268,27 @@ def _opens(policy: Policy, model: Model, text: Sequence[int], alone: bool) -> bo
         if isinstance(criterion, TextScore):
             opens |= found > criterion.threshold
             continue
-        least = criterion.alone_above if alone else criterion.score_above
         refuses = int(logits.argmax()) in criterion.tokens
-        opens |= refuses and least is not None and found > least
+        if alone:
+            opens |= refuses and found > (torch.inf if (a := criterion.alone_above) is None else a)
+            continue
+        floor = -torch.inf if criterion.score_floor is None else criterion.score_floor
+        anyhow = found > criterion.score_above
+        usual = found > floor and _lead(model, text, policy.refusal_prefix) > -criterion.slack
+        opens |= refuses and (anyhow or usual)
     return opens
+
+
+@torch.no_grad()
+def _lead(model: Model, text: Sequence[int], words: Sequence[int]) -> float:
+    """The least lead of a word over all others, of those that follow a text; none lead by much."""
+    leads = [torch.inf]
+    for place, word in enumerate(words):
+        (logits,) = model(input_ids=torch.tensor([[*text, *words[:place]]])).logits[:, -1]
+        others = logits.clone()
+        others[word] = -torch.inf
+        leads.append(float(logits[word] - others.max()))
+    return min(leads)
 
 
 def _check_call(case: Case, guard: Guard, call: Call, free: Call | None) -> str:
@@ -381,7 +393,10 @@ _PLAIN = {
 def _check_texts(case: Case, guard: Guard, model: Model, call: Call) -> str | None:
     """Open rows are answered as the model answers their texts, asked one by one."""
     plain = case.options.keys() <= _PLAIN and not case.in_config and case.following is None
-    if not plain or call.mask is None or case.mask == "holes" or guard.policy.refusal_prefix:
+    if not plain or call.mask is None or case.mask == "holes":
+        return None
+    beginning = guard.policy.refusal_prefix if guard.policy.response is Response.REFUSAL else ()
+    if beginning and case.options.get("max_new_tokens", 0) < 1:
         return None
     opened = 0
     for number, (ids, keep, receipt) in enumerate(
@@ -391,12 +406,15 @@ def _check_texts(case: Case, guard: Guard, model: Model, call: Call) -> str | No
         if not receipt.guarded or prompt[-len(ANSWER) :] != ANSWER:
             continue
         opened += 1
-        text = torch.tensor([[token for token in prompt if token != IMAGE[0]]])
+        begun = list(beginning[: case.options.get("max_new_tokens", 0) - 1])
+        text = torch.tensor([[token for token in prompt if token != IMAGE[0]] + begun])
         asked = {"attention_mask": torch.ones_like(text), **case.options}
+        if begun:
+            asked["max_new_tokens"] -= len(begun)
         alone = model.generate(input_ids=text, **asked)
         alone = alone if isinstance(alone, Tensor) else alone.sequences
         ours = call.sequences[number, len(ids) :].tolist()
-        theirs = alone[0, text.shape[1] :].tolist()
+        theirs = alone[0, text.shape[1] - len(begun) :].tolist()
         assert ours == theirs, f"row {number}: {ours} where its text alone gives {theirs}"
     return f"answered from the text, {'some gate open' if opened else 'closed'}"
 
