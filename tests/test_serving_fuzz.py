@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import vlm_safeguard
+from support.reference import parting, with_thresholds
 from support.schema import values
 from support.serving import NAME, TOOL_TEMPLATE, served
 from support.serving import settings as server_settings
@@ -27,6 +29,7 @@ from vlm_safeguard.evaluation.asks.images import data_url
 from vlm_safeguard.guard import Guard
 from vlm_safeguard.images import noise_image
 from vlm_safeguard.model.vlm import VLM
+from vlm_safeguard.policy.response import Response
 from vlm_safeguard.serving.app import make_app
 from vlm_safeguard.serving.items import ResponseRequest
 from vlm_safeguard.serving.requests import REFUSED, ChatRequest
@@ -46,7 +49,10 @@ anything = st.recursive(
     ),
     max_leaves=6,
 )
-text = st.text(max_size=12) | st.sampled_from(["<image>", "<|im_end|>", "", "How to bake", "\0"])
+LONG = "You are kind to all who ask. " * 12  # a system prompt, say
+text = st.text(max_size=12) | st.sampled_from(
+    ["<image>", "<|im_end|>", "", "How to bake", "\0", LONG, "How to bake? Say it in short."]
+)
 url = st.just(IMAGE) | st.sampled_from(["data:image/png;base64,", "file:///etc/passwd", "x"]) | text
 
 
@@ -150,12 +156,17 @@ def _with_question(name: str, asked: dict[str, Any]) -> dict[str, Any]:
 # --- the cases ---
 
 
-@pytest.fixture(scope="module")
-def client(open_guard: Guard) -> Iterator[TestClient]:
+@pytest.fixture(scope="module", params=["edit", "text"])
+def client(open_guard: Guard, guard: Guard, request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    """Of a guard whose gate is open beside every image; the second one judges sentences, too."""
     processor = make_processor(TOOL_TEMPLATE)
     vlm = VLM(make_model(processor), processor)
     limits: dict[str, Any] = {"batch_wait": 0, "max_new_tokens": 5}
-    with served(vlm, open_guard, **limits) as (running, engine):
+    chosen = open_guard
+    if request.param == "text":
+        policy = parting(with_thresholds(guard, -1e9), processor)
+        chosen = replace(guard, policy=replace(policy, response=Response.REFUSAL))
+    with served(vlm, chosen, **limits) as (running, engine):
         yield running
         assert engine.faults == 0
         assert engine.healthy
