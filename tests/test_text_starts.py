@@ -177,6 +177,18 @@ def test_a_start_is_read_once_while_a_guard_is_on(
     assert found == pytest.approx(scores, abs=1e-4)
 
 
+def test_a_start_that_was_read_in_inference_mode_serves_other_modes(
+    model: Model, processor: LlavaProcessor, parted: Guard
+) -> None:
+    opened = parted.variant(gate=GATES["open"])
+    inputs = chats(processor, REQUESTS)
+    with opened.attach(model):
+        with torch.inference_mode():
+            before = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        after = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert torch.equal(before, after)
+
+
 def test_what_precedes_a_request_is_its_start(processor: LlavaProcessor, parted: Guard) -> None:
     policy = parted.policy
     decode = processor.tokenizer.decode
