@@ -123,6 +123,25 @@ def test_texts_that_cannot_go_on_from_a_start_are_read_whole(model_type: str, lo
         assert (read is not None) == (length <= longest)
 
 
+@torch.no_grad()
+def test_texts_in_a_sliding_window_go_on_from_a_start_and_out_of_it() -> None:
+    """An answer that leaves the small Gemma's window of 16 tokens is as behind texts read whole."""
+    model, _ = load_makers()["gemma3"]()
+    backbone = Backbone.of(model.double())
+    token = backbone.text_token
+    start = (token, token + 1, token + 2)
+    texts = [(*start, *range(token + 3, token + 3 + more)) for more in (12, 4)]
+    begun = TextStarts().of(backbone, start, 15)
+    assert begun is not None
+    read, whole = backbone.read_texts(texts, begun), backbone.read_texts(texts)
+    torch.testing.assert_close(read.final, whole.final, rtol=1e-5, atol=1e-5)
+    answer = range(token, token + 6)
+    found, wanted = (backbone.go_on(each, texts, answer) for each in (read, whole))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    alone = backbone.run_text(texts, answer)[:, 1:]
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
+
+
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True, "temperature": 0.7},
