@@ -90,7 +90,7 @@ def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, roun
         found = in_turns(f"prefill, {gate} gate, batch {size}", runs(1), _MORE * rounds)
         keep(
             "prefill",
-            prefills(found),
+            totals(found),
             1 + share + 0.03 if gate == "closed" else None,
             f"text is {share:.0%} of the prompt",
         )
@@ -110,25 +110,22 @@ def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, roun
 def measure_beside_text(
     sheet: Sheet, model: Any, inputs: Any, alone: Any, guard: Guard, rounds: int
 ) -> None:
-    """The default's prefill over that of the same requests, asked unguarded without their images.
+    """The default's prefills and short answers over those to the same requests without images.
 
     Args:
         inputs: requests beside images, whose gates are open.
-        alone: the same without.
+        alone: the same without, which are asked unguarded.
     """
-    size = len(inputs["input_ids"])
-    quantity = f"prefill over text alone, open gate, batch {size}"
-    if not sheet.lacks([f"{quantity}, default"]):
-        return
-    found = in_turns(
-        f"prefill beside text alone, batch {size}",
-        {
-            "text alone": partial(stamps, model, alone, None, "open", 1),
-            "default": partial(stamps, model, inputs, guard, "open", 1),
-        },
-        _MORE * rounds,
-    )
-    add_ratios(sheet, quantity, prefills(found), 1.10)
+    size, few = len(inputs["input_ids"]), ANSWERS[0]
+    for name, tokens, count in (("prefill", 1, _MORE * rounds), (f"{few} tokens", few, rounds)):
+        quantity = f"{name} over text alone, open gate, batch {size}"
+        if not sheet.lacks([f"{quantity}, default"]):
+            continue
+        runs = {
+            "text alone": partial(stamps, model, alone, None, "open", tokens),
+            "default": partial(stamps, model, inputs, guard, "open", tokens),
+        }
+        add_ratios(sheet, quantity, totals(in_turns(quantity, runs, count)), 1.10)
 
 
 def measure_system(sheet: Sheet, model: Any, inputs: Any, guard: Guard, rounds: int) -> None:
@@ -140,7 +137,7 @@ def measure_system(sheet: Sheet, model: Any, inputs: Any, guard: Guard, rounds: 
     share = text_share(model, inputs, guard)
     guards = {"unguarded": None, "default": guard}
     runs = {n: partial(stamps, model, inputs, g, "closed", 1) for n, g in guards.items()}
-    found = prefills(in_turns(quantity, runs, _MORE * rounds))
+    found = totals(in_turns(quantity, runs, _MORE * rounds))
     add_ratios(sheet, quantity, found, None, f"text is {share:.0%} of the prompt")
 
 
@@ -152,12 +149,12 @@ def measure_sentences(sheet: Sheet, model: Any, inputs: Any, guard: Guard, round
     if not sheet.lacks(f"{quantity}, {name}" for name in list(guards)[1:]):
         return
     runs = {n: partial(stamps, model, inputs, g, "closed", 1) for n, g in guards.items()}
-    add_ratios(sheet, quantity, prefills(in_turns(quantity, runs, _MORE * rounds)), None)
+    add_ratios(sheet, quantity, totals(in_turns(quantity, runs, _MORE * rounds)), None)
 
 
-def prefills(found: dict[str, list[list[float]]]) -> dict[str, list[float]]:
-    """Seconds to the first new token, of each run."""
-    return {name: [first for first, *_ in each] for name, each in found.items()}
+def totals(found: dict[str, list[list[float]]]) -> dict[str, list[float]]:
+    """Seconds to the last new token, of each run."""
+    return {name: [last for *_, last in each] for name, each in found.items()}
 
 
 def add_ratios(

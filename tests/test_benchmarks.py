@@ -53,6 +53,7 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for guard in ("unguarded again", "default", "edit")
     } | {
         "prefill over text alone, open gate, batch 2, default",
+        "2 tokens over text alone, open gate, batch 2, default",
         "prefill of two sentences, closed gate, batch 2, default",
         "prefill of two sentences, closed gate, batch 2, texts whole",
         "prefill under a system prompt, closed gate, batch 2, default",
