@@ -25,6 +25,7 @@ from vlm_safeguard.timing import Ratio, now
 BATCHES = (1, 8)
 ANSWERS = (32, 128)  # new tokens
 AGAIN = "unguarded again"  # what differs there is noise
+ALONE = "unguarded without images"  # what the closed gate's text pass cannot be shorter than
 SYSTEM = Turn(
     "system",
     (
@@ -49,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             guard = with_gate(asked.model, fitted, gate)
             texts = requests_with(model, processor, guard, gate, size)
             inputs = model_inputs(model, processor, texts, [blank_image()] * size)
-            measure(sheet, model, inputs, guard, gate, asked.rounds)
+            alone = model_inputs(model, processor, texts, [None] * size)
+            measure(sheet, model, inputs, alone, guard, gate, asked.rounds)
             if gate == "open":
-                alone = model_inputs(model, processor, texts, [None] * size)
                 measure_beside_text(sheet, model, inputs, alone, guard, asked.rounds)
             else:
                 chats = [(SYSTEM, *chat_of(text, blank_image())) for text in texts]
@@ -63,8 +64,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     sheet.show()
 
 
-def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, rounds: int) -> None:
-    """The cells of one batch under one state of the gate."""
+def measure(
+    sheet: Sheet, model: Any, inputs: Any, alone: Any, guard: Guard, gate: str, rounds: int
+) -> None:
+    """The cells of one batch under one state of the gate.
+
+    Args:
+        inputs: requests beside images.
+        alone: the same without.
+    """
     size, longest = len(inputs["input_ids"]), max(ANSWERS)
     guards = {
         "unguarded": None,
@@ -85,9 +93,10 @@ def measure(sheet: Sheet, model: Any, inputs: Any, guard: Guard, gate: str, roun
     ) -> None:
         add_ratios(sheet, f"{quantity}, {gate} gate, batch {size}", values, target, note)
 
-    if sheet.lacks(named("prefill", name) for name in others):
+    if sheet.lacks(named("prefill", name) for name in (*others, ALONE)):
         share = text_share(model, inputs, guard)
-        found = in_turns(f"prefill, {gate} gate, batch {size}", runs(1), _MORE * rounds)
+        prefills = {**runs(1), ALONE: partial(stamps, model, alone, None, gate, 1)}
+        found = in_turns(f"prefill, {gate} gate, batch {size}", prefills, _MORE * rounds)
         keep(
             "prefill",
             totals(found),
@@ -172,7 +181,7 @@ def add_ratios(
             Cell.ratio(
                 f"{quantity}, {name}",
                 Ratio.of(values[name], values[over]),
-                None if name == AGAIN else target,
+                None if name in (AGAIN, ALONE) else target,
                 "; ".join(filter(None, (took, note))),
             )
         )

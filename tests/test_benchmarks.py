@@ -52,6 +52,8 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for gate in ("open", "closed")
         for guard in ("unguarded again", "default", "edit")
     } | {
+        "prefill, open gate, batch 2, unguarded without images",
+        "prefill, closed gate, batch 2, unguarded without images",
         "prefill over text alone, open gate, batch 2, default",
         "2 tokens over text alone, open gate, batch 2, default",
         "prefill of two sentences, closed gate, batch 2, default",
