@@ -236,6 +236,7 @@ def main() -> None:
         "near": [asdict(row) for row in rows if row.near and row not in differ],
     }
     path = given.out / f"vllm-agreement-{given.model}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
     for line in counted(rows):
         print(line)

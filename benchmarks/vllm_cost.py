@@ -220,6 +220,7 @@ def main() -> None:
         "costs": [asdict(cost) for cost in costs(rounds)],
     }
     path = given.out / f"vllm-cost-{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(json.dumps(result, indent=1))
 

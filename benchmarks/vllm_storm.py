@@ -170,6 +170,7 @@ def main() -> None:
         **asdict(made_of),
     }
     path = given.out / f"vllm-storm-{given.order}-{response}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     print(json.dumps(result, indent=1))
 
