@@ -24,10 +24,12 @@ from vlm_safeguard.evaluation.asks.prompts import read_prompts
 from vlm_safeguard.fit.policy import CALIBRATED
 from vlm_safeguard.images import blank_image
 from vlm_safeguard.loading import Loading, load_guard, load_model
-from vlm_safeguard.model.backbone import model_inputs
+from vlm_safeguard.model.backbone import chat_inputs, model_inputs
+from vlm_safeguard.model.conversation import Chat, chat_of
 from vlm_safeguard.pocket.architecture import CHAT_TEMPLATE
 from vlm_safeguard.policy.gate import AnyCriterion, ImageScore
 from vlm_safeguard.policy.own_refusal import OwnRefusal
+from vlm_safeguard.policy.response import Response
 
 NAMES = ("pocket", "llava-7b", "tiny")
 GATES = {"open": "harmful", "closed": "harmless"}  # the requests that are asked for each
@@ -204,18 +206,25 @@ def with_gate(name: str, guard: Guard, gate: str) -> Guard:
 
 
 def requests_with(
-    model: Any, processor: Any, guard: Guard, gate: str, count: int, sentences: int = 1
+    model: Any,
+    processor: Any,
+    guard: Guard,
+    gate: str,
+    count: int,
+    sentences: int = 1,
+    before: Chat = (),
 ) -> list[str]:
     """The first `count` held-out requests, with a blank image, whose gate is as wanted.
 
     Args:
         sentences: that a request has, which is made of as many held-out ones.
+        before: what stands before each, a system prompt say.
 
     Raises:
         SafeguardError: there are not so many.
     """
-    each = [prompt.text for prompt in read_prompts(GATES[gate])]
-    texts = [" ".join(some) for some in zip(*[iter(each)] * sentences, strict=False)]
+    prompts = [prompt.text for prompt in read_prompts(GATES[gate])]
+    texts = [" ".join(some) for some in zip(*[iter(prompts)] * sentences, strict=False)]
     if guard.policy.sentences is not None:
         rows = [model_inputs(model, processor, [text], [None])["input_ids"][0] for text in texts]
         judged = [guard.policy.judged(tuple(row.tolist()))[1:] for row in rows]
@@ -225,14 +234,15 @@ def requests_with(
     found: list[str] = []
     for start in range(0, len(texts), _AT_ONCE):
         asked = texts[start : start + _AT_ONCE]
-        inputs = model_inputs(model, processor, asked, [blank_image()] * len(asked))
-        with guard.attach(model):
-            model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        found += [
-            text
-            for text, receipt in zip(asked, guard.receipts, strict=True)
-            if receipt.guarded == (gate == "open")
-        ]
+        chats = [(*before, *chat_of(text, blank_image())) for text in asked]
+        inputs = chat_inputs(model, processor, chats)
+        as_wanted = [True] * len(asked)
+        for each in (guard, guard.variant(response=Response.EDIT)):  # it reads texts otherwise
+            with each.attach(model):
+                model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            for place, receipt in enumerate(each.receipts):
+                as_wanted[place] &= receipt.guarded == (gate == "open")
+        found += [text for text, fits in zip(asked, as_wanted, strict=True) if fits]
         if len(found) >= count:
             return found[:count]
     raise SafeguardError(f"Of {len(texts)} requests only {len(found)} have the gate {gate}.")

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if gate == "open":
                 measure_beside_text(sheet, model, inputs, alone, guard, asked.rounds)
             else:
+                texts = requests_with(model, processor, guard, gate, size, before=(SYSTEM,))
                 chats = [(SYSTEM, *chat_of(text, blank_image())) for text in texts]
                 under = chat_inputs(model, processor, chats)
                 measure_system(sheet, model, under, guard, asked.rounds)
