@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from machine import machine
 from models import NAMES, load
-from results import FOLDER, told
+from results import FOLDER, told, write
 from vlm_safeguard import Guard
 from vlm_safeguard.engines.hooks.batch import Batch
 from vlm_safeguard.engines.hooks.layers import LayerHooks
@@ -123,15 +123,6 @@ def measured(path: Path, origin: dict[str, Any]) -> dict[str, list[Row]]:
     return found
 
 
-def write(rows: list[Row], path: Path, origin: dict[str, Any]) -> None:
-    """Into the JSON file, whole or not at all, whenever it is stopped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = [asdict(row) for row in rows]
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({**origin, "rows": plain}, indent=1) + "\n", "utf-8")
-    part.replace(path)
-
-
 def show(rows: list[Row], path: Path) -> None:
     """A table and a chart."""
     table = Table(title=path.stem, box=SIMPLE)
@@ -199,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if {row.opened.n for row in there.get(kind, ())} != {len(asked[kind])}:
             there[kind] = decided(vlm, guards, asked[kind], kind)
         rows = [row for each in asked for row in there.get(each, ())]
-        write(rows, path, origin)
+        write(path, {**origin, "rows": list(map(asdict, rows))})
     show(rows, path)
 
 

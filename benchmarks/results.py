@@ -65,6 +65,14 @@ class Cell:
         return ("met" if met else "not met") + (", spread across it" if split else "")
 
 
+def write(path: Path, document: Mapping[str, Any]) -> None:
+    """A JSON file, whole or not at all, whenever it is stopped; its folder, where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    part.replace(path)
+
+
 class Sheet:
     """The cells of one program on one model: a JSON file that grows, a table and a chart."""
 
@@ -100,9 +108,7 @@ class Sheet:
                 _rounded(asdict(cell)) | {"verdict": cell.verdict} for cell in self.cells.values()
             ],
         }
-        written = self.path.with_suffix(".part")  # whole or not at all, whenever it is stopped
-        written.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        written.replace(self.path)
+        write(self.path, told)
 
     def show(self) -> None:
         """Print the table, and write the chart beside the JSON file."""

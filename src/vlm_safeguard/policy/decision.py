@@ -49,6 +49,11 @@ class Decision:
     findings: tuple[tuple[Finding, ...], ...]
     awaits_image: bool
 
+    @property
+    def may_open(self) -> bool:
+        """Whether any request is open, or may yet be by its image."""
+        return self.awaits_image or bool(self.is_open.any())
+
     def merged(self, other: Decision) -> Decision:
         """Open also where `other`, a later decision on the same requests, is; findings of both."""
         findings = zip(self.findings, other.findings, strict=True)

@@ -47,8 +47,7 @@ class Responder:
         prompt.batch = self.hooks.decide(prompt)
         count, runs = len(prompt.ids), []
         decision = prompt.batch.decision
-        may_open = decision.awaits_image or bool(decision.is_open.any())
-        if may_open and count > 1 and options.get("streamer") is not None:
+        if decision.may_open and count > 1 and options.get("streamer") is not None:
             raise SafeguardError(
                 "A streamer cannot follow several requests where one may be answered from its text "
                 "alone, in a run of its own. Give generate one request at a time, or no streamer; "
@@ -76,7 +75,7 @@ class Responder:
         """The model's own `generate`, which answers closed requests; None where none is."""
         assert prompt.batch is not None
         count = len(prompt.ids)
-        if prompt.batch.decision.awaits_image or prompt.batch.decision.is_open.any():
+        if prompt.batch.decision.may_open:
             if cache_in(options) is not None and count > 1:
                 raise SafeguardError(
                     "A cache for several requests cannot be gone on with where some are answered "
