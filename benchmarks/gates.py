@@ -10,6 +10,7 @@ import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -66,12 +67,17 @@ def requests(limit: int | None) -> dict[str, list[str]]:
         kind: [prompt.text for prompt in read_prompts(kind)]
         for kind in ("harmful", "harmless", "lookalike")
     }
+    templates = list(jailbreak_templates().values())
     asked["jailbreak"] = [
         template.replace("{request}", prompt.text)
-        for template in jailbreak_templates().values()
+        for template in templates
         for prompt in read_prompts("jailbreak")
     ]
     harmful, harmless = asked["harmful"][:_PAIRS], asked["harmless"][:_PAIRS]
+    asked["harmless, as a jailbreak"] = [
+        template.replace("{request}", text)
+        for template, text in zip(cycle(templates), harmless, strict=False)
+    ]
     asked["harmful, then harmless"] = list(map(" ".join, zip(harmful, harmless, strict=True)))
     asked["harmless, then harmful"] = list(map(" ".join, zip(harmless, harmful, strict=True)))
     asked["harmful and harmless, one sentence"] = [

@@ -28,6 +28,8 @@ from vlm_safeguard.timing import Ratio
 AT_ONCE = 8
 _RESTS = 1.5  # seconds: vLLM's workers look for work for one before they rest
 _TURN = ("benign", "benign", "text", "benign", "harmful")
+#: As six servers share the memory; more tokens than are in flight.
+_CACHE = ("--block-size", "32", "--num-gpu-blocks-override", "256")
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,13 @@ def measure(folder: Path, path: Path, rounds: int, count: int, *, large: bool) -
     model, guard = checkpoint(folder, large=large)
     start = len(kept(path))
     with ExitStack() as stack, path.open("a", encoding="utf-8") as file:
-        clients = {"unguarded": stack.enter_context(serving(model, folder / "unguarded.log"))}
+        plain = serving(model, folder / "unguarded.log", *_CACHE)
+        clients = {"unguarded": stack.enter_context(plain)}
         for number, (name, setting) in enumerate(SETTINGS.items()):
             server = serving(
                 model,
                 folder / f"guarded-{number}.log",
+                *_CACHE,
                 guard=editing(guard) if setting.edit else guard,
                 order=setting.order,
                 refusal_alone=setting.refusal_alone,
