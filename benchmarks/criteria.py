@@ -168,14 +168,10 @@ def read(
     return dict(zip(asked, parts, strict=True))
 
 
-def last(states: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
-    """The last token's states."""
-    return states[:, -1]
-
-
-def mean(states: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
-    """The tokens' mean state."""
-    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+def last_and_mean(states: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
+    """(rows, 2, hidden) the last token's states, and the tokens' mean."""
+    means = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    return torch.stack([states[:, -1], means], dim=1)
 
 
 def rows_of(
@@ -210,7 +206,8 @@ def rows_of(
 def measured(backbone: Backbone, processor: Any, limit: int | None) -> Iterator[Row]:
     """Every score in turn."""
     options, forms = FitOptions(), Forms(limit)
-    by = read(backbone, processor, forms.requests, last, "last tokens")
+    states = read(backbone, processor, forms.requests, last_and_mean, "texts")
+    by, pooled = ({group: x[:, :, i] for group, x in states.items()} for i in range(2))
     plain = by["harmful"][: forms.anchors], by["harmless"][: forms.anchors]
     made = fit_directions(*plain, 1)
     window = choose_layers(len(backbone.layers), options.first_layer, options.last_layer)
@@ -237,7 +234,6 @@ def measured(backbone: Backbone, processor: Any, limit: int | None) -> Iterator[
         left_out[others == fold] = probe(by["calibration"][others == fold])
     yield from rows_of(f"logistic probe, pairs {name}", _probe(*whole, legible), by, left_out)
 
-    pooled = read(backbone, processor, forms.requests, mean, "means over tokens")
     yield from _rows(
         _chosen(_with_ordinary(pooled), both),
         f"discriminant of the tokens' mean, pairs {name}",
