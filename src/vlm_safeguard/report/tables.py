@@ -14,19 +14,24 @@ if TYPE_CHECKING:
 
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
-    """Defences down, prompts and image conditions across; per cent with 95 % intervals."""
-    columns = list(dict.fromkeys((row.prompts, row.condition) for row in rows))
+    """Shares of defences and of prompts by image condition; whichever are more go down."""
+    defences = list(dict.fromkeys(row.defence for row in rows))
+    asked = {(row.prompts, row.condition): row.n for row in rows}
+    cells = {(row.defence, row.prompts, row.condition): _percent(row) for row in rows}
     table = Table(title=title, caption="per cent; small print: 95 % Wilson interval")
-    table.add_column("defence", style="bold")
-    for prompts, condition in columns:
-        n = next(r.n for r in rows if (r.prompts, r.condition) == (prompts, condition))
-        table.add_column(f"{prompts}\n{condition}\nn={n}", justify="right")
-    for defence in dict.fromkeys(row.defence for row in rows):
-        cells = {(r.prompts, r.condition): r for r in rows if r.defence == defence}
-        table.add_row(
-            defence,
-            *(_percent(cells[column]) if column in cells else "" for column in columns),
-        )
+    if len(asked) > len(defences):
+        table.add_column("prompts", style="bold")
+        for defence in defences:
+            table.add_column(defence, justify="right")
+        for (prompts, condition), n in asked.items():
+            shares = (cells.get((defence, prompts, condition), "") for defence in defences)
+            table.add_row(f"{prompts}, {condition}\n[dim]n={n}[/dim]", *shares)
+    else:
+        table.add_column("defence", style="bold")
+        for (prompts, condition), n in asked.items():
+            table.add_column(f"{prompts}\n{condition}\nn={n}", justify="right")
+        for defence in defences:
+            table.add_row(defence, *(cells.get((defence, *column), "") for column in asked))
     return table
 
 
