@@ -24,6 +24,7 @@ from vlm_safeguard.images import blank_image
 from vlm_safeguard.model.activations import image_states, text_states
 from vlm_safeguard.model.backbone import Backbone, model_inputs
 from vlm_safeguard.model.conversation import encode_chat
+from vlm_safeguard.model.text_pass import copied
 from vlm_safeguard.timing import Ratio, seconds
 
 MB = 1e6
@@ -89,7 +90,7 @@ def recorded(backbone: Backbone) -> Iterator[list[Pass]]:
     def before(module: Any, args: Any, inputs: dict[str, Any]) -> None:
         if not running:
             running.append(module)
-            passes.append(Pass(module, inputs, []))
+            passes.append(Pass(module, _own(inputs), []))
 
     def after(module: Any, args: Any, output: Any) -> None:
         if running == [module]:
@@ -109,6 +110,12 @@ def recorded(backbone: Backbone) -> Iterator[list[Pass]]:
             handle.remove()
 
 
+def _own(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A pass's inputs, with a cache that it alone adds to."""
+    cache = inputs.get("past_key_values")
+    return inputs if cache is None else {**inputs, "past_key_values": copied(cache)}
+
+
 @torch.inference_mode()
 def replay(backbone: Backbone, passes: list[Pass]) -> None:
     """The same passes with nothing around them."""
@@ -120,7 +127,7 @@ def replay(backbone: Backbone, passes: list[Pass]) -> None:
         cut = backbone.layers[len(made.layers) : len(made.layers) + 1]
         handles = [layer.register_forward_pre_hook(leave) for layer in cut]
         with suppress(_Left):
-            made.module(**made.inputs)
+            made.module(**_own(made.inputs))
         for handle in handles:
             handle.remove()
 

@@ -13,6 +13,8 @@ import torch
 from support.reference import ask
 from vlm_safeguard.errors import SafeguardError
 from vlm_safeguard.guard import Guard
+from vlm_safeguard.model.activations import read_start
+from vlm_safeguard.model.backbone import Backbone
 
 PROGRAMS = Path(__file__).parents[1] / "benchmarks"
 
@@ -64,6 +66,27 @@ def test_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cells["decode step, closed gate, batch 2, edit"]["target"] == 1.0
     assert 1.03 < cells["prefill, closed gate, batch 2, default"]["target"] < 2.03
     assert all(cell["value"] > 0 for cell in cells.values())
+
+
+def test_a_pass_is_replayed_as_it_was_made(model: Any) -> None:
+    """One that goes on from a cache, too: it is not longer the second time."""
+    import cost
+
+    backbone, rows = Backbone.of(model), [[5, 6, 7, 8, 9], [5, 6, 7, 4]]
+    start = read_start(backbone, rows)
+    with cost.recorded(backbone) as passes:
+        wanted = backbone.run_text(rows, start=start)[:, 0]
+    assert [made.inputs["past_key_values"].get_seq_length() for made in passes] == [3]
+    seen: list[torch.Tensor] = []
+    handle = backbone.decoder.register_forward_hook(
+        lambda module, args, output: seen.append(output.last_hidden_state[:, -1])
+    )
+    for _ in range(2):
+        cost.replay(backbone, passes)
+    handle.remove()
+    for states in seen:
+        assert torch.equal(states, wanted)
+    assert len(seen) == 2
 
 
 @pytest.mark.thorough

@@ -13,6 +13,7 @@ import sys
 from base64 import b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from support.command import Run
 from support.rows import BASE, harmless, row, utility
@@ -43,6 +45,7 @@ from vlm_safeguard.report.samples import WITHHELD, packed, published
 from vlm_safeguard.report.sheets.judges import refusal_judge_sheet
 from vlm_safeguard.report.sheets.published import published_sheet
 from vlm_safeguard.report.summary import Summary, summary
+from vlm_safeguard.report.tables import results_table
 
 pytestmark = pytest.mark.xdist_group("report")  # they share a report
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- & \u2028 \"'"
@@ -318,6 +321,29 @@ def test_what_does_not_fit_is_cut_and_left_out_evenly_and_says_so() -> None:
 
 
 # --- tables and files ---
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_a_terminal_shows_every_share_whole(count: int) -> None:
+    """However many conditions there are beside three defences: the more of them go down."""
+    names = [f"condition {n}" for n in range(count)]
+    share = {
+        (defence, condition): (20 * column + 10 * place) / 200
+        for column, defence in enumerate(("none", "default", "refuse"))
+        for place, condition in enumerate(names)
+    }
+    rows = [row("evil", each, defence, value) for (defence, each), value in share.items()]
+    terminal = Console(width=80, file=StringIO(), record=True)
+    terminal.print(results_table(rows, "Shares"))
+    lines = [re.findall(r"[^│]+", line) for line in terminal.export_text().splitlines()]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    for defence, condition in share:
+        if count == 9:
+            wanted = [share[each, condition] for each in ("none", "default", "refuse")]
+            title = f"harmful, {condition}"
+        else:
+            wanted, title = [share[defence, each] for each in names], defence
+        assert [title, *(f"{100 * value:.0f}" for value in wanted)] in cells
 
 
 def test_tables_hold_the_rows(folder: Path) -> None:

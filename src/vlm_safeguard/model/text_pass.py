@@ -54,7 +54,7 @@ class TextPass:
         """A cache of these texts' own, in this order; None where there can be none."""
         if not self.holds(texts):
             return None
-        cache = _copied(self.cache)
+        cache = copied(self.cache)
         cache.batch_select_indices(self.places(texts))
         return cache
 
@@ -75,7 +75,7 @@ def padding_first(cache: Any, mask: torch.Tensor) -> tuple[Any, torch.Tensor]:
     Keys know their positions, so that they may lie anywhere.
     """
     order = mask.argsort(dim=1, stable=True)
-    moved = _copied(cache)
+    moved = copied(cache)
     for layer in filter(attrgetter("is_initialized"), moved.layers):  # not those for images alone
         for name in ("keys", "values"):
             held = getattr(layer, name)
@@ -88,12 +88,12 @@ def without_last(cache: Any) -> Any:
     """The same without the texts' last tokens; None where they cannot be taken back."""
     if any(_is_full(layer) for layer in cache.layers):
         return None
-    shorter = _copied(cache)
+    shorter = copied(cache)
     shorter.crop(-1)
     return shorter
 
 
-def _copied(cache: Any) -> Any:
+def copied(cache: Any) -> Any:
     """One whose layers change by themselves; it shares what they hold."""
     other = copy(cache)
     other.layers = [copy(layer) for layer in cache.layers]
