@@ -140,9 +140,9 @@ def auroc(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     Returns:
         (columns,) values in 0–1.
     """
-    difference = positive[:, None] - negative[None]
-    shares: torch.Tensor = ((difference > 0).float() + 0.5 * (difference == 0).float()).mean((0, 1))
-    return shares
+    ordered, scores = negative.T.contiguous().sort(dim=1).values, positive.T.contiguous()
+    below, upto = (torch.searchsorted(ordered, scores, right=right) for right in (False, True))
+    return (below + upto).double().mean(1).float() / (2 * len(negative))
 
 
 def choose_layers(count: int, first: float, last: float) -> tuple[int, ...]:
