@@ -133,6 +133,8 @@ def held_out_scores(
 def auroc(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """Probability that a positive scores above a negative, ties counting half, per column.
 
+    A score that is not a number is above none and has none below it.
+
     Args:
         positive: (n, columns) scores.
         negative: (m, columns) scores.
@@ -140,7 +142,8 @@ def auroc(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     Returns:
         (columns,) values in 0–1.
     """
-    ordered, scores = negative.T.contiguous().sort(dim=1).values, positive.T.contiguous()
+    scores = positive.T.masked_fill(positive.T.isnan(), -torch.inf).contiguous()
+    ordered = negative.T.masked_fill(negative.T.isnan(), torch.inf).contiguous().sort(dim=1).values
     below, upto = (torch.searchsorted(ordered, scores, right=right) for right in (False, True))
     return (below + upto).double().mean(1).float() / (2 * len(negative))
 
