@@ -216,7 +216,7 @@ def amounts(name: str, command: str) -> Iterator[str]:
         [
             (
                 cell["name"],
-                f"{cell['value']:.3g} {cell['unit']}"
+                f"{cell['value']:{'.3g' if cell['value'] < 1000 else ',.0f'}} {cell['unit']}"
                 + (f" ({cell['middle'][0]:.3g}–{cell['middle'][1]:.3g})" if cell["middle"] else ""),
                 ""
                 if cell["target"] is None
